@@ -1,0 +1,247 @@
+//! Does what planners decided: one match, one write each. What another owner did already is success.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use schemas::time::to_rfc3339;
+use schemas::{Kind, Object, ObjectKey, OwnerReference};
+use store::{Author, Precondition, WriteError};
+use tracing::info;
+
+use super::{Context, ReconcileError};
+use crate::action::Action;
+use crate::pod_state::MEMBER_ANNOTATION;
+use crate::ports::{EventKind, EventRecord};
+
+/// Writes in flight at a time: enough to share group commits, few enough to leave the store to others.
+const WRITES_AT_ONCE: usize = 16;
+/// Kubernetes' default of `terminationGracePeriodSeconds`.
+const GRACE_SECONDS: i64 = 30;
+
+/// Who acts, as events and field managers name it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Component {
+    Workloads,
+    Garbage,
+}
+
+impl Component {
+    fn name(self, kind: Kind, action: &Action) -> &'static str {
+        match (self, action) {
+            (Component::Garbage, _) => "garbage-collector",
+            (Component::Workloads, Action::Place { .. }) => "default-scheduler",
+            (Component::Workloads, _) if kind == Kind::Pod => "replicaset-controller",
+            (Component::Workloads, _) => "deployment-controller",
+        }
+    }
+}
+
+/// Does all actions, some at a time. Fails with the first error, when those in flight have ended or were dropped.
+pub(super) async fn act_all(
+    context: &Context,
+    component: Component,
+    actions: Vec<Action>,
+) -> Result<(), ReconcileError> {
+    stream::iter(actions)
+        .map(Ok)
+        .try_for_each_concurrent(WRITES_AT_ONCE, |action| act(context, component, action))
+        .await
+}
+
+async fn act(context: &Context, component: Component, action: Action) -> Result<(), ReconcileError> {
+    let Some(key) = key(&action) else {
+        return Ok(());
+    };
+    let manager = component.name(key.kind, &action);
+    let author = Author {
+        manager: manager.to_owned(),
+        user: String::new(),
+        unix_seconds: context.clock.unix_seconds(),
+    };
+    match write(context, author, action.clone()).await {
+        Ok(true) => {
+            info!(kind = %key.kind, namespace = key.namespace, name = key.name, action = verb(&action), "done");
+            report(context, manager, &key, &action);
+            Ok(())
+        }
+        // Someone else did it, or made it pointless; what it is now wakes the next plan.
+        Ok(false) | Err(WriteError::Exists(_) | WriteError::NotFound(_) | WriteError::Conflict { .. }) => {
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes, and tells whether that changed anything.
+async fn write(context: &Context, author: Author, action: Action) -> Result<bool, WriteError> {
+    let of = |uid: String| Precondition {
+        uid: Some(uid),
+        resource_version: None,
+    };
+    let store = &context.store;
+    match action {
+        Action::Create(object) => store.create(object, author).await.map(|_| true),
+        Action::Set {
+            key,
+            uid,
+            replicas,
+            annotations,
+        } => {
+            let change = |object: &Object| {
+                let mut object = object.clone();
+                if let Some(replicas) = replicas {
+                    object.set(&["spec", "replicas"], replicas);
+                }
+                for (name, value) in &annotations {
+                    object.set(&["metadata", "annotations", name], value.clone());
+                }
+                object
+            };
+            update(context, &key, &of(uid), author, change).await
+        }
+        Action::Place {
+            key,
+            uid,
+            node,
+            member,
+        } => {
+            let change = |object: &Object| {
+                let mut object = object.clone();
+                if object.str_at("/spec/nodeName").is_empty() {
+                    object.set(&["spec", "nodeName"], node.clone());
+                    object.set(&["metadata", "annotations", MEMBER_ANNOTATION], member.clone());
+                }
+                object
+            };
+            update(context, &key, &of(uid), author, change).await
+        }
+        Action::Delete { key, uid } => {
+            let now = author.unix_seconds;
+            update(context, &key, &of(uid), author, |object| terminating(object, now)).await
+        }
+        Action::Remove { key, uid } => store.remove(&key, &of(uid), author).await.map(|_| true),
+    }
+}
+
+async fn update(
+    context: &Context,
+    key: &ObjectKey,
+    precondition: &Precondition,
+    author: Author,
+    change: impl Fn(&Object) -> Object + Send + Sync,
+) -> Result<bool, WriteError> {
+    let mut changed = false;
+    let change = |object: &Object| {
+        let new = change(object);
+        changed = new != *object;
+        Ok::<_, WriteError>(new)
+    };
+    context.store.update(key, precondition, author, change).await?;
+    Ok(changed)
+}
+
+/// Marks a pod as being deleted, unless it is already: the mark is written once.
+fn terminating(pod: &Object, unix_seconds: i64) -> Object {
+    let mut pod = pod.clone();
+    if !pod.is_terminating() {
+        let grace = pod
+            .i64_at("/spec/terminationGracePeriodSeconds")
+            .unwrap_or(GRACE_SECONDS)
+            .max(0);
+        let end = to_rfc3339(unix_seconds.saturating_add(grace));
+        pod.set(&["metadata", "deletionTimestamp"], end);
+        pod.set(&["metadata", "deletionGracePeriodSeconds"], grace);
+    }
+    pod
+}
+
+fn key(action: &Action) -> Option<ObjectKey> {
+    match action {
+        Action::Create(object) => object.key(),
+        Action::Set { key, .. }
+        | Action::Place { key, .. }
+        | Action::Delete { key, .. }
+        | Action::Remove { key, .. } => Some(key.clone()),
+    }
+}
+
+fn verb(action: &Action) -> &'static str {
+    match action {
+        Action::Create(_) => "create",
+        Action::Set { .. } => "set",
+        Action::Place { .. } => "place",
+        Action::Delete { .. } => "delete",
+        Action::Remove { .. } => "remove",
+    }
+}
+
+/// Records the events that Kubernetes' controllers record.
+fn report(context: &Context, component: &'static str, key: &ObjectKey, action: &Action) {
+    let stored = context.store.get(key);
+    let owner = match action {
+        Action::Create(object) => object.controller(),
+        _ => stored.as_ref().and_then(|view| view.object.controller()),
+    };
+    let on_owner = |reason: &'static str, message: String| {
+        let OwnerReference {
+            api_version,
+            kind,
+            name,
+            uid,
+            ..
+        } = owner?;
+        let kind = Kind::from_api(&api_version, &kind)?;
+        Some((ObjectKey::new(kind, &key.namespace, name), uid, reason, message))
+    };
+    let event = match (key.kind, action) {
+        (Kind::Pod, Action::Create(_)) => on_owner("SuccessfulCreate", format!("Created pod: {}", key.name)),
+        (Kind::Pod, Action::Delete { .. }) => {
+            on_owner("SuccessfulDelete", format!("Deleted pod: {}", key.name))
+        }
+        (Kind::Pod, Action::Place { node, uid, .. }) => Some((
+            key.clone(),
+            uid.clone(),
+            "Scheduled",
+            format!("Successfully assigned {}/{} to {node}", key.namespace, key.name),
+        )),
+        (Kind::ReplicaSet, Action::Create(object)) => {
+            let replicas = object.i64_at("/spec/replicas").unwrap_or_default();
+            on_owner(
+                "ScalingReplicaSet",
+                format!("Scaled up replica set {} to {replicas}", key.name),
+            )
+        }
+        (
+            Kind::ReplicaSet,
+            Action::Set {
+                replicas: Some(replicas),
+                ..
+            },
+        ) => on_owner(
+            "ScalingReplicaSet",
+            format!("Scaled replica set {} to {replicas}", key.name),
+        ),
+        _ => None,
+    };
+    if let Some((key, uid, reason, message)) = event {
+        context.events.event(EventRecord {
+            key,
+            uid,
+            kind: EventKind::Normal,
+            reason,
+            message,
+            component,
+        });
+    }
+    if let (Kind::Pod, Action::Create(pod), Some(view)) = (key.kind, action, &stored) {
+        let node = pod.str_at("/spec/nodeName");
+        if !node.is_empty() {
+            context.events.event(EventRecord {
+                key: key.clone(),
+                uid: view.object.uid().to_owned(),
+                kind: EventKind::Normal,
+                reason: "Scheduled",
+                message: format!("Successfully assigned {}/{} to {node}", key.namespace, key.name),
+                component: "default-scheduler",
+            });
+        }
+    }
+}

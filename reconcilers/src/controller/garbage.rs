@@ -1,0 +1,170 @@
+//! Collects what is left when an owner or a namespace is gone. The work for an object is its root's owner's.
+
+use async_trait::async_trait;
+use schemas::{KINDS, Kind, Object, ObjectKey};
+use store::{WatchEvent, WatchScope};
+
+use super::act::{Component, act_all};
+use super::{Context, Next, ReconcileError, Reconciler, Trigger};
+use crate::action::Action;
+use crate::garbage::{collect, end};
+use crate::ownership::Holding;
+
+/// What one run looks at.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum GarbageKey {
+    /// An object that has owners.
+    Owned(ObjectKey),
+    /// What the object that had this uid owned, in a namespace.
+    Dependents { namespace: String, uid: String },
+    /// A namespace that is being deleted.
+    Namespace(String),
+    /// What was created in namespaces that are gone.
+    Orphans,
+}
+
+/// The garbage collector.
+pub struct Garbage {
+    context: Context,
+}
+
+impl Garbage {
+    pub fn new(context: Context) -> Self {
+        Self { context }
+    }
+
+    /// Returns the key of a namespace that is being deleted.
+    fn going(&self, namespace: &str) -> Option<GarbageKey> {
+        let object = self
+            .context
+            .object(&ObjectKey::cluster(Kind::Namespace, namespace));
+        object
+            .filter(|object| object.is_terminating())
+            .map(|_| GarbageKey::Namespace(namespace.to_owned()))
+    }
+
+    /// Keeps the actions that are this node's to do; also says when others may become so.
+    fn mine(&self, found: Vec<(ObjectKey, Action)>) -> (Vec<Action>, Next) {
+        let mut actions = Vec::new();
+        let mut next = Next::Done;
+        for (root, action) in found {
+            match self.context.holding(&root) {
+                Holding::Mine => actions.push(action),
+                Holding::Settling(wait) => next = Next::After(wait),
+                Holding::Other => {}
+            }
+        }
+        (actions, next)
+    }
+
+    fn collect(&self, object: &Object) -> Option<(ObjectKey, Action)> {
+        let action = collect(object, |key, uid| self.context.store.is_removed(key, uid))?;
+        Some((self.context.root(object)?, action))
+    }
+
+    /// All that users or controllers stored in a namespace.
+    fn stored_in(&self, namespace: &str) -> Vec<std::sync::Arc<Object>> {
+        KINDS
+            .iter()
+            .filter(|row| row.kind.is_namespaced())
+            .flat_map(|row| self.context.store.list(row.kind, Some(namespace)).items)
+            .filter(|view| view.stored)
+            .map(|view| view.object)
+            .collect()
+    }
+
+    fn in_namespace(&self, name: &str) -> Vec<(ObjectKey, Action)> {
+        let key = ObjectKey::cluster(Kind::Namespace, name);
+        let Some(namespace) = self
+            .context
+            .object(&key)
+            .filter(|namespace| namespace.is_terminating())
+        else {
+            return Vec::new();
+        };
+        let left = self.stored_in(name);
+        if left.is_empty() {
+            let uid = namespace.uid().to_owned();
+            return vec![(key.clone(), Action::Remove { key, uid })];
+        }
+        left.iter()
+            .filter_map(|object| Some((key.clone(), end(object)?)))
+            .collect()
+    }
+
+    fn orphans(&self) -> Vec<(ObjectKey, Action)> {
+        let keys = self.context.store.orphaned_by_namespace();
+        let objects = keys.iter().filter_map(|key| self.context.object(key));
+        objects
+            .filter_map(|object| Some((self.context.root(&object)?, end(&object)?)))
+            .collect()
+    }
+}
+
+#[async_trait]
+impl Reconciler for Garbage {
+    type Key = GarbageKey;
+
+    fn name(&self) -> &'static str {
+        "garbage"
+    }
+
+    fn scope(&self) -> WatchScope {
+        WatchScope {
+            kinds: Vec::new(),
+            namespace: None,
+        }
+    }
+
+    fn keys(&self, trigger: &Trigger) -> Vec<GarbageKey> {
+        match trigger {
+            Trigger::Store(WatchEvent::Put { view, .. }) => {
+                if view.key.kind == Kind::Namespace {
+                    return self.going(&view.key.name).into_iter().collect();
+                }
+                let has_owners = view.object.pointer("/metadata/ownerReferences/0").is_some();
+                let owned = has_owners.then(|| GarbageKey::Owned(view.key.clone()));
+                self.going(&view.key.namespace).into_iter().chain(owned).collect()
+            }
+            Trigger::Store(WatchEvent::Deleted { view }) => match view.key.kind {
+                Kind::Namespace => vec![GarbageKey::Orphans],
+                Kind::Event | Kind::Endpoints | Kind::EndpointSlice => Vec::new(),
+                _ => {
+                    let dependents = GarbageKey::Dependents {
+                        namespace: view.key.namespace.clone(),
+                        uid: view.object.uid().to_owned(),
+                    };
+                    self.going(&view.key.namespace)
+                        .into_iter()
+                        .chain([dependents])
+                        .collect()
+                }
+            },
+            Trigger::Resync => vec![GarbageKey::Orphans],
+            Trigger::Cluster(_) | Trigger::Runtime(_) => Vec::new(),
+        }
+    }
+
+    async fn reconcile(&self, key: &GarbageKey) -> Result<Next, ReconcileError> {
+        let found = match key {
+            GarbageKey::Owned(key) => {
+                let object = self.context.object(key);
+                object
+                    .and_then(|object| self.collect(&object))
+                    .into_iter()
+                    .collect()
+            }
+            GarbageKey::Dependents { namespace, uid } => self
+                .stored_in(namespace)
+                .iter()
+                .filter(|object| object.owner_references().iter().any(|owner| owner.uid == *uid))
+                .filter_map(|object| self.collect(object))
+                .collect(),
+            GarbageKey::Namespace(name) => self.in_namespace(name),
+            GarbageKey::Orphans => self.orphans(),
+        };
+        let (actions, next) = self.mine(found);
+        act_all(&self.context, Component::Garbage, actions).await?;
+        Ok(next)
+    }
+}

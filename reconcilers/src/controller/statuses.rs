@@ -1,0 +1,235 @@
+//! Shows status: projects what [`crate::status`] computes over Pods, ReplicaSets, Deployments and Namespaces.
+//!
+//! Runs on every node for every object and writes nothing durable.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use schemas::{Kind, Object, ObjectKey};
+use serde_json::{Value, json};
+use store::{WatchEvent, WatchScope};
+
+use super::{Context, Next, ReconcileError, Reconciler, Trigger};
+use crate::placement::Placement;
+use crate::pod_state::{Graces, Host};
+use crate::ports::Cluster;
+use crate::status::{PodKnowledge, deployment_status, pod_status, replica_set_status};
+
+/// What one run computes.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum StatusKey {
+    Pod(ObjectKey),
+    /// The ReplicaSets of a root, and the root.
+    Root(ObjectKey),
+    Namespace(ObjectKey),
+    /// What was removed shows nothing any more.
+    Gone(ObjectKey),
+}
+
+/// The controller of status.
+pub struct Statuses {
+    context: Context,
+    graces: Graces,
+    seen: Mutex<Seen>,
+}
+
+/// What was known when events were last mapped to keys.
+#[derive(Default)]
+struct Seen {
+    cluster: Option<Arc<Cluster>>,
+    /// Every pod by uid, with the name of its node.
+    pods: HashMap<String, (ObjectKey, String)>,
+}
+
+impl Statuses {
+    pub fn new(context: Context, graces: Graces) -> Self {
+        Self {
+            context,
+            graces,
+            seen: Mutex::default(),
+        }
+    }
+
+    /// The pods of which gossip says something else than before, and those of nodes that changed.
+    fn changed_pods(&self, cluster: &Arc<Cluster>) -> Vec<StatusKey> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = seen.cluster.replace(cluster.clone());
+        let mut changed = Vec::new();
+        for (id, node) in &cluster.nodes {
+            let known = before.as_ref().and_then(|before| before.nodes.get(id));
+            match known {
+                Some(known) if Arc::ptr_eq(known, node) => {}
+                Some(known) if known.liveness == node.liveness && known.facts == node.facts => {
+                    let said = node
+                        .pods
+                        .iter()
+                        .filter(|(uid, status)| known.pods.get(*uid) != Some(status));
+                    let silent = known.pods.keys().filter(|uid| !node.pods.contains_key(*uid));
+                    let uids = said.map(|(uid, _)| uid).chain(silent);
+                    changed.extend(
+                        uids.filter_map(|uid| seen.pods.get(uid))
+                            .map(|(key, _)| key.clone()),
+                    );
+                }
+                // Those that wait for a node, too: another one may fit now.
+                _ => {
+                    let name = &node.facts.name;
+                    let here = seen.pods.values().filter(|(_, on)| on.is_empty() || on == name);
+                    changed.extend(here.map(|(key, _)| key.clone()));
+                }
+            }
+        }
+        changed.into_iter().map(StatusKey::Pod).collect()
+    }
+
+    fn all_pods(&self) -> Vec<StatusKey> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.pods
+            .values()
+            .map(|(key, _)| StatusKey::Pod(key.clone()))
+            .collect()
+    }
+
+    fn of_object(&self, object: &Object, key: &ObjectKey) -> Vec<StatusKey> {
+        let root = self.context.root(object).map(StatusKey::Root);
+        match key.kind {
+            Kind::Pod => [StatusKey::Pod(key.clone())].into_iter().chain(root).collect(),
+            Kind::Namespace => vec![StatusKey::Namespace(key.clone())],
+            // It tells which node a name stands for.
+            Kind::Member => self.all_pods(),
+            _ => root.into_iter().collect(),
+        }
+    }
+
+    fn pod(&self, key: &ObjectKey) {
+        let context = &self.context;
+        let Some(pod) = context.object(key) else {
+            return;
+        };
+        let nodes = context.nodes();
+        let cluster = context.cluster.borrow().clone();
+        let node = nodes.get(pod.str_at("/spec/nodeName"));
+        let observation = node.and_then(|node| cluster.nodes.get(&node.id));
+        let misfit = if pod.str_at("/spec/nodeName").is_empty() {
+            let pods = context.objects(Kind::Pod, None);
+            let placement = Placement::new(&nodes, pods.iter().map(AsRef::as_ref));
+            let chosen = placement.choose(&pod, "", |_| 0);
+            chosen.err().map(|misfit| misfit.to_string())
+        } else {
+            None
+        };
+        let knowledge = PodKnowledge {
+            node,
+            observed: observation
+                .and_then(|node| node.pods.get(pod.uid()))
+                .map(AsRef::as_ref),
+            misfit: misfit.as_deref(),
+        };
+        self.show(key, pod_status(&pod, knowledge, context.clock.unix_seconds()));
+    }
+
+    fn root(&self, key: &ObjectKey) -> Next {
+        let context = &self.context;
+        let now = context.now();
+        let pods = context.objects(Kind::Pod, Some(&key.namespace));
+        let tree = context.tree(key, &pods, &context.nodes(), self.graces, now.moment);
+        let mut again = None;
+        for set in &tree.replica_sets {
+            if let Some(key) = set.object.key() {
+                self.show(&key, replica_set_status(set, now));
+            }
+            let min_ready = crate::replica_set::min_ready_seconds(&set.object);
+            for pod in &set.pods {
+                let lost = match pod.host {
+                    Host::Away(rest) => rest,
+                    Host::None | Host::Live | Host::Lost | Host::Removed => None,
+                };
+                let available = pod.available_in(min_ready, now).filter(|rest| !rest.is_zero());
+                again = [again, lost, available].into_iter().flatten().min();
+            }
+        }
+        if let Some(deployment) = &tree.deployment {
+            let (status, deadline) = deployment_status(deployment, &tree.replica_sets, now);
+            self.show(key, status);
+            again = [again, deadline].into_iter().flatten().min();
+        }
+        again.map_or(Next::Done, Next::After)
+    }
+
+    fn show(&self, key: &ObjectKey, status: Value) {
+        let mut projection = Object::default();
+        projection.set(&["status"], status);
+        self.context.store.project(key, Some(projection));
+    }
+}
+
+#[async_trait]
+impl Reconciler for Statuses {
+    type Key = StatusKey;
+
+    fn name(&self) -> &'static str {
+        "statuses"
+    }
+
+    fn scope(&self) -> WatchScope {
+        WatchScope {
+            kinds: vec![
+                Kind::Member,
+                Kind::Namespace,
+                Kind::Deployment,
+                Kind::ReplicaSet,
+                Kind::Pod,
+            ],
+            namespace: None,
+        }
+    }
+
+    fn keys(&self, trigger: &Trigger) -> Vec<StatusKey> {
+        match trigger {
+            Trigger::Store(WatchEvent::Put { view, .. }) => {
+                if view.key.kind == Kind::Pod {
+                    let node = view.object.str_at("/spec/nodeName").to_owned();
+                    let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                    seen.pods
+                        .insert(view.object.uid().to_owned(), (view.key.clone(), node));
+                }
+                self.of_object(&view.object, &view.key)
+            }
+            Trigger::Store(WatchEvent::Deleted { view }) => {
+                if view.key.kind == Kind::Pod {
+                    let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                    seen.pods.remove(view.object.uid());
+                }
+                let mut keys = self.of_object(&view.object, &view.key);
+                keys.push(StatusKey::Gone(view.key.clone()));
+                keys
+            }
+            Trigger::Cluster(cluster) => self.changed_pods(cluster),
+            Trigger::Runtime(_) | Trigger::Resync => Vec::new(),
+        }
+    }
+
+    async fn reconcile(&self, key: &StatusKey) -> Result<Next, ReconcileError> {
+        match key {
+            StatusKey::Pod(key) => self.pod(key),
+            StatusKey::Root(key) => return Ok(self.root(key)),
+            StatusKey::Namespace(key) => {
+                if let Some(namespace) = self.context.object(key) {
+                    let phase = if namespace.is_terminating() {
+                        "Terminating"
+                    } else {
+                        "Active"
+                    };
+                    self.show(key, json!({"phase": phase}));
+                }
+            }
+            StatusKey::Gone(key) => {
+                if self.context.object(key).is_none() {
+                    self.context.store.project(key, None);
+                }
+            }
+        }
+        Ok(Next::Done)
+    }
+}

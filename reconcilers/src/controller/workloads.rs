@@ -1,0 +1,162 @@
+//! Keeps workloads in line: for each root controller that this node works for, gather, plan, act.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+use schemas::{Kind, ObjectKey};
+use serde_json::Value;
+use store::{WatchEvent, WatchScope};
+
+use super::act::{Component, act_all};
+use super::snapshot::NodesSeen;
+use super::{Context, Next, ReconcileError, Reconciler, Trigger};
+use crate::action::{Plan, Unplaced};
+use crate::ownership::Holding;
+use crate::placement::Placement;
+use crate::pod_state::Graces;
+use crate::ports::{EventKind, EventRecord};
+use crate::workload::plan;
+
+/// The controller of Deployments, ReplicaSets and the placement of Pods.
+pub struct Workloads {
+    context: Context,
+    graces: Graces,
+    nodes_seen: Mutex<NodesSeen>,
+    /// `spec` of Node and Member objects as last seen: their status changes often and does not matter here.
+    node_specs: Mutex<HashMap<ObjectKey, Value>>,
+    /// What was last reported of pods that fit nowhere, by root; forgotten with them.
+    reported: Mutex<HashMap<ObjectKey, BTreeMap<ObjectKey, String>>>,
+}
+
+impl Workloads {
+    pub fn new(context: Context, graces: Graces) -> Self {
+        Self {
+            context,
+            graces,
+            nodes_seen: Mutex::default(),
+            node_specs: Mutex::default(),
+            reported: Mutex::default(),
+        }
+    }
+
+    /// Plans for a root as things are now, whoever works for it.
+    pub fn plan(&self, root: &ObjectKey) -> Plan {
+        let context = &self.context;
+        let now = context.now();
+        let nodes = context.nodes();
+        let pods = context.objects(Kind::Pod, None);
+        let mut tree = context.tree(root, &pods, &nodes, self.graces, now.moment);
+        let namespace = context.object(&ObjectKey::cluster(Kind::Namespace, &root.namespace));
+        if namespace.is_some_and(|namespace| namespace.is_terminating()) {
+            tree = tree.ending();
+        }
+        let placement = Placement::new(&nodes, pods.iter().map(AsRef::as_ref));
+        plan(tree, placement, now)
+    }
+
+    /// Wakes all workloads if what they read of a node changed.
+    fn node_changed(&self, key: &ObjectKey, spec: Option<&Value>) -> Vec<ObjectKey> {
+        let mut specs = self.node_specs.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match spec {
+            Some(spec) => specs.insert(key.clone(), spec.clone()),
+            None => specs.remove(key),
+        };
+        drop(specs);
+        if before.as_ref() == spec {
+            return Vec::new();
+        }
+        self.context.roots().into_iter().collect()
+    }
+
+    /// Records an event for each pod of `root` of which something else is to be said than before.
+    fn report(&self, root: &ObjectKey, unplaced: &[Unplaced]) {
+        let now: BTreeMap<ObjectKey, String> = unplaced
+            .iter()
+            .map(|pod| (pod.key.clone(), pod.message.clone()))
+            .collect();
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = if now.is_empty() {
+            reported.remove(root)
+        } else {
+            reported.insert(root.clone(), now)
+        };
+        drop(reported);
+        let before = before.unwrap_or_default();
+        for pod in unplaced
+            .iter()
+            .filter(|pod| before.get(&pod.key) != Some(&pod.message))
+        {
+            let stored = self.context.object(&pod.key);
+            self.context.events.event(EventRecord {
+                key: pod.key.clone(),
+                uid: stored.map(|pod| pod.uid().to_owned()).unwrap_or_default(),
+                kind: EventKind::Warning,
+                reason: "FailedScheduling",
+                message: pod.message.clone(),
+                component: "default-scheduler",
+            });
+        }
+    }
+}
+
+#[async_trait]
+impl Reconciler for Workloads {
+    type Key = ObjectKey;
+
+    fn name(&self) -> &'static str {
+        "workloads"
+    }
+
+    fn scope(&self) -> WatchScope {
+        WatchScope {
+            kinds: vec![
+                Kind::Deployment,
+                Kind::ReplicaSet,
+                Kind::Pod,
+                Kind::Member,
+                Kind::Node,
+            ],
+            namespace: None,
+        }
+    }
+
+    fn keys(&self, trigger: &Trigger) -> Vec<ObjectKey> {
+        match trigger {
+            Trigger::Store(WatchEvent::Put { view, .. }) => match view.key.kind {
+                Kind::Node | Kind::Member => self.node_changed(&view.key, view.object.pointer("/spec")),
+                _ => self.context.root(&view.object).into_iter().collect(),
+            },
+            Trigger::Store(WatchEvent::Deleted { view }) => match view.key.kind {
+                Kind::Node | Kind::Member => self.node_changed(&view.key, None),
+                _ => self.context.root(&view.object).into_iter().collect(),
+            },
+            Trigger::Cluster(cluster) => {
+                let seen = NodesSeen::of(cluster);
+                let mut before = self.nodes_seen.lock().unwrap_or_else(PoisonError::into_inner);
+                if *before == seen {
+                    return Vec::new();
+                }
+                *before = seen;
+                self.context.roots().into_iter().collect()
+            }
+            Trigger::Runtime(_) | Trigger::Resync => Vec::new(),
+        }
+    }
+
+    async fn reconcile(&self, root: &ObjectKey) -> Result<Next, ReconcileError> {
+        let context = &self.context;
+        match context.holding(root) {
+            Holding::Mine => {}
+            Holding::Settling(wait) => return Ok(Next::After(wait)),
+            Holding::Other => {
+                self.report(root, &[]);
+                return Ok(Next::Done);
+            }
+        }
+        let plan = self.plan(root);
+        self.report(root, &plan.unplaced);
+        act_all(context, Component::Workloads, plan.actions).await?;
+        Ok(plan.again.map_or(Next::Done, Next::After))
+    }
+}

@@ -1,0 +1,65 @@
+//! What is to go because its owner or its namespace went. Pure.
+//!
+//! An owner is gone only when a tombstone covers its uid; that it is not there proves nothing, it may be on its way.
+
+use schemas::{Kind, Object, ObjectKey};
+
+use crate::action::Action;
+
+/// Decides on an object with owners: it goes when all of them were removed.
+pub fn collect(object: &Object, removed: impl Fn(&ObjectKey, &str) -> bool) -> Option<Action> {
+    let owners = object.owner_references();
+    let namespace = object.namespace();
+    let is_garbage = !owners.is_empty()
+        && owners.iter().all(|owner| {
+            Kind::from_api(&owner.api_version, &owner.kind)
+                .is_some_and(|kind| removed(&ObjectKey::new(kind, namespace, &owner.name), &owner.uid))
+        });
+    is_garbage.then(|| end(object)).flatten()
+}
+
+/// Returns what ends an object: a pod on a node gracefully, everything else at once. None: it is ending already.
+pub fn end(object: &Object) -> Option<Action> {
+    let (key, uid) = (object.key()?, object.uid().to_owned());
+    let is_placed_pod = key.kind == Kind::Pod && !object.str_at("/spec/nodeName").is_empty();
+    match (is_placed_pod, object.is_terminating()) {
+        (true, true) => None,
+        (true, false) => Some(Action::Delete { key, uid }),
+        (false, _) => Some(Action::Remove { key, uid }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_tombstone_of_every_owner_makes_garbage() {
+        let owner =
+            |name: &str| json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": name});
+        let removed = |key: &ObjectKey, uid: &str| key.kind == Kind::ReplicaSet && uid == "removed";
+        for (owners, node, goes) in [
+            (json!([]), "a", None),
+            (json!([owner("absent")]), "a", None),
+            (json!([owner("removed"), owner("absent")]), "a", None),
+            (
+                json!([{"apiVersion": "v9", "kind": "X", "name": "x", "uid": "removed"}]),
+                "a",
+                None,
+            ),
+            (json!([owner("removed")]), "a", Some("delete")),
+            (json!([owner("removed")]), "", Some("remove")),
+        ] {
+            let mut pod = Object::new(&ObjectKey::new(Kind::Pod, "default", "web"));
+            pod.set(&["metadata", "ownerReferences"], owners.clone());
+            pod.set(&["spec", "nodeName"], node);
+            let action = collect(&pod, removed).map(|action| match action {
+                Action::Delete { .. } => "delete",
+                _ => "remove",
+            });
+            assert_eq!(action, goes, "{owners}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The Node object that users see: computed from the Member document and from what the node says of itself.
+//!
+//! Pure. What users write to a Node (cordon, labels, taints) is a document of its own, over which this is laid.
+
+use schemas::quantity::Quantity;
+use schemas::{Kind, Object, ObjectKey};
+use serde_json::{Map, Value, json};
+
+use crate::nodes::NodeState;
+use crate::ports::{Liveness, NodeFacts};
+use crate::status::{NODE_STATUS_UNKNOWN, condition, put_condition};
+
+/// Kubernetes' taint of a cordoned node.
+const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
+
+/// Computes the Node object of a member; `previous` is the Node as it was last shown.
+pub fn node_object(
+    node: &NodeState,
+    member: &Object,
+    previous: Option<&Object>,
+    unix_seconds: i64,
+) -> Object {
+    let mut object = Object::new(&ObjectKey::cluster(Kind::Node, &node.name));
+    for field in ["uid", "creationTimestamp"] {
+        if let Some(value) = member.pointer(&format!("/metadata/{field}")) {
+            object.set(&["metadata", field], value.clone());
+        }
+    }
+    if node.seen {
+        let labels: Map<String, Value> = node
+            .facts
+            .labels
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone().into()))
+            .collect();
+        object.set(&["metadata", "labels"], labels);
+    }
+    let range = member.str_at("/spec/podCIDR");
+    if !range.is_empty() {
+        object.set(&["spec", "podCIDR"], range);
+        object.set(&["spec", "podCIDRs"], json!([range]));
+    }
+    if node.unschedulable {
+        object.set(&["spec", "unschedulable"], true);
+    }
+    if let Some(taints) = taints(node.unschedulable, previous) {
+        object.set(&["spec", "taints"], taints);
+    }
+    object.set(&["status"], status(node, previous, unix_seconds));
+    object
+}
+
+/// The users' taints and that of a cordon; None if neither these nor an outdated one need showing.
+fn taints(unschedulable: bool, previous: Option<&Object>) -> Option<Value> {
+    let shown = previous?.pointer("/spec/taints").and_then(Value::as_array);
+    let mut taints: Vec<Value> = shown
+        .into_iter()
+        .flatten()
+        .filter(|taint| taint["key"] != UNSCHEDULABLE_TAINT)
+        .cloned()
+        .collect();
+    let had = shown.is_some_and(|shown| shown.len() != taints.len());
+    if unschedulable {
+        taints.push(json!({"key": UNSCHEDULABLE_TAINT, "effect": "NoSchedule"}));
+    }
+    (unschedulable || had).then_some(Value::Array(taints))
+}
+
+fn status(node: &NodeState, previous: Option<&Object>, unix_seconds: i64) -> Value {
+    let previous = previous
+        .and_then(|node| node.pointer("/status"))
+        .cloned()
+        .unwrap_or(Value::Null);
+    let mut addresses = Vec::new();
+    if let Some(address) = node.address {
+        addresses.push(json!({"type": "InternalIP", "address": address.to_string()}));
+    }
+    addresses.push(json!({"type": "Hostname", "address": node.name}));
+    let mut status = json!({"addresses": addresses});
+    if node.seen {
+        let resources = resources(&node.facts);
+        status["capacity"] = resources.clone();
+        status["allocatable"] = resources;
+        status["nodeInfo"] = node_info(&node.facts);
+    } else {
+        // This agent has not heard of it yet.
+        for field in ["capacity", "allocatable", "nodeInfo"] {
+            if !previous[field].is_null() {
+                status[field] = previous[field].clone();
+            }
+        }
+    }
+    put_condition(&mut status, &previous, ready(node), unix_seconds);
+    status
+}
+
+fn ready(node: &NodeState) -> Value {
+    let unknown = |message: &str| condition("Ready", "Unknown", NODE_STATUS_UNKNOWN, message);
+    match node.liveness {
+        Liveness::Alive if node.facts.podman_error.is_empty() => condition(
+            "Ready",
+            "True",
+            "KubeletReady",
+            "the agent answers and Podman is there",
+        ),
+        Liveness::Alive => condition(
+            "Ready",
+            "False",
+            "ContainerRuntimeNotReady",
+            &node.facts.podman_error,
+        ),
+        Liveness::Stopped => unknown("the agent was stopped; containers keep running"),
+        Liveness::AgentDown => unknown("the agent does not answer, the host does"),
+        Liveness::Dead => unknown("the node does not answer"),
+    }
+}
+
+fn resources(facts: &NodeFacts) -> Value {
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    json!({
+        "cpu": Quantity::from_millis(signed(facts.cpu_millis)).to_string(),
+        "memory": Quantity::from_bytes(signed(facts.memory_bytes)).to_string(),
+        "pods": facts.max_pods.to_string(),
+    })
+}
+
+fn node_info(facts: &NodeFacts) -> Value {
+    json!({
+        "architecture": facts.architecture,
+        "bootID": "",
+        "containerRuntimeVersion": format!("podman://{}", facts.podman_version),
+        "kernelVersion": facts.kernel_version,
+        "kubeProxyVersion": "",
+        "kubeletVersion": facts.agent_version,
+        "machineID": "",
+        "operatingSystem": "linux",
+        "osImage": facts.os_image,
+        "systemUUID": "",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes::FAKE_EPOCH_UNIX_SECONDS as EPOCH;
+    use crate::nodes::testing::node;
+    use crate::ports::Moment;
+
+    fn member() -> Object {
+        let mut member = Object::new(&ObjectKey::cluster(Kind::Member, "id"));
+        member.set(&["metadata", "uid"], "member-uid");
+        member.set(&["spec"], json!({"name": "a", "podCIDR": "10.244.3.0/24"}));
+        member
+    }
+
+    /// Shows a node twice, an hour apart, and expects the same.
+    fn shown(node: &NodeState, previous: Option<&Object>, unix_seconds: i64) -> Object {
+        let object = node_object(node, &member(), previous, unix_seconds);
+        let again = node_object(node, &member(), Some(&object), unix_seconds + 3600);
+        assert_eq!(again, object, "a node object is stable");
+        object
+    }
+
+    #[test]
+    fn a_node_shows_what_it_is_and_whether_it_is_ready() {
+        let mut alive = node("a");
+        alive.address = "10.0.0.1".parse().ok();
+        alive.facts.podman_version = "4.3.1".into();
+        let object = shown(&alive, None, EPOCH);
+        for (pointer, expected) in [
+            ("/metadata/uid", "member-uid"),
+            ("/metadata/labels/kubernetes.io~1hostname", "a"),
+            ("/spec/podCIDR", "10.244.3.0/24"),
+            ("/status/capacity/cpu", "4"),
+            ("/status/allocatable/memory", "8Gi"),
+            ("/status/capacity/pods", "110"),
+            ("/status/nodeInfo/containerRuntimeVersion", "podman://4.3.1"),
+            ("/status/addresses/0/address", "10.0.0.1"),
+            ("/status/conditions/0/status", "True"),
+        ] {
+            assert_eq!(object.str_at(pointer), expected, "{pointer}");
+        }
+        let dead = alive.liveness(Liveness::Dead, Moment::default());
+        let object = shown(&dead, Some(&object), EPOCH + 60);
+        assert_eq!(object.str_at("/status/conditions/0/status"), "Unknown");
+        let since = object.str_at("/status/conditions/0/lastTransitionTime");
+        assert_eq!(since, schemas::time::to_rfc3339(EPOCH + 60));
+    }
+
+    #[test]
+    fn a_cordoned_node_shows_the_taint_beside_the_users() {
+        let mut cordoned = node("a");
+        cordoned.unschedulable = true;
+        let mut previous = Object::new(&ObjectKey::cluster(Kind::Node, "a"));
+        previous.set(
+            &["spec", "taints"],
+            json!([{"key": "own", "effect": "NoSchedule"}]),
+        );
+        let object = shown(&cordoned, Some(&previous), EPOCH);
+        let keys: Vec<_> = object
+            .pointer("/spec/taints")
+            .unwrap()
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| &t["key"])
+            .collect();
+        assert_eq!(keys, ["own", UNSCHEDULABLE_TAINT]);
+    }
+}

@@ -1,0 +1,349 @@
+//! Service + Pods → EndpointSlice and Endpoints, as projections. [`project`] is pure.
+//!
+//! Services without a selector are left alone: their endpoints are written by hand. Where the results go: [`crate::zone`]
+//! and [`crate::routes`] read them back from the store's views.
+//! Source of the shapes: Kubernetes API, `discovery.k8s.io/v1` and `Endpoints`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use schemas::{Kind, Object, ObjectKey};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use store::{WatchEvent, WatchScope};
+
+use crate::controller::{Context, Next, ReconcileError, Reconciler, Trigger};
+use crate::endpoints::{SERVICE_NAME_LABEL, has_selector, selects, service_ports};
+use crate::ports::{Cluster, Liveness};
+
+/// Marks the slices that are computed here.
+const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
+const MANAGED_BY: &str = "podman-swarm";
+/// Endpoints of one slice; Kubernetes' limit.
+const SLICE_ENDPOINTS_MAX: usize = 1000;
+/// Characters of a slice's suffix: 32^5 are enough that the slices of one service do not meet.
+const SUFFIX_LENGTH: usize = 5;
+
+/// What a service's endpoints look like in the API.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Projection {
+    /// At least one, also without endpoints.
+    pub slices: Vec<Object>,
+    pub endpoints: Object,
+}
+
+/// Name, protocol and number of each port: pods that resolve a named target port differently are in different slices.
+type Ports = Vec<(String, String, u16)>;
+
+/// A pod behind a service.
+struct Member<'a> {
+    pod: &'a Object,
+    address: IpAddr,
+    ready: bool,
+    terminating: bool,
+}
+
+/// Computes the endpoints of a service with a selector. `pods` are views of its namespace; `is_dead` tells of a node's
+/// name whether nothing on it answers any more.
+pub fn project(service: &Object, pods: &[&Object], is_dead: impl Fn(&str) -> bool) -> Projection {
+    let ports = service_ports(service);
+    let mut groups: BTreeMap<(bool, Ports), Vec<Member<'_>>> = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| selects(service, pod)) {
+        let Some(member) = member(pod).filter(|_| !is_dead(pod.str_at("/spec/nodeName"))) else {
+            continue;
+        };
+        let resolved = ports.iter().filter_map(|port| {
+            let number = port.target_in(pod)?;
+            Some((port.name.clone(), port.protocol.clone(), number))
+        });
+        let group = (member.address.is_ipv6(), resolved.collect());
+        groups.entry(group).or_default().push(member);
+    }
+    for members in groups.values_mut() {
+        members.sort_by_key(|member| (member.address, member.pod.name()));
+    }
+    Projection {
+        endpoints: endpoints(service, &groups),
+        slices: slices(service, &groups),
+    }
+}
+
+/// Reads a pod that has an address and has not ended.
+fn member(pod: &Object) -> Option<Member<'_>> {
+    if matches!(pod.str_at("/status/phase"), "Succeeded" | "Failed") {
+        return None;
+    }
+    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
+    let mut conditions = conditions.into_iter().flatten();
+    Some(Member {
+        pod,
+        address: pod.str_at("/status/podIP").parse().ok()?,
+        ready: conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True"),
+        terminating: pod.is_terminating(),
+    })
+}
+
+fn target_ref(pod: &Object) -> Value {
+    json!({ "kind": "Pod", "namespace": pod.namespace(), "name": pod.name(), "uid": pod.uid() })
+}
+
+fn hostname<'a>(service: &Object, pod: &'a Object) -> Option<&'a str> {
+    let named = pod.str_at("/spec/subdomain") == service.name();
+    Some(pod.str_at("/spec/hostname")).filter(|hostname| named && !hostname.is_empty())
+}
+
+fn port_values(ports: &Ports) -> Vec<Value> {
+    ports
+        .iter()
+        .map(|(name, protocol, port)| json!({ "name": name, "protocol": protocol, "port": port }))
+        .collect()
+}
+
+fn publishes_unready(service: &Object) -> bool {
+    service.pointer("/spec/publishNotReadyAddresses") == Some(&Value::Bool(true))
+}
+
+fn slices(service: &Object, groups: &BTreeMap<(bool, Ports), Vec<Member<'_>>>) -> Vec<Object> {
+    let always_ready = publishes_unready(service);
+    let endpoint = |member: &Member<'_>| {
+        let ready = always_ready || (member.ready && !member.terminating);
+        let mut endpoint = json!({
+            "addresses": [member.address],
+            "conditions": { "ready": ready, "serving": member.ready, "terminating": member.terminating },
+            "targetRef": target_ref(member.pod),
+            "nodeName": member.pod.str_at("/spec/nodeName"),
+        });
+        if let Some(hostname) = hostname(service, member.pod) {
+            endpoint["hostname"] = hostname.into();
+        }
+        endpoint
+    };
+    let empty = BTreeMap::from([((false, Ports::new()), Vec::new())]);
+    let groups = if groups.is_empty() { &empty } else { groups };
+    let mut slices = Vec::new();
+    for ((is_ipv6, ports), members) in groups {
+        let family = if *is_ipv6 { "IPv6" } else { "IPv4" };
+        // An empty group makes one empty slice.
+        for number in 0..members.len().div_ceil(SLICE_ENDPOINTS_MAX).max(1) {
+            let part = members
+                .iter()
+                .skip(number * SLICE_ENDPOINTS_MAX)
+                .take(SLICE_ENDPOINTS_MAX);
+            let name = format!(
+                "{}-{}",
+                service.name(),
+                suffix(service.uid(), family, ports, number)
+            );
+            let mut slice = derived(service, Kind::EndpointSlice, &name);
+            slice.set(&["metadata", "labels", SERVICE_NAME_LABEL], service.name());
+            slice.set(&["metadata", "labels", MANAGED_BY_LABEL], MANAGED_BY);
+            slice.set(&["addressType"], family);
+            slice.set(&["endpoints"], part.map(endpoint).collect::<Vec<_>>());
+            slice.set(&["ports"], port_values(ports));
+            slices.push(slice);
+        }
+    }
+    slices
+}
+
+/// Makes an object that belongs to a service.
+fn derived(service: &Object, kind: Kind, name: &str) -> Object {
+    let mut object = Object::new(&ObjectKey::new(kind, service.namespace(), name));
+    object.set(
+        &["metadata", "creationTimestamp"],
+        service.str_at("/metadata/creationTimestamp"),
+    );
+    let owner = json!([{
+        "apiVersion": "v1", "kind": "Service", "name": service.name(), "uid": service.uid(),
+        "controller": true, "blockOwnerDeletion": true,
+    }]);
+    object.set(&["metadata", "ownerReferences"], owner);
+    object
+}
+
+fn suffix(uid: &str, family: &str, ports: &Ports, number: usize) -> String {
+    /// As Kubernetes' generated names: no vowels, so that no words appear.
+    const ALPHABET: &[u8; 32] = b"bcdfghjklmnpqrstvwxz0123456789ya";
+    let identity = json!([uid, family, ports, number]).to_string();
+    let digest = Sha256::digest(identity.as_bytes());
+    let letter = |byte: &u8| char::from(ALPHABET[usize::from(byte % 32)]);
+    digest.iter().take(SUFFIX_LENGTH).map(letter).collect()
+}
+
+fn endpoints(service: &Object, groups: &BTreeMap<(bool, Ports), Vec<Member<'_>>>) -> Object {
+    let always_ready = publishes_unready(service);
+    let address = |member: &&Member<'_>| {
+        let mut address = json!({
+            "ip": member.address,
+            "nodeName": member.pod.str_at("/spec/nodeName"),
+            "targetRef": target_ref(member.pod),
+        });
+        if let Some(hostname) = hostname(service, member.pod) {
+            address["hostname"] = hostname.into();
+        }
+        address
+    };
+    let mut subsets = Vec::new();
+    for ((_, ports), members) in groups {
+        let (ready, unready): (Vec<_>, Vec<_>) = members
+            .iter()
+            .filter(|member| always_ready || !member.terminating)
+            .partition(|member| always_ready || member.ready);
+        let mut subset = serde_json::Map::new();
+        for (name, members) in [("addresses", ready), ("notReadyAddresses", unready)] {
+            if !members.is_empty() {
+                subset.insert(name.to_owned(), members.iter().map(address).collect());
+            }
+        }
+        if !subset.is_empty() {
+            subset.insert("ports".to_owned(), port_values(ports).into());
+            subsets.push(Value::Object(subset));
+        }
+    }
+    let mut object = derived(service, Kind::Endpoints, service.name());
+    object.set(&["subsets"], subsets);
+    object
+}
+
+/// Names the nodes on which nothing answers. A name is dead if no node that has it is anything else.
+fn dead_nodes(cluster: &Cluster) -> BTreeSet<String> {
+    let named = |dead: bool| {
+        let nodes = cluster
+            .nodes
+            .values()
+            .filter(move |node| (node.liveness == Liveness::Dead) == dead);
+        nodes.map(|node| node.facts.name.clone()).collect::<BTreeSet<_>>()
+    };
+    named(true).difference(&named(false)).cloned().collect()
+}
+
+/// Keeps the endpoints of every service with a selector. The key is the service's.
+pub struct ServiceReconciler {
+    context: Context,
+    /// As of the last event of the cluster: only a change of these concerns services.
+    dead: Mutex<Arc<BTreeSet<String>>>,
+}
+
+impl ServiceReconciler {
+    pub fn new(context: Context) -> ServiceReconciler {
+        ServiceReconciler {
+            context,
+            dead: Mutex::default(),
+        }
+    }
+
+    fn dead(&self) -> std::sync::MutexGuard<'_, Arc<BTreeSet<String>>> {
+        self.dead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn services_of(&self, pods: &[&Object]) -> Vec<ObjectKey> {
+        let Some(namespace) = pods.first().map(|pod| pod.namespace()) else {
+            return Vec::new();
+        };
+        let services = self.context.store.list(Kind::Service, Some(namespace)).items;
+        let concerned = services
+            .into_iter()
+            .filter(|view| pods.iter().any(|pod| selects(&view.object, pod)));
+        concerned.map(|view| view.key).collect()
+    }
+
+    /// Takes away what was projected for a service before and is not in `keep`.
+    fn withdraw(&self, service: &ObjectKey, keep: &[Object]) {
+        let store = &self.context.store;
+        for view in store.list(Kind::EndpointSlice, Some(&service.namespace)).items {
+            let ours = view.object.label(MANAGED_BY_LABEL) == Some(MANAGED_BY)
+                && view.object.label(SERVICE_NAME_LABEL) == Some(&service.name);
+            if ours && !keep.iter().any(|slice| slice.name() == view.key.name) {
+                store.project(&view.key, None);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Reconciler for ServiceReconciler {
+    type Key = ObjectKey;
+
+    fn name(&self) -> &'static str {
+        "service"
+    }
+
+    fn scope(&self) -> WatchScope {
+        WatchScope {
+            kinds: vec![Kind::Service, Kind::Pod],
+            namespace: None,
+        }
+    }
+
+    fn keys(&self, trigger: &Trigger) -> Vec<ObjectKey> {
+        match trigger {
+            Trigger::Store(WatchEvent::Put { view, previous }) if view.key.kind == Kind::Pod => {
+                let pods: Vec<&Object> = previous.iter().chain([&view.object]).map(|pod| &**pod).collect();
+                self.services_of(&pods)
+            }
+            Trigger::Store(WatchEvent::Deleted { view }) if view.key.kind == Kind::Pod => {
+                self.services_of(&[&view.object])
+            }
+            Trigger::Store(WatchEvent::Put { view, .. } | WatchEvent::Deleted { view }) => {
+                vec![view.key.clone()]
+            }
+            Trigger::Cluster(cluster) => {
+                let dead = dead_nodes(cluster);
+                let mut known = self.dead();
+                if **known == dead {
+                    return Vec::new();
+                }
+                *known = Arc::new(dead);
+                let services = self.context.store.list(Kind::Service, None).items;
+                services.into_iter().map(|view| view.key).collect()
+            }
+            // Slices of services that are gone are found by their label.
+            Trigger::Resync => {
+                let slices = self.context.store.list(Kind::EndpointSlice, None).items;
+                let service = |slice: &Object| {
+                    let name = slice.label(SERVICE_NAME_LABEL)?;
+                    Some(ObjectKey::new(Kind::Service, slice.namespace(), name))
+                };
+                slices.iter().filter_map(|view| service(&view.object)).collect()
+            }
+            Trigger::Runtime(_) => Vec::new(),
+        }
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
+        let store = &self.context.store;
+        let endpoints_key = ObjectKey::new(Kind::Endpoints, &key.namespace, &key.name);
+        let Some(service) = store.get(key) else {
+            self.withdraw(key, &[]);
+            store.project(&endpoints_key, None);
+            store.project(key, None);
+            return Ok(Next::Done);
+        };
+        let mut status = Object::default();
+        status.set(&["status", "loadBalancer"], json!({}));
+        store.project(key, Some(status));
+        if !has_selector(&service.object) {
+            self.withdraw(key, &[]);
+            store.project(&endpoints_key, None);
+            return Ok(Next::Done);
+        }
+        let pods = store.list(Kind::Pod, Some(&key.namespace)).items;
+        let pods: Vec<&Object> = pods.iter().map(|view| &*view.object).collect();
+        let dead = self.dead().clone();
+        let Projection { slices, endpoints } = project(&service.object, &pods, |node| dead.contains(node));
+        self.withdraw(key, &slices);
+        for slice in slices {
+            if let Some(slice_key) = slice.key() {
+                store.project(&slice_key, Some(slice));
+            }
+        }
+        store.project(&endpoints_key, Some(endpoints));
+        Ok(Next::Done)
+    }
+}
+
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod tests;

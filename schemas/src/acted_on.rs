@@ -1,0 +1,239 @@
+//! Which fields this version acts on: everything else that a user writes is kept, shown, and warned about.
+
+use serde_json::Value;
+
+use crate::Kind;
+use crate::node::{MAX_FINDINGS, Node};
+
+/// A field that is accepted and has no effect.
+pub(crate) struct Idle {
+    pub(crate) path: String,
+    pub(crate) reason: String,
+}
+
+const NO_EFFECT: &str = "accepted, but this version of Podman Swarm does not act on it";
+
+/// Fields acted on, with all below them, by plain names with list elements skipped. A name that ends in `{}` is a map
+/// of which only the fields listed beside it count.
+const POD_SPEC: &[&str] = &[
+    "containers.name",
+    "containers.image",
+    "containers.command",
+    "containers.args",
+    "containers.workingDir",
+    "containers.env.name",
+    "containers.env.value",
+    "containers.env.valueFrom.fieldRef",
+    "containers.env.valueFrom.resourceFieldRef",
+    "containers.ports",
+    "containers.resources.limits.cpu",
+    "containers.resources.limits.memory",
+    "containers.resources.requests.cpu",
+    "containers.resources.requests.memory",
+    "containers.volumeMounts.name",
+    "containers.volumeMounts.mountPath",
+    "containers.volumeMounts.readOnly",
+    "containers.volumeMounts.subPath",
+    "containers.volumeMounts.subPathExpr",
+    "containers.imagePullPolicy",
+    "containers.livenessProbe{}",
+    "containers.readinessProbe{}",
+    "containers.startupProbe{}",
+    "containers.securityContext.runAsUser",
+    "containers.securityContext.runAsGroup",
+    "containers.securityContext.runAsNonRoot",
+    "containers.securityContext.privileged",
+    "containers.securityContext.readOnlyRootFilesystem",
+    "containers.securityContext.capabilities",
+    "containers.tty",
+    "containers.stdin",
+    "volumes.name",
+    "volumes.emptyDir{}",
+    "volumes.hostPath",
+    "restartPolicy",
+    "nodeSelector",
+    "nodeName",
+    "hostname",
+    "hostNetwork",
+    "hostAliases",
+    "terminationGracePeriodSeconds",
+    "dnsPolicy",
+    "dnsConfig",
+    "securityContext{}",
+    "securityContext.runAsUser",
+    "securityContext.runAsGroup",
+    "securityContext.runAsNonRoot",
+];
+
+const PROBE: &[&str] = &[
+    "httpGet",
+    "tcpSocket",
+    "exec",
+    "grpc.port",
+    "initialDelaySeconds",
+    "timeoutSeconds",
+    "periodSeconds",
+    "successThreshold",
+    "failureThreshold",
+];
+
+/// A part of an object, and the fields of it that are acted on.
+struct Part {
+    path: &'static str,
+    fields: &'static [&'static str],
+}
+
+fn parts_of(kind: Kind) -> &'static [Part] {
+    match kind {
+        Kind::Pod => &[Part {
+            path: "spec",
+            fields: POD_SPEC,
+        }],
+        Kind::Deployment => &[
+            Part {
+                path: "spec",
+                fields: &[
+                    "replicas",
+                    "selector",
+                    "template",
+                    "strategy",
+                    "minReadySeconds",
+                    "revisionHistoryLimit",
+                    "paused",
+                    "progressDeadlineSeconds",
+                ],
+            },
+            Part {
+                path: "spec.template.spec",
+                fields: POD_SPEC,
+            },
+        ],
+        Kind::ReplicaSet => &[
+            Part {
+                path: "spec",
+                fields: &["replicas", "selector", "template", "minReadySeconds"],
+            },
+            Part {
+                path: "spec.template.spec",
+                fields: POD_SPEC,
+            },
+        ],
+        Kind::Service => &[Part {
+            path: "spec",
+            fields: &[
+                "selector",
+                "ports",
+                "type",
+                "externalName",
+                "publishNotReadyAddresses",
+                "clusterIP",
+                "clusterIPs",
+            ],
+        }],
+        Kind::Ingress => &[Part {
+            path: "spec",
+            fields: &["rules", "defaultBackend", "ingressClassName"],
+        }],
+        Kind::Namespace
+        | Kind::Node
+        | Kind::Endpoints
+        | Kind::Event
+        | Kind::EndpointSlice
+        | Kind::Member
+        | Kind::ApiToken
+        | Kind::JoinToken
+        | Kind::DnsWhitelist
+        | Kind::GitInventory => &[],
+    }
+}
+
+/// Returns the fields, each as high up as possible, that are written and have no effect; at most [`MAX_FINDINGS`].
+pub(crate) fn idle_fields(kind: Kind, root: &Node<'_>) -> Vec<Idle> {
+    let mut idle = Vec::new();
+    for part in parts_of(kind) {
+        let node = part
+            .path
+            .split('.')
+            .fold(root.clone(), |node, name| node.at(name));
+        walk(&node, "", part.fields, &mut idle);
+    }
+    if kind == Kind::Service {
+        service_values(&root.at("spec"), &mut idle);
+    }
+    idle
+}
+
+fn walk(node: &Node<'_>, path: &str, fields: &[&str], idle: &mut Vec<Idle>) {
+    for name in node.map().into_iter().flat_map(serde_json::Map::keys) {
+        let field = node.at(name);
+        if is_nothing(field.value) {
+            continue;
+        }
+        // Init containers are containers.
+        let name = if path.is_empty() && name == "initContainers" {
+            "containers"
+        } else {
+            name
+        };
+        let path = if path.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{path}.{name}")
+        };
+        let below = format!("{path}.");
+        if fields.contains(&path.as_str()) {
+            continue;
+        }
+        if path.starts_with("containers.") && name.ends_with("Probe") {
+            walk(&field, "", PROBE, idle);
+        } else if fields
+            .iter()
+            .any(|known| known.starts_with(&below) || known.strip_suffix("{}") == Some(&path))
+        {
+            match field.value {
+                Value::Array(_) => field.items().for_each(|item| walk(&item, &path, fields, idle)),
+                _ => walk(&field, &path, fields, idle),
+            }
+        } else if idle.len() < MAX_FINDINGS {
+            idle.push(Idle {
+                path: field.path,
+                reason: NO_EFFECT.to_owned(),
+            });
+        }
+    }
+}
+
+/// Values that say nothing: asking for none of something is granted.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Number(_) | Value::String(_) => false,
+    }
+}
+
+/// Services of which a part has no effect because of what a field says.
+fn service_values(spec: &Node<'_>, idle: &mut Vec<Idle>) {
+    let kind = spec.at("type");
+    if matches!(kind.text(), "NodePort" | "LoadBalancer") {
+        let reason = format!(
+            "{} is served inside the cluster only, as ClusterIP; use an Ingress or hostPort to reach it from outside",
+            kind.text()
+        );
+        idle.push(Idle {
+            path: kind.path,
+            reason,
+        });
+    }
+    let address = spec.at("clusterIP");
+    if !matches!(address.text(), "" | "None") {
+        let reason =
+            "services have no virtual address here: the name resolves to the pods' addresses".to_owned();
+        idle.push(Idle {
+            path: address.path,
+            reason,
+        });
+    }
+}

@@ -1,0 +1,34 @@
+//! Putting defaults into a JSON tree, and the steps from a map to the maps in it.
+
+use serde_json::{Map, Value};
+
+pub(crate) type Tree = Map<String, Value>;
+
+/// Sets a field that is absent or null.
+pub(crate) fn set(map: &mut Tree, field: &str, value: impl Into<Value>) {
+    let slot = map.entry(field).or_insert(Value::Null);
+    if slot.is_null() {
+        *slot = value.into();
+    }
+}
+
+/// Returns the map in a field, if it is one.
+pub(crate) fn map<'a>(map: &'a mut Tree, field: &str) -> Option<&'a mut Tree> {
+    map.get_mut(field)?.as_object_mut()
+}
+
+/// Returns the map in a field, made if absent; None if something else is there.
+pub(crate) fn make<'a>(map: &'a mut Tree, field: &str) -> Option<&'a mut Tree> {
+    set(map, field, Tree::new());
+    map.get_mut(field)?.as_object_mut()
+}
+
+/// Returns the maps in the list in a field.
+pub(crate) fn each<'a>(map: &'a mut Tree, field: &str) -> impl Iterator<Item = &'a mut Tree> {
+    let list = map.get_mut(field).and_then(Value::as_array_mut);
+    list.into_iter().flatten().filter_map(Value::as_object_mut)
+}
+
+pub(crate) fn text<'a>(map: &'a Tree, field: &str) -> &'a str {
+    map.get(field).and_then(Value::as_str).unwrap_or_default()
+}

@@ -1,0 +1,203 @@
+//! The one kind table. Routes, discovery, tables, storage keys and `psctl` names are read from it.
+
+use std::fmt;
+
+/// A kind of object that the store can hold or the API can show.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    Endpoints,
+    Event,
+    Deployment,
+    ReplicaSet,
+    Ingress,
+    EndpointSlice,
+    /// A machine that was admitted to the cluster: name, address, pod range, voter. Internal.
+    Member,
+    /// A bearer token of the API, hashed. Internal.
+    ApiToken,
+    /// A join token, hashed. Internal.
+    JoinToken,
+    /// The names that containers may resolve outside the cluster. Internal.
+    DnsWhitelist,
+    /// What a Git repository applied. Internal.
+    GitInventory,
+}
+
+/// Whether objects of a kind live in a namespace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    Namespaced,
+    Cluster,
+}
+
+/// One row of the kind table.
+#[derive(Debug)]
+pub struct KindRow {
+    pub kind: Kind,
+    /// The name in manifests, for instance `Deployment`.
+    pub name: &'static str,
+    /// The API group, empty for the core group.
+    pub group: &'static str,
+    pub version: &'static str,
+    pub plural: &'static str,
+    pub singular: &'static str,
+    pub short_names: &'static [&'static str],
+    pub scope: Scope,
+    /// Shown in the Kubernetes API. Internal kinds are not.
+    pub served: bool,
+    /// Member of the category `all` (`kubectl get all`).
+    pub in_all: bool,
+    /// Computed from other objects and from what nodes observe; a user's write is stored beside it.
+    pub derived: bool,
+}
+
+const INTERNAL_GROUP: &str = "podman-swarm.io";
+
+macro_rules! row {
+    ($kind:ident, $group:expr, $plural:literal, $singular:literal, [$($short:literal),*], $scope:ident,
+     served: $served:literal, in_all: $in_all:literal, derived: $derived:literal) => {
+        KindRow {
+            kind: Kind::$kind,
+            name: stringify!($kind),
+            group: $group,
+            version: "v1",
+            plural: $plural,
+            singular: $singular,
+            short_names: &[$($short),*],
+            scope: Scope::$scope,
+            served: $served,
+            in_all: $in_all,
+            derived: $derived,
+        }
+    };
+}
+
+/// Every kind, in the order of [`Kind`].
+#[rustfmt::skip]
+pub const KINDS: &[KindRow] = &[
+    row!(Namespace, "", "namespaces", "namespace", ["ns"], Cluster, served: true, in_all: false, derived: false),
+    row!(Node, "", "nodes", "node", ["no"], Cluster, served: true, in_all: false, derived: true),
+    row!(Pod, "", "pods", "pod", ["po"], Namespaced, served: true, in_all: true, derived: false),
+    row!(Service, "", "services", "service", ["svc"], Namespaced, served: true, in_all: true, derived: false),
+    row!(Endpoints, "", "endpoints", "endpoints", ["ep"], Namespaced, served: true, in_all: false, derived: true),
+    row!(Event, "", "events", "event", ["ev"], Namespaced, served: true, in_all: false, derived: true),
+    row!(Deployment, "apps", "deployments", "deployment", ["deploy"], Namespaced, served: true, in_all: true, derived: false),
+    row!(ReplicaSet, "apps", "replicasets", "replicaset", ["rs"], Namespaced, served: true, in_all: true, derived: false),
+    row!(Ingress, "networking.k8s.io", "ingresses", "ingress", ["ing"], Namespaced, served: true, in_all: false, derived: false),
+    row!(EndpointSlice, "discovery.k8s.io", "endpointslices", "endpointslice", [], Namespaced, served: true, in_all: false, derived: true),
+    row!(Member, INTERNAL_GROUP, "members", "member", [], Cluster, served: false, in_all: false, derived: false),
+    row!(ApiToken, INTERNAL_GROUP, "apitokens", "apitoken", [], Cluster, served: false, in_all: false, derived: false),
+    row!(JoinToken, INTERNAL_GROUP, "jointokens", "jointoken", [], Cluster, served: false, in_all: false, derived: false),
+    row!(DnsWhitelist, INTERNAL_GROUP, "dnswhitelists", "dnswhitelist", [], Cluster, served: false, in_all: false, derived: false),
+    row!(GitInventory, INTERNAL_GROUP, "gitinventories", "gitinventory", [], Cluster, served: false, in_all: false, derived: false),
+];
+
+impl Kind {
+    /// Returns this kind's row of the table.
+    pub fn row(self) -> &'static KindRow {
+        &KINDS[self as usize]
+    }
+
+    /// Finds a kind by `apiVersion` and `kind` as manifests write them.
+    pub fn from_api(api_version: &str, kind: &str) -> Option<Kind> {
+        KINDS
+            .iter()
+            .find(|row| row.name == kind && row.api_version() == api_version)
+            .map(|row| row.kind)
+    }
+
+    /// Finds a kind by group and plural, as paths of the API name it.
+    pub fn from_plural(group: &str, plural: &str) -> Option<Kind> {
+        KINDS
+            .iter()
+            .find(|row| row.group == group && row.plural == plural)
+            .map(|row| row.kind)
+    }
+
+    /// Finds a served kind by what users type: plural, singular, short name or kind, in any case, also with
+    /// its group behind a dot (`deployments.apps`).
+    pub fn from_user(word: &str) -> Option<Kind> {
+        let word = word.to_ascii_lowercase();
+        let (word, group) = match word.split_once('.') {
+            Some((word, group)) => (word.to_owned(), Some(group.to_owned())),
+            None => (word, None),
+        };
+        KINDS
+            .iter()
+            .filter(|row| row.served)
+            .filter(|row| group.as_deref().is_none_or(|group| row.group == group))
+            .find(|row| {
+                row.plural == word
+                    || row.singular == word
+                    || row.short_names.contains(&word.as_str())
+                    || row.name.eq_ignore_ascii_case(&word)
+            })
+            .map(|row| row.kind)
+    }
+
+    /// Tells whether objects of this kind live in a namespace.
+    pub fn is_namespaced(self) -> bool {
+        self.row().scope == Scope::Namespaced
+    }
+}
+
+impl KindRow {
+    /// Returns `group/version`, or the version alone for the core group.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
+
+    /// Returns `plural.group`, or the plural alone for the core group; unique, and the first part of storage keys.
+    pub fn resource(&self) -> String {
+        if self.group.is_empty() {
+            self.plural.to_owned()
+        } else {
+            format!("{}.{}", self.plural, self.group)
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.row().name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_is_in_the_order_of_the_enum() {
+        for (index, row) in KINDS.iter().enumerate() {
+            assert_eq!(row.kind as usize, index, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn users_find_kinds_by_every_name() {
+        for (word, kind) in [
+            ("deploy", Kind::Deployment),
+            ("Deployments", Kind::Deployment),
+            ("deployment.apps", Kind::Deployment),
+            ("po", Kind::Pod),
+            ("ing", Kind::Ingress),
+            ("ns", Kind::Namespace),
+        ] {
+            assert_eq!(Kind::from_user(word), Some(kind), "{word}");
+        }
+        assert_eq!(
+            Kind::from_user("members"),
+            None,
+            "internal kinds are not for users"
+        );
+    }
+}

@@ -1,0 +1,37 @@
+//! What Podman Swarm knows about Kubernetes objects: kinds, fields, defaults, validation, patches.
+//!
+//! Pure: no IO, no clock, no async runtime. Everything that lists kinds reads [`KINDS`].
+//!
+//! From bytes to a stored object: [`manifest::parse`], [`validate::validate`] and [`validate::warnings`] on what was
+//! written, [`validate::validate_update`] beside what is stored, [`patch`] for changes; [`validate::defaulted`] on
+//! reading. [`fields`] has the facts by which objects merge.
+
+mod acted_on;
+mod apps;
+mod core;
+mod defaults;
+mod field_error;
+pub mod fields;
+pub mod int_or_string;
+mod json;
+mod kind;
+pub mod manifest;
+mod meta;
+pub mod names;
+mod networking;
+mod node;
+mod object;
+pub mod patch;
+mod pod;
+pub mod quantity;
+mod schema;
+pub mod selector;
+pub mod time;
+mod typecheck;
+pub mod validate;
+mod yaml;
+mod yaml_write;
+
+pub use field_error::{FieldError, Reason};
+pub use kind::{KINDS, Kind, KindRow, Scope};
+pub use object::{Object, ObjectKey, OwnerReference, ParseKeyError};

@@ -1,0 +1,109 @@
+//! `metadata` of all kinds: names, labels, annotations, owners.
+
+use crate::Kind;
+use crate::names;
+use crate::node::{Errors, Node};
+
+/// All keys and values of an object's annotations together.
+const ANNOTATIONS_MAX_BYTES: usize = 256 << 10;
+
+/// Checks the metadata of a whole object.
+pub(crate) fn validate(kind: Kind, metadata: &Node<'_>, errors: &mut Errors) {
+    let (name, prefix) = (metadata.at("name"), metadata.at("generateName"));
+    if name.text().is_empty() && prefix.text().is_empty() {
+        errors.required(&name, "name or generateName is required");
+    }
+    if let Some(form) = name_form(kind) {
+        if !name.text().is_empty() {
+            errors.form(&name, form);
+        }
+        // What is appended begins with a letter or a digit.
+        let stem = prefix.text().trim_end_matches('-');
+        if let (false, Some(problem)) = (stem.is_empty(), form(stem)) {
+            errors.invalid(&prefix, problem);
+        }
+    }
+    let namespace = metadata.at("namespace");
+    if !namespace.text().is_empty() {
+        match kind.is_namespaced() {
+            true => errors.form(&namespace, names::dns_label),
+            false => errors.forbidden(&namespace, "not allowed on this type"),
+        }
+    }
+    validate_of_template(metadata, errors);
+}
+
+/// Checks what metadata of objects and of pod templates have in common.
+pub(crate) fn validate_of_template(metadata: &Node<'_>, errors: &mut Errors) {
+    validate_labels(&metadata.at("labels"), errors);
+    let annotations = metadata.at("annotations");
+    let mut size = 0;
+    for (key, value) in annotations.entries() {
+        size += key.len() + value.text().len();
+        if let Some(problem) = names::qualified_name(&key.to_ascii_lowercase()) {
+            errors.invalid(
+                &Node {
+                    value: &key.as_str().into(),
+                    ..annotations.clone()
+                },
+                problem,
+            );
+        }
+    }
+    if size > ANNOTATIONS_MAX_BYTES {
+        errors.too_long(&annotations, ANNOTATIONS_MAX_BYTES);
+    }
+    for finalizer in metadata.at("finalizers").items() {
+        errors.form(&finalizer, names::qualified_name);
+    }
+    let owners = metadata.at("ownerReferences");
+    if owners
+        .items()
+        .filter(|owner| owner.at("controller").is_true())
+        .count()
+        > 1
+    {
+        errors.invalid(&owners, "Only one reference can have Controller set to true");
+    }
+}
+
+/// Checks a map of labels, or a selector that is one.
+pub(crate) fn validate_labels(labels: &Node<'_>, errors: &mut Errors) {
+    for (key, value) in labels.entries() {
+        if let Some(problem) = names::qualified_name(key) {
+            errors.invalid(
+                &Node {
+                    value: &key.as_str().into(),
+                    ..labels.clone()
+                },
+                problem,
+            );
+        }
+        if let Some(problem) = value.value.as_str().and_then(names::label_value) {
+            errors.invalid(
+                &Node {
+                    value: value.value,
+                    ..labels.clone()
+                },
+                problem,
+            );
+        }
+    }
+}
+
+/// The form of names of a kind; internal ones are made by us.
+fn name_form(kind: Kind) -> Option<fn(&str) -> Option<String>> {
+    match kind {
+        Kind::Namespace => Some(names::dns_label),
+        Kind::Service => Some(names::dns_1035_label),
+        Kind::Node
+        | Kind::Pod
+        | Kind::Endpoints
+        | Kind::Event
+        | Kind::Deployment
+        | Kind::ReplicaSet
+        | Kind::Ingress
+        | Kind::EndpointSlice => Some(names::dns_subdomain),
+        Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::DnsWhitelist | Kind::GitInventory => None,
+    }
+}

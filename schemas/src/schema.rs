@@ -1,0 +1,210 @@
+//! The types of Kubernetes' fields, as this version knows them: what is a string, a number, a list, and what is
+//! required.
+//!
+//! Compiled once from the JSON schemas that k8s-openapi carries for its types, so that typed checks, unknown fields
+//! and the completeness of [`crate::fields`] all come from the same place as the structs that planners read.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
+
+use k8s_openapi::api::{
+    apps::v1 as apps, core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+};
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::Value;
+
+use crate::Kind;
+
+/// What a field holds.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Shape {
+    Text,
+    /// RFC 3339.
+    Time,
+    Boolean,
+    Int32,
+    Int64,
+    Float,
+    /// A number of 32 bits or a string (a port's name, a percentage).
+    IntOrString,
+    /// A string like `100m`, or a number.
+    Quantity,
+    List(Box<Shape>),
+    /// Keys are free, values alike.
+    Map(Box<Shape>),
+    Struct(TypeId),
+    /// Any JSON value.
+    Any,
+}
+
+/// Index of a type in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TypeId(usize);
+
+/// A type with named fields.
+#[derive(Debug, Default)]
+pub(crate) struct Type {
+    pub(crate) fields: BTreeMap<String, Shape>,
+    pub(crate) required: Vec<String>,
+}
+
+impl TypeId {
+    /// Returns the type of a whole object. Internal kinds have none.
+    pub(crate) fn of(kind: Kind) -> Option<TypeId> {
+        SCHEMAS.roots.get(&kind).copied()
+    }
+
+    pub(crate) fn get(self) -> &'static Type {
+        &SCHEMAS.types[self.0]
+    }
+}
+
+static SCHEMAS: LazyLock<Schemas> = LazyLock::new(Schemas::compile);
+
+#[derive(Default)]
+struct Schemas {
+    types: Vec<Type>,
+    ids: HashMap<String, TypeId>,
+    roots: HashMap<Kind, TypeId>,
+}
+
+impl Schemas {
+    fn compile() -> Schemas {
+        let mut generator = SchemaGenerator::default();
+        let mut schemas = Schemas::default();
+        for row in crate::KINDS {
+            let Some(name) = register(row.kind, &mut generator) else {
+                continue;
+            };
+            let id = schemas.reserve(&name);
+            schemas.roots.insert(row.kind, id);
+        }
+        let definitions = generator.take_definitions(true);
+        for (name, definition) in &definitions {
+            let id = schemas.reserve(name);
+            let fields = definition.get("properties").and_then(Value::as_object);
+            let fields = fields.into_iter().flatten();
+            let fields = fields
+                .map(|(name, schema)| (name.clone(), schemas.shape(schema)))
+                .collect();
+            let required = definition
+                .get("required")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten();
+            let required = required
+                .filter_map(|name| name.as_str().map(str::to_owned))
+                .collect();
+            schemas.types[id.0] = Type { fields, required };
+        }
+        schemas
+    }
+
+    fn reserve(&mut self, name: &str) -> TypeId {
+        if let Some(id) = self.ids.get(name) {
+            return *id;
+        }
+        let id = TypeId(self.types.len());
+        self.types.push(Type::default());
+        self.ids.insert(name.to_owned(), id);
+        id
+    }
+
+    fn shape(&mut self, schema: &Value) -> Shape {
+        if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
+            let name = reference.rsplit('/').next().unwrap_or(reference);
+            return match name.rsplit('.').next().unwrap_or(name) {
+                "IntOrString" => Shape::IntOrString,
+                "Quantity" => Shape::Quantity,
+                "Time" | "MicroTime" => Shape::Time,
+                "FieldsV1" | "RawExtension" => Shape::Any,
+                _ => Shape::Struct(self.reserve(name)),
+            };
+        }
+        let text = |name: &str| schema.get(name).and_then(Value::as_str).unwrap_or_default();
+        match (text("type"), text("format")) {
+            ("string", _) => Shape::Text,
+            ("boolean", _) => Shape::Boolean,
+            ("integer", "int32") => Shape::Int32,
+            ("integer", _) => Shape::Int64,
+            ("number", _) => Shape::Float,
+            ("array", _) => Shape::List(Box::new(
+                schema.get("items").map_or(Shape::Any, |items| self.shape(items)),
+            )),
+            ("object", _) => match schema.get("additionalProperties") {
+                Some(values) => Shape::Map(Box::new(self.shape(values))),
+                None => Shape::Any,
+            },
+            _ => Shape::Any,
+        }
+    }
+}
+
+/// Has the generator describe the type of a kind and all that it refers to; returns the type's name.
+fn register(kind: Kind, generator: &mut SchemaGenerator) -> Option<String> {
+    fn add<T: JsonSchema>(generator: &mut SchemaGenerator) -> Option<String> {
+        generator.subschema_for::<T>();
+        Some(T::schema_name().into_owned())
+    }
+    match kind {
+        Kind::Namespace => add::<core::Namespace>(generator),
+        Kind::Node => add::<core::Node>(generator),
+        Kind::Pod => add::<core::Pod>(generator),
+        Kind::Service => add::<core::Service>(generator),
+        Kind::Endpoints => add::<core::Endpoints>(generator),
+        Kind::Event => add::<core::Event>(generator),
+        Kind::Deployment => add::<apps::Deployment>(generator),
+        Kind::ReplicaSet => add::<apps::ReplicaSet>(generator),
+        Kind::Ingress => add::<networking::Ingress>(generator),
+        Kind::EndpointSlice => add::<discovery::EndpointSlice>(generator),
+        Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::DnsWhitelist | Kind::GitInventory => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape_at(kind: Kind, path: &[&str]) -> Shape {
+        path.iter().fold(
+            Shape::Struct(TypeId::of(kind).unwrap()),
+            |shape, name| match shape {
+                Shape::Struct(id) => id.get().fields[*name].clone(),
+                Shape::List(item) => match *item {
+                    Shape::Struct(id) => id.get().fields[*name].clone(),
+                    other => panic!("{name} in {other:?}"),
+                },
+                other => panic!("{name} in {other:?}"),
+            },
+        )
+    }
+
+    #[test]
+    fn fields_have_their_kubernetes_types() {
+        let container = ["spec", "template", "spec", "containers"];
+        let at = |rest: &[&str]| shape_at(Kind::Deployment, &[&container[..], rest].concat());
+        assert_eq!(at(&["image"]), Shape::Text);
+        assert_eq!(at(&["ports", "containerPort"]), Shape::Int32);
+        assert_eq!(at(&["livenessProbe", "httpGet", "port"]), Shape::IntOrString);
+        assert_eq!(
+            at(&["resources", "limits"]),
+            Shape::Map(Box::new(Shape::Quantity))
+        );
+        assert_eq!(at(&["command"]), Shape::List(Box::new(Shape::Text)));
+        assert_eq!(
+            shape_at(Kind::Pod, &["metadata", "creationTimestamp"]),
+            Shape::Time
+        );
+        assert_eq!(
+            shape_at(Kind::Pod, &["spec", "activeDeadlineSeconds"]),
+            Shape::Int64
+        );
+    }
+
+    #[test]
+    fn every_served_kind_has_a_type() {
+        for row in crate::KINDS {
+            assert_eq!(TypeId::of(row.kind).is_some(), row.served, "{}", row.name);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Whole objects: defaults, all errors at once, what may change, and what is accepted without effect.
+//!
+//! Pure functions of the object. Existence of other objects, quotas and permissions are not looked at. The rules of each
+//! kind are in the file of its API group (`core`, `pod`, `apps`, `networking`, `meta`); types of fields in `typecheck`.
+
+use serde_json::Value;
+
+use crate::field_error::{FieldError, Reason};
+use crate::node::{Errors, Node};
+use crate::typecheck::{self, Findings};
+use crate::{Kind, Object, acted_on, apps, core, fields, meta, networking, pod};
+
+/// Returns the object with Kubernetes' defaults in the fields that are absent or null. Idempotent; what has the wrong
+/// type stays as it is.
+pub fn defaulted(object: &Object) -> Object {
+    let mut object = object.clone();
+    let Some(kind) = object.kind() else { return object };
+    let root = &mut object.0;
+    match kind {
+        Kind::Pod => {
+            if let Some(spec) = crate::defaults::make(root, "spec") {
+                pod::default_spec(spec);
+            }
+        }
+        Kind::Deployment => apps::default_deployment(root),
+        Kind::ReplicaSet => apps::default_replica_set(root),
+        Kind::Service => core::default_service(root),
+        Kind::Namespace => core::default_namespace(root),
+        Kind::Endpoints => core::default_endpoints(root),
+        Kind::EndpointSlice => core::default_endpoint_slice(root),
+        Kind::Node
+        | Kind::Event
+        | Kind::Ingress
+        | Kind::Member
+        | Kind::ApiToken
+        | Kind::JoinToken
+        | Kind::DnsWhitelist
+        | Kind::GitInventory => {}
+    }
+    object
+}
+
+/// Returns everything that is wrong with an object (as written; defaults are put in here), up to some hundred
+/// findings. Empty: valid.
+pub fn validate(object: &Object) -> Vec<FieldError> {
+    let written = Value::Object(object.0.clone());
+    let Some(kind) = object.kind() else {
+        return vec![unknown_kind(&written)];
+    };
+    let types = typecheck::check(kind, &Node::root(&written)).errors.0;
+    let defaulted = defaulted(object).into_value();
+    let root = Node::root(&defaulted);
+    let mut errors = Errors::default();
+    meta::validate(kind, &root.at("metadata"), &mut errors);
+    match kind {
+        Kind::Pod => pod::validate_spec(&root.at("spec"), &mut errors),
+        Kind::Deployment => apps::validate_deployment(&root, &mut errors),
+        Kind::ReplicaSet => apps::validate_replica_set(&root, &mut errors),
+        Kind::Service => core::validate_service(&root, &Node::root(&written), &mut errors),
+        Kind::Endpoints => core::validate_endpoints(&root, &mut errors),
+        Kind::EndpointSlice => core::validate_endpoint_slice(&root, &mut errors),
+        Kind::Ingress => networking::validate_ingress(&root, &mut errors),
+        Kind::Namespace
+        | Kind::Node
+        | Kind::Event
+        | Kind::Member
+        | Kind::ApiToken
+        | Kind::JoinToken
+        | Kind::DnsWhitelist
+        | Kind::GitInventory => {}
+    }
+    combine(types, errors.0)
+}
+
+/// Joins both lists. Where a field has the wrong type, what rules say of it and below means nothing; where both
+/// miss a field, the rules may say more.
+fn combine(types: Vec<FieldError>, rules: Vec<FieldError>) -> Vec<FieldError> {
+    let covers = |broken: &FieldError, path: &str| {
+        let rest = path.strip_prefix(broken.path.as_str());
+        broken.reason == Reason::TypeInvalid
+            && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    let said_better = |error: &FieldError| {
+        let same = |rule: &FieldError| rule.reason == Reason::Required && rule.path == error.path;
+        error.reason == Reason::Required && rules.iter().any(same)
+    };
+    let mut all: Vec<FieldError> = types.into_iter().filter(|error| !said_better(error)).collect();
+    for error in rules {
+        if !all
+            .iter()
+            .any(|known| covers(known, &error.path) || *known == error)
+        {
+            all.push(error);
+        }
+    }
+    all
+}
+
+fn unknown_kind(object: &Value) -> FieldError {
+    let text = |field: &str| object[field].as_str().unwrap_or_default();
+    let detail = format!(
+        "no matches for kind \"{}\" in version \"{}\"",
+        text("kind"),
+        text("apiVersion")
+    );
+    FieldError {
+        path: "kind".to_owned(),
+        reason: Reason::Invalid,
+        value: object["kind"].clone(),
+        detail,
+    }
+}
+
+/// Returns what a change from `old` to `new` breaks: immutable fields. Does not validate `new` by itself.
+pub fn validate_update(old: &Object, new: &Object) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let Some(kind) = old.kind() else { return Vec::new() };
+    let (old, new) = (defaulted(old).into_value(), defaulted(new).into_value());
+    let (old, new) = (Node::root(&old), Node::root(&new));
+    for path in fields::METADATA_IMMUTABLE {
+        let (old, new) = (follow(&old, path), follow(&new, path));
+        // What the server fills in, clients may leave out.
+        if new.is_set() && old.is_set() && new.value != old.value {
+            errors.invalid(&new, "field is immutable");
+        }
+    }
+    if kind == Kind::Pod {
+        pod::validate_update(&old, &new, &mut errors);
+        return errors.0;
+    }
+    // An ExternalName service has no address, so that becoming or leaving one changes it.
+    let external = |node: &Node<'_>| node.at("spec").at("type").text() == "ExternalName";
+    if kind == Kind::Service && (external(&old) || external(&new)) {
+        return errors.0;
+    }
+    for path in fields::immutable_paths(kind).0 {
+        let (old, new) = (follow(&old, path), follow(&new, path));
+        if old.is_set() && new.value != old.value {
+            errors.invalid(&new, "field is immutable");
+        }
+    }
+    errors.0
+}
+
+fn follow<'a>(node: &Node<'a>, path: &str) -> Node<'a> {
+    path.split('.').fold(node.clone(), |node, name| node.at(name))
+}
+
+/// Returns a sentence for each field, as written, that has no effect: fields that Kubernetes does not have
+/// (`unknown field "spec.foo"`), and fields that this version does not act on.
+pub fn warnings(object: &Object) -> Vec<String> {
+    let Some(kind) = object.kind() else {
+        return Vec::new();
+    };
+    let value = Value::Object(object.0.clone());
+    let root = Node::root(&value);
+    let Findings { unknown, .. } = typecheck::check(kind, &root);
+    let idle = acted_on::idle_fields(kind, &root);
+    let mut warnings: Vec<String> = unknown
+        .iter()
+        .map(|path| format!("unknown field \"{path}\""))
+        .collect();
+    let idle = idle.into_iter().filter(|field| !unknown.contains(&field.path));
+    warnings.extend(idle.map(|field| format!("{}: {}", field.path, field.reason)));
+    warnings
+}
+
+#[cfg(test)]
+#[path = "validate_tests.rs"]
+mod tests;

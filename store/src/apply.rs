@@ -1,0 +1,227 @@
+//! Server-side apply and field ownership over leaves. Pure.
+//!
+//! Owned are value and presence leaves; the order of elements belongs to nobody. An apply by a manager sets and owns
+//! what it names, takes away what only this manager owned and it no longer names, and leaves the rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use automerge::ScalarValue;
+use schemas::Kind;
+use schemas::fields::{self, ListRule};
+
+use crate::document::Owners;
+use crate::leaves::Leaves;
+use crate::path::{self, Role, Token};
+
+/// A field that another manager owns with another value: its path and that manager.
+pub(crate) type Owned = (String, String);
+
+/// Returns the owners after `manager` has changed `before` to `after` by an update: what it changed is its own.
+pub(crate) fn owners_after_update(before: &Leaves, after: &Leaves, owners: &Owners, manager: &str) -> Owners {
+    let mut result = owners.clone();
+    for path in before.keys().filter(|path| !after.contains_key(*path)) {
+        result.explicit.remove(path);
+    }
+    for (path, value) in after {
+        if path::role(path) != Role::Order && before.get(path) != Some(value) {
+            result.set(path, BTreeSet::from([manager.to_owned()]));
+        }
+    }
+    result
+}
+
+/// Merges what an apply names into the leaves of a document.
+///
+/// # Errors
+/// Without `force`, the fields that others own with another value.
+pub(crate) fn apply(
+    kind: Kind,
+    existing: &Leaves,
+    owners: &Owners,
+    named: Leaves,
+    manager: &str,
+    force: bool,
+) -> Result<(Leaves, Owners), Vec<Owned>> {
+    let named = without_needless_markers(existing, named);
+    let hidden: BTreeSet<&String> = hidden_by(existing, &named).collect();
+    let mut conflicts = Conflicts {
+        owners,
+        manager,
+        found: BTreeMap::new(),
+    };
+    for path in &hidden {
+        conflicts.check(path);
+    }
+    for (path, value) in named.iter().filter(|(path, _)| path::role(path) == Role::Value) {
+        if existing.get(path).is_some_and(|old| old != value) {
+            conflicts.check(path);
+        }
+    }
+    if !force && !conflicts.found.is_empty() {
+        return Err(conflicts.found.into_iter().collect());
+    }
+
+    let dropped = Dropped::find(kind, existing, owners, &named, manager);
+    let mut leaves: Leaves = existing
+        .iter()
+        .filter(|(path, value)| {
+            !hidden.contains(path) && !dropped.leaves.contains(*path) && !is_removed_element(path, value)
+        })
+        .map(|(path, value)| (path.clone(), value.clone()))
+        .collect();
+    leaves.extend(named.iter().map(|(path, value)| (path.clone(), value.clone())));
+
+    let mut result = owners.clone();
+    for path in existing.keys().filter(|path| !leaves.contains_key(*path)) {
+        result.explicit.remove(path);
+    }
+    for path in &dropped.shared {
+        let mut rest = owners.of(path).clone();
+        rest.remove(manager);
+        result.set(path, rest);
+    }
+    for (path, value) in named.iter().filter(|(path, _)| path::role(path) != Role::Order) {
+        let mut new = match existing.get(path) {
+            Some(old) if old == value => owners.of(path).clone(),
+            Some(_) | None => BTreeSet::new(),
+        };
+        new.insert(manager.to_owned());
+        result.set(path, new);
+    }
+    Ok((leaves, result))
+}
+
+struct Conflicts<'a> {
+    owners: &'a Owners,
+    manager: &'a str,
+    found: BTreeMap<String, String>,
+}
+
+impl Conflicts<'_> {
+    fn check(&mut self, path: &str) {
+        if path::role(path) == Role::Order {
+            return;
+        }
+        if let Some(other) = self.owners.of(path).iter().find(|owner| *owner != self.manager) {
+            self.found.insert(path::display(path), other.clone());
+        }
+    }
+}
+
+fn is_removed_element(path: &str, value: &ScalarValue) -> bool {
+    matches!(value, ScalarValue::Int(..0)) && path::role(path) == Role::Presence
+}
+
+fn is_marker(value: &ScalarValue) -> bool {
+    matches!(value, ScalarValue::Bytes(bytes) if matches!(bytes.as_slice(), b"{}" | b"[]"))
+}
+
+fn below<'a>(
+    leaves: &'a Leaves,
+    path: &str,
+) -> impl Iterator<Item = (&'a String, &'a ScalarValue)> + use<'a> {
+    let prefix = format!("{path}/");
+    let start = prefix.clone();
+    leaves
+        .range(start..)
+        .take_while(move |(path, _)| path.starts_with(&prefix))
+}
+
+/// Leaves out the marker of an empty map or list where the document has something in it.
+fn without_needless_markers(existing: &Leaves, mut named: Leaves) -> Leaves {
+    named.retain(|path, value| {
+        !is_marker(value) || below(existing, path).all(|(path, value)| is_removed_element(path, value))
+    });
+    named
+}
+
+/// Returns the leaves that cannot stay beside the named ones: a value where a map is named, and what lies below a value.
+fn hidden_by<'a>(existing: &'a Leaves, named: &'a Leaves) -> impl Iterator<Item = &'a String> {
+    named.iter().flat_map(|(path, value)| {
+        let above = path
+            .match_indices('/')
+            .filter_map(|(end, _)| existing.get_key_value(&path[..end]));
+        let above = above
+            .filter(|(path, _)| path::role(path) == Role::Value)
+            .map(|(path, _)| path);
+        let hides = path::role(path) == Role::Value && !is_marker(value);
+        let below = below(existing, path).filter(move |_| hides).map(|(path, _)| path);
+        above.chain(below)
+    })
+}
+
+/// What a manager owned and no longer names.
+#[derive(Default)]
+struct Dropped {
+    /// Nobody else owns it.
+    leaves: BTreeSet<String>,
+    /// Others own it too.
+    shared: BTreeSet<String>,
+}
+
+impl Dropped {
+    fn find(kind: Kind, existing: &Leaves, owners: &Owners, named: &Leaves, manager: &str) -> Self {
+        let mut dropped = Self::default();
+        let mut presences: Vec<&String> = Vec::new();
+        for (path, value) in existing {
+            let role = path::role(path);
+            if role == Role::Order
+                || is_removed_element(path, value)
+                || named.contains_key(path)
+                || !owners.of(path).contains(manager)
+            {
+                continue;
+            }
+            if owners.of(path).len() > 1 {
+                dropped.shared.insert(path.clone());
+            } else if role == Role::Presence {
+                presences.push(path);
+            } else {
+                dropped.leaves.insert(path.clone());
+            }
+        }
+        // The longest first: an element goes only when all that is in it goes.
+        presences.sort_by_key(|path| std::cmp::Reverse(path.len()));
+        for presence in presences {
+            dropped.element(kind, existing, presence);
+        }
+        dropped
+    }
+
+    /// Drops an element with all that is in it, or, where others own something in it, keeps it and its merge keys.
+    fn element(&mut self, kind: Kind, existing: &Leaves, presence: &str) {
+        let Some(ScalarValue::Int(number)) = existing.get(presence) else {
+            return;
+        };
+        let content = format!("{presence}@{number}");
+        let kept = below(existing, &content)
+            .filter(|(path, value)| path::role(path) != Role::Order && !is_removed_element(path, value))
+            .any(|(path, _)| !self.leaves.contains(path));
+        if kept {
+            for key in merge_keys(kind, presence) {
+                self.leaves.remove(&path::child(&content, &path::field(key)));
+            }
+            return;
+        }
+        self.leaves
+            .extend(below(existing, &content).map(|(path, _)| path.clone()));
+        self.leaves.insert(content);
+        self.leaves.insert(presence.to_owned());
+    }
+}
+
+fn merge_keys(kind: Kind, presence: &str) -> impl Iterator<Item = &'static str> {
+    let names: Vec<String> = presence
+        .split('/')
+        .filter_map(|token| match path::parse(token)? {
+            Token::Field(name) => Some(name.into_owned()),
+            Token::Element(_) | Token::Group(_) => None,
+        })
+        .collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let keys = match fields::list_rule(kind, &names) {
+        ListRule::Keyed { keys } => keys,
+        ListRule::Set | ListRule::Atomic => &[],
+    };
+    keys.iter().map(|key| key.field)
+}

@@ -1,0 +1,537 @@
+//! One object's automerge document: a flat map that holds the object's leaves, who owns which of them, and what was
+//! true at creation. Loaded only to be changed or merged; see `record.rs` for what is kept.
+//!
+//! Beside the leaves (`leaves.rs`) the map has `@creator` (a manager), `@created` (seconds), `@namespace` (the
+//! incarnation of the namespace that the object was created in) and `@owner/<manager>/<path>`. A field without an owner of its own
+//! belongs to the creators, so that an object that one manager wrote has no ownership leaves at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use automerge::legacy::{Key, ObjectId, OpType};
+use automerge::transaction::{CommitOptions, Transactable};
+use automerge::{ActorId, AutoCommit, Change, ChangeHash, ExpandedChange, ROOT, ReadDoc, ScalarValue};
+use schemas::Kind;
+use serde::{Deserialize, Serialize};
+
+use crate::incarnation::Incarnation;
+use crate::leaves::{self, Edits, Leaves};
+use crate::path::{self, Role};
+use crate::types::NodeId;
+
+const CREATOR: &str = "@creator";
+const CREATED: &str = "@created";
+const NAMESPACE: &str = "@namespace";
+const OWNER: &str = "@owner/";
+
+/// The largest change from a peer: the largest object, twice (as fields and as a group), and its paths.
+pub(crate) const MAX_CHANGE_BYTES: usize = 3_500_000;
+/// The most operations in a change from a peer: an object of the largest size has no more leaves than this.
+const MAX_OPERATIONS: usize = 500_000;
+/// The longest name of a manager or user in a change.
+const MAX_AUTHOR_BYTES: usize = 1024;
+
+/// A loaded document.
+pub(crate) struct Document {
+    automerge: AutoCommit,
+}
+
+/// What a document says.
+#[derive(Default, Clone, Debug, PartialEq)]
+pub(crate) struct Contents {
+    /// As packed: what the next change is diffed against.
+    pub(crate) raw: Leaves,
+    pub(crate) leaves: Leaves,
+    pub(crate) owners: Owners,
+    pub(crate) birth: Birth,
+}
+
+/// What was true when the object was created.
+#[derive(Default, Clone, Debug, PartialEq)]
+pub(crate) struct Birth {
+    pub(crate) unix_seconds: i64,
+    /// The incarnation of its namespace; None for cluster-scoped objects.
+    pub(crate) namespace: Option<Incarnation>,
+}
+
+/// Which managers own which leaves.
+#[derive(Default, Clone, Debug, PartialEq)]
+pub(crate) struct Owners {
+    /// More than one, if the object was created twice at once.
+    pub(crate) creators: BTreeSet<String>,
+    /// Leaves whose owners are others than the creators.
+    pub(crate) explicit: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Owners {
+    /// Returns the owners of a leaf that is there.
+    pub(crate) fn of(&self, path: &str) -> &BTreeSet<String> {
+        self.explicit.get(path).unwrap_or(&self.creators)
+    }
+
+    /// Sets the owners of a leaf.
+    pub(crate) fn set(&mut self, path: &str, owners: BTreeSet<String>) {
+        if owners == self.creators || owners.is_empty() {
+            self.explicit.remove(path);
+        } else {
+            self.explicit.insert(path.to_owned(), owners);
+        }
+    }
+
+    fn to_leaves(&self) -> Leaves {
+        let mut leaves = Leaves::new();
+        for (path, managers) in &self.explicit {
+            for manager in managers {
+                leaves.insert(
+                    format!("{OWNER}{}/{path}", path::field(manager)),
+                    ScalarValue::Boolean(true),
+                );
+            }
+        }
+        leaves
+    }
+}
+
+/// Who made a change, as the change itself says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ChangeAuthor {
+    #[serde(rename = "m")]
+    pub(crate) manager: String,
+    /// Empty for controllers.
+    #[serde(rename = "u", default, skip_serializing_if = "String::is_empty")]
+    pub(crate) user: String,
+    #[serde(rename = "n")]
+    pub(crate) node: NodeId,
+    /// Kept as the change's time, not in its message.
+    #[serde(skip)]
+    pub(crate) unix_seconds: i64,
+}
+
+impl ChangeAuthor {
+    fn check(&self) -> Result<(), BadBytes> {
+        let longest = [&self.manager, &self.user, &self.node.0]
+            .map(String::len)
+            .into_iter()
+            .max();
+        match longest {
+            Some(..=MAX_AUTHOR_BYTES) | None => Ok(()),
+            Some(bytes) => Err(BadBytes(format!("a manager or user of {bytes} bytes"))),
+        }
+    }
+}
+
+/// A field whose value differed on two sides.
+pub(crate) struct Clash {
+    pub(crate) path: String,
+    pub(crate) winner: (ScalarValue, ChangeAuthor),
+    pub(crate) loser: (ScalarValue, ChangeAuthor),
+}
+
+/// Bytes that are no document or no change of ours.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct BadBytes(pub(crate) String);
+
+impl Document {
+    pub(crate) fn new(actor: ActorId) -> Self {
+        Self {
+            automerge: AutoCommit::new().with_actor(actor),
+        }
+    }
+
+    pub(crate) fn load(bytes: &[u8], actor: ActorId) -> Result<Self, BadBytes> {
+        let automerge = AutoCommit::load(bytes).map_err(|error| BadBytes(error.to_string()))?;
+        Ok(Self {
+            automerge: automerge.with_actor(actor),
+        })
+    }
+
+    pub(crate) fn save(&mut self) -> Vec<u8> {
+        self.automerge.save()
+    }
+
+    /// Returns the heads, sorted.
+    pub(crate) fn heads(&mut self) -> Vec<ChangeHash> {
+        let mut heads = self.automerge.get_heads();
+        heads.sort_unstable();
+        heads
+    }
+
+    /// Reads everything.
+    pub(crate) fn contents(&self) -> Contents {
+        let mut contents = Contents::default();
+        for item in self.automerge.map_range(&ROOT, ..) {
+            let automerge::ValueRef::Scalar(value) = item.value else {
+                continue;
+            };
+            let value = ScalarValue::from(value);
+            let key = item.key.as_ref();
+            if !key.starts_with('@') {
+                let value = match path::role(key) {
+                    Role::Presence if item.conflict => self.presence(key).unwrap_or(value),
+                    Role::Presence | Role::Order | Role::Value => value,
+                };
+                contents.raw.insert(key.to_owned(), value);
+                continue;
+            }
+            match (key, &value) {
+                (CREATOR, _) => contents.owners.creators = self.all_texts(CREATOR),
+                (CREATED, ScalarValue::Int(seconds)) => contents.birth.unix_seconds = *seconds,
+                (NAMESPACE, ScalarValue::Str(text)) => contents.birth.namespace = text.parse().ok(),
+                (key, _) => {
+                    let owned = key.strip_prefix(OWNER).and_then(|rest| rest.split_once('/'));
+                    if let Some((manager, path)) = owned
+                        && let Some(path::Token::Field(manager)) = path::parse(manager)
+                    {
+                        let owners = contents.owners.explicit.entry(path.to_owned()).or_default();
+                        owners.insert(manager.into_owned());
+                    }
+                }
+            }
+        }
+        contents.leaves = leaves::unpack(contents.raw.clone());
+        contents
+    }
+
+    /// Decides between presences that were written at once: the higher number; of one number, the removal.
+    fn presence(&self, key: &str) -> Option<ScalarValue> {
+        let all = self.automerge.get_all(&ROOT, key).ok()?;
+        all.into_iter()
+            .filter_map(|(value, _)| value.as_i64())
+            .max_by_key(|number| (number.unsigned_abs(), *number < 0))
+            .map(ScalarValue::Int)
+    }
+
+    fn all_texts(&self, key: &str) -> BTreeSet<String> {
+        let all = self.automerge.get_all(&ROOT, key).unwrap_or_default();
+        all.into_iter()
+            .filter_map(|(value, _)| value.into_string().ok())
+            .collect()
+    }
+
+    /// Writes new leaves and owners over `contents` (which this document holds) as the smallest change, and returns its
+    /// bytes; None, if nothing changes.
+    pub(crate) fn write(
+        &mut self,
+        kind: Kind,
+        contents: &Contents,
+        leaves: Leaves,
+        owners: &Owners,
+        author: &ChangeAuthor,
+    ) -> Result<Option<WrittenChange>, BadBytes> {
+        let edits = leaves::diff(&contents.raw, &leaves::pack(kind, leaves));
+        let owner_edits = leaves::diff(&contents.owners.to_leaves(), &owners.to_leaves());
+        if edits.is_empty() && owner_edits.is_empty() {
+            return Ok(None);
+        }
+        let has_fields = !edits.is_empty();
+        let is_spec = touches_spec(edits.puts.iter().map(|(path, _)| path).chain(&edits.deletes));
+        self.edit(edits)?;
+        self.edit(owner_edits)?;
+        let bytes = self.commit(author)?;
+        Ok(Some(WrittenChange {
+            bytes,
+            is_spec,
+            has_fields,
+        }))
+    }
+
+    /// Writes the first change of an object.
+    pub(crate) fn create(
+        &mut self,
+        kind: Kind,
+        leaves: Leaves,
+        birth: &Birth,
+        author: &ChangeAuthor,
+    ) -> Result<WrittenChange, BadBytes> {
+        self.put(CREATOR, ScalarValue::Str(author.manager.as_str().into()))?;
+        self.put(CREATED, ScalarValue::Int(birth.unix_seconds))?;
+        if let Some(namespace) = birth.namespace {
+            self.put(NAMESPACE, ScalarValue::Str(namespace.to_string().into()))?;
+        }
+        for (path, value) in leaves::pack(kind, leaves) {
+            self.put(&path, value)?;
+        }
+        Ok(WrittenChange {
+            bytes: self.commit(author)?,
+            is_spec: true,
+            has_fields: true,
+        })
+    }
+
+    fn edit(&mut self, edits: Edits) -> Result<(), BadBytes> {
+        for path in &edits.deletes {
+            self.automerge
+                .delete(&ROOT, path.as_str())
+                .map_err(|error| BadBytes(error.to_string()))?;
+        }
+        edits
+            .puts
+            .into_iter()
+            .try_for_each(|(path, value)| self.put(&path, value))
+    }
+
+    /// Puts a leaf, if peers would take it.
+    fn put(&mut self, path: &str, value: ScalarValue) -> Result<(), BadBytes> {
+        check_put(path, &value)?;
+        self.automerge
+            .put(&ROOT, path, value)
+            .map_err(|error| BadBytes(error.to_string()))
+    }
+
+    /// Ends a change and returns its bytes.
+    fn commit(&mut self, author: &ChangeAuthor) -> Result<Vec<u8>, BadBytes> {
+        author.check()?;
+        let message = serde_json::to_string(author).map_err(|error| BadBytes(error.to_string()))?;
+        let options = CommitOptions::default()
+            .with_message(message)
+            .with_time(author.unix_seconds);
+        self.automerge.commit_with(options);
+        let change = self.automerge.get_last_local_change();
+        let bytes = change
+            .map(|change| change.raw_bytes().to_vec())
+            .unwrap_or_default();
+        check_size(&bytes)?;
+        Ok(bytes)
+    }
+
+    /// Tells whether this document has a change.
+    pub(crate) fn has(&mut self, hash: &ChangeHash) -> bool {
+        self.automerge.get_change_meta_by_hash(hash).is_some()
+    }
+
+    /// Returns the changes that a document with `heads` lacks, causes before effects.
+    pub(crate) fn changes_after(&mut self, heads: &[ChangeHash]) -> Vec<Vec<u8>> {
+        let known: Vec<ChangeHash> = heads.iter().filter(|hash| self.has(hash)).copied().collect();
+        let changes = self.automerge.get_changes(&known);
+        changes.iter().map(|change| change.raw_bytes().to_vec()).collect()
+    }
+
+    /// Adds changes of other replicas, except those whose causes are not here. The document must be dropped after an
+    /// error.
+    pub(crate) fn merge(&mut self, changes: &[IncomingChange]) -> Result<Merged, BadBytes> {
+        let mut fresh: Vec<&IncomingChange> = Vec::new();
+        let mut known = BTreeSet::new();
+        let mut missing = false;
+        for change in changes {
+            if known.contains(&change.hash) || self.has(&change.hash) {
+                continue;
+            }
+            let mut causes = change.change.deps().iter();
+            if causes.all(|cause| known.contains(cause) || self.has(cause)) {
+                known.insert(change.hash);
+                fresh.push(change);
+            } else {
+                missing = true;
+            }
+        }
+        let applied: Vec<Change> = fresh.iter().map(|change| change.change.clone()).collect();
+        let automerge = std::panic::AssertUnwindSafe(&mut self.automerge);
+        guarded(move || {
+            let automerge = automerge;
+            automerge
+                .0
+                .apply_changes(applied)
+                .map_err(|error| BadBytes(error.to_string()))
+        })?;
+        Ok(Merged {
+            missing,
+            spec_changes: fresh.iter().filter(|change| change.is_spec).count() as u64,
+            clashes: self.clashes(&fresh),
+            any: !fresh.is_empty(),
+        })
+    }
+
+    /// Finds the fields that new changes wrote and that others wrote at the same time.
+    fn clashes(&mut self, changes: &[&IncomingChange]) -> Vec<Clash> {
+        let touched: BTreeSet<&str> = changes
+            .iter()
+            .flat_map(|change| &change.paths)
+            .map(String::as_str)
+            .collect();
+        let mut clashes = Vec::new();
+        for path in touched {
+            if path.starts_with('@') || path::role(path) != Role::Value {
+                continue;
+            }
+            let Ok(all) = self.automerge.get_all(&ROOT, path) else {
+                continue;
+            };
+            let all: Vec<(ScalarValue, automerge::ObjId)> = all
+                .into_iter()
+                .filter_map(|(value, id)| Some((value.into_scalar().ok()?, id)))
+                .collect();
+            if all.len() < 2 {
+                continue;
+            }
+            let sides: Vec<(ScalarValue, Option<ChangeAuthor>)> = all
+                .into_iter()
+                .map(|(value, id)| (value, self.author_of(&id)))
+                .collect();
+            let Some(((winner, Some(winner_author)), losers)) = sides.split_last() else {
+                continue;
+            };
+            for (loser, author) in losers.iter().filter(|(loser, _)| loser != winner) {
+                if let Some(author) = author {
+                    clashes.push(Clash {
+                        path: path.to_owned(),
+                        winner: (winner.clone(), winner_author.clone()),
+                        loser: (loser.clone(), author.clone()),
+                    });
+                }
+            }
+        }
+        clashes
+    }
+
+    /// Returns who made an operation.
+    fn author_of(&mut self, operation: &automerge::ObjId) -> Option<ChangeAuthor> {
+        let hash = self.automerge.document().hash_for_opid(operation)?;
+        let change = self.automerge.get_change_by_hash(&hash)?;
+        serde_json::from_str(change.message()?).ok()
+    }
+}
+
+/// A change that was just made here.
+pub(crate) struct WrittenChange {
+    pub(crate) bytes: Vec<u8>,
+    /// It counts in `metadata.generation`.
+    pub(crate) is_spec: bool,
+    /// It changes fields, and not their owners alone.
+    pub(crate) has_fields: bool,
+}
+
+/// What a merge did.
+pub(crate) struct Merged {
+    /// Some changes were left out, because others that they build on are not here.
+    pub(crate) missing: bool,
+    pub(crate) spec_changes: u64,
+    pub(crate) clashes: Vec<Clash>,
+    /// At least one change was new.
+    pub(crate) any: bool,
+}
+
+/// Tells whether a change of these leaves counts in `metadata.generation`.
+fn touches_spec<'a>(paths: impl IntoIterator<Item = &'a String>) -> bool {
+    paths
+        .into_iter()
+        .any(|path| path.starts_with("spec/") || path == "spec" || path == path::IMMUTABLE)
+}
+
+/// A change from a peer that is well formed: it touches only leaves, and only with values that they can hold.
+pub(crate) struct IncomingChange {
+    change: Change,
+    hash: ChangeHash,
+    paths: Vec<String>,
+    is_spec: bool,
+}
+
+impl IncomingChange {
+    /// Checks and reads a change. Whether it is accepted depends on its bytes alone, so that all replicas decide alike.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, BadBytes> {
+        check_size(bytes)?;
+        // Only plain changes: a compressed one could unpack to any size.
+        if bytes.get(CHUNK_TYPE_AT) != Some(&CHUNK_TYPE_CHANGE) {
+            return Err(BadBytes("not a change".to_owned()));
+        }
+        let (change, expanded) = guarded(|| {
+            let change = Change::from_bytes(bytes.to_vec()).map_err(|error| BadBytes(error.to_string()))?;
+            if change.len() > MAX_OPERATIONS || change.is_empty() {
+                return Err(BadBytes(format!("a change of {} operations", change.len())));
+            }
+            let expanded = change.decode();
+            Ok((change, expanded))
+        })?;
+        let paths = check_operations(&expanded)?;
+        check_author(&change)?;
+        Ok(Self {
+            hash: change.hash(),
+            is_spec: expanded.deps.is_empty() || touches_spec(&paths),
+            paths,
+            change,
+        })
+    }
+}
+
+/// Runs what reads a peer's bytes: automerge has panics for what it thinks impossible.
+fn guarded<T>(read: impl FnOnce() -> Result<T, BadBytes> + std::panic::UnwindSafe) -> Result<T, BadBytes> {
+    std::panic::catch_unwind(read).map_err(|_| BadBytes("a change that cannot be read".to_owned()))?
+}
+
+/// Magic bytes (4) and checksum (4) come before the chunk's type.
+const CHUNK_TYPE_AT: usize = 8;
+const CHUNK_TYPE_CHANGE: u8 = 1;
+
+fn check_operations(change: &ExpandedChange) -> Result<Vec<String>, BadBytes> {
+    let mut paths = Vec::with_capacity(change.operations.len());
+    for operation in &change.operations {
+        let (ObjectId::Root, Key::Map(key), false) = (&operation.obj, &operation.key, operation.insert)
+        else {
+            return Err(BadBytes("an operation outside the flat map".to_owned()));
+        };
+        let at_path = |reason| bad_leaf(key, reason);
+        match &operation.action {
+            OpType::Put(value) => check_put(key, value)?,
+            OpType::Delete if key.starts_with(OWNER) => {}
+            OpType::Delete if key.starts_with('@') => {
+                return Err(at_path("a deletion of what never changes"));
+            }
+            OpType::Delete => leaves::check_path(key).map_err(at_path)?,
+            OpType::Make(_) | OpType::Increment(_) | OpType::MarkBegin(..) | OpType::MarkEnd(_) => {
+                return Err(at_path("an operation that is neither put nor delete"));
+            }
+        }
+        paths.push(key.to_string());
+    }
+    Ok(paths)
+}
+
+fn check_size(change: &[u8]) -> Result<(), BadBytes> {
+    if change.len() > MAX_CHANGE_BYTES {
+        return Err(BadBytes(format!(
+            "a change of {} bytes, at most {MAX_CHANGE_BYTES}",
+            change.len()
+        )));
+    }
+    Ok(())
+}
+
+fn bad_leaf(key: &str, reason: &'static str) -> BadBytes {
+    BadBytes(format!("{key:.100}: {reason}"))
+}
+
+/// Checks what is put at a key, here and by peers alike.
+fn check_put(key: &str, value: &ScalarValue) -> Result<(), BadBytes> {
+    let checked = if key.starts_with('@') {
+        check_meta(key, value)
+    } else {
+        leaves::check_leaf(key, value)
+    };
+    checked.map_err(|reason| bad_leaf(key, reason))
+}
+
+fn check_meta(key: &str, value: &ScalarValue) -> Result<(), &'static str> {
+    let fits = match (key, value) {
+        (CREATOR, ScalarValue::Str(manager)) => manager.len() <= MAX_AUTHOR_BYTES,
+        (CREATED, ScalarValue::Int(_)) => true,
+        (NAMESPACE, ScalarValue::Str(text)) => text.parse::<Incarnation>().is_ok(),
+        (key, ScalarValue::Boolean(true)) => {
+            let owned = key.strip_prefix(OWNER).and_then(|rest| rest.split_once('/'));
+            owned.is_some_and(|(manager, path)| {
+                manager.len() <= MAX_AUTHOR_BYTES
+                    && matches!(path::parse(manager), Some(path::Token::Field(_)))
+                    && leaves::check_path(path).is_ok()
+            })
+        }
+        _ => false,
+    };
+    if fits { Ok(()) } else { Err("not a leaf of ours") }
+}
+
+fn check_author(change: &Change) -> Result<(), BadBytes> {
+    let author: Option<ChangeAuthor> = change
+        .message()
+        .and_then(|message| serde_json::from_str(message).ok());
+    author
+        .ok_or_else(|| BadBytes("a change without its author".to_owned()))?
+        .check()
+}

@@ -1,0 +1,157 @@
+//! The frames that stores exchange: a version, then postcard. Pure.
+
+use bytes::Bytes;
+use schemas::ObjectKey;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::BucketDigest;
+use crate::incarnation::Incarnation;
+use crate::record::Record;
+use crate::types::SyncError;
+
+/// Version of the protocol, first in each frame (big endian).
+pub(crate) const VERSION: u32 = 1;
+/// The largest frame. The largest change of 3.5 MB fits; what does not fit travels in a further step.
+pub(crate) const MAX_FRAME_BYTES: usize = 4 << 20;
+
+/// What a frame says.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) enum Body {
+    /// First step: digests of all buckets.
+    Digests { round: u16, buckets: Vec<BucketDigest> },
+    /// Second: what the other side holds in buckets that differ.
+    Summary {
+        round: u16,
+        buckets: Vec<u8>,
+        items: Vec<Item>,
+        /// More buckets differ than fit.
+        more: bool,
+    },
+    /// Third: what the other side lacks, and what it is asked for.
+    Changes {
+        round: u16,
+        items: Vec<Delta>,
+        wants: Vec<Want>,
+        more: bool,
+    },
+    /// Fourth: what was asked for.
+    Answer {
+        items: Vec<Delta>,
+        /// Something was left out in this exchange for want of room.
+        more: bool,
+        /// The changes of the third step brought something new.
+        progress: bool,
+    },
+    /// Fresh changes, unasked.
+    Push { items: Vec<Delta> },
+}
+
+/// What is held of a key.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Item {
+    pub(crate) key: String,
+    pub(crate) removed: Option<Incarnation>,
+    pub(crate) live: Option<Heads>,
+}
+
+/// A state of a document.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Heads {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) epoch: u32,
+    pub(crate) heads: Vec<[u8; 32]>,
+}
+
+/// What a replica lacks of a key.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Delta {
+    pub(crate) key: String,
+    pub(crate) removed: Option<Incarnation>,
+    pub(crate) live: Option<Changes>,
+}
+
+/// Changes of a document, causes before effects.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Changes {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) epoch: u32,
+    pub(crate) changes: Vec<Blob>,
+}
+
+/// Asks for what a document has beyond `heads`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Want {
+    pub(crate) key: String,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) heads: Vec<[u8; 32]>,
+}
+
+/// Bytes that are encoded as one piece.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Blob(pub(crate) Vec<u8>);
+
+impl Serialize for Blob {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <&[u8]>::deserialize(deserializer).map(|bytes| Blob(bytes.to_vec()))
+    }
+}
+
+impl Delta {
+    pub(crate) fn new(
+        key: &ObjectKey,
+        removed: Option<Incarnation>,
+        record: Option<&Record>,
+        changes: Vec<Vec<u8>>,
+    ) -> Self {
+        let live = record.filter(|_| !changes.is_empty()).map(|record| Changes {
+            incarnation: record.incarnation,
+            epoch: record.epoch,
+            changes: changes.into_iter().map(Blob).collect(),
+        });
+        Self {
+            key: key.to_string(),
+            removed,
+            live,
+        }
+    }
+
+    /// Returns about what this takes in a frame.
+    pub(crate) fn bytes(&self) -> usize {
+        let changes = self.live.iter().flat_map(|live| &live.changes);
+        64 + self.key.len() + changes.map(|change| change.0.len() + 8).sum::<usize>()
+    }
+}
+
+/// Writes a frame.
+pub(crate) fn encode(body: &Body) -> Result<Bytes, SyncError> {
+    let frame = postcard::to_extend(body, VERSION.to_be_bytes().to_vec())
+        .map_err(|error| SyncError::Malformed(error.to_string()))?;
+    Ok(frame.into())
+}
+
+/// Reads a frame, and nothing of one of another version.
+pub(crate) fn decode(frame: &[u8]) -> Result<Body, SyncError> {
+    if frame.len() > MAX_FRAME_BYTES {
+        return Err(SyncError::Malformed(format!(
+            "{} bytes, at most {MAX_FRAME_BYTES}",
+            frame.len()
+        )));
+    }
+    let Some((version, body)) = frame.split_first_chunk::<4>() else {
+        return Err(SyncError::Malformed("no version".to_owned()));
+    };
+    let theirs = u32::from_be_bytes(*version);
+    if theirs != VERSION {
+        return Err(SyncError::Version {
+            ours: VERSION,
+            theirs,
+        });
+    }
+    postcard::from_bytes(body).map_err(|error| SyncError::Malformed(error.to_string()))
+}

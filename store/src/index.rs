@@ -1,0 +1,396 @@
+//! All objects in memory: documents, projections and the views made of them, with revisions, watches and digests.
+//!
+//! Holds only what is durable (documents) or need not be (projections). Never waits for anything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use schemas::{Kind, Object, ObjectKey};
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+
+use crate::digest::Digests;
+use crate::incarnation::{Incarnation, Uids};
+use crate::leaves::compact_map;
+use crate::packed::{Packed, Recent};
+use crate::record::{Record, Stored};
+use crate::types::{Gone, Listing, Revision, View, WatchEvent, WatchScope};
+use crate::watch::Watches;
+
+/// How many revisions are reserved on disk at once: half of this is what can be issued while one write is under way.
+pub(crate) const REVISION_BLOCK: u64 = 1 << 24;
+
+/// What is known of one key.
+#[derive(Default, Debug)]
+struct Entry {
+    record: Option<Arc<Record>>,
+    /// The document's object, where a projection makes the view another.
+    document: Option<Packed>,
+    projection: Option<Arc<Object>>,
+    shown: Option<(Packed, Revision)>,
+}
+
+impl Entry {
+    /// Drops what was computed for an incarnation that is gone; an object that is computed as a whole stays.
+    fn forget_status(&mut self, key: &ObjectKey) {
+        self.projection
+            .take_if(|projection| projection.key().as_ref() != Some(key));
+    }
+}
+
+/// A durable change of the documents.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Put {
+        key: ObjectKey,
+        stored: Stored,
+        /// Of earlier incarnations, if that is new.
+        removed: Option<Incarnation>,
+    },
+    /// Removes all incarnations of a key up to one.
+    Bury {
+        key: ObjectKey,
+        removed: Incarnation,
+    },
+    Round(u16),
+}
+
+/// The state of the store.
+#[derive(Debug)]
+pub(crate) struct Index {
+    entries: BTreeMap<ObjectKey, Entry>,
+    recent: Recent,
+    tombstones: BTreeMap<ObjectKey, Incarnation>,
+    round: u16,
+    digests: Digests,
+    watches: Watches,
+    uids: Uids,
+    tag: u16,
+    counter: u64,
+    /// Counters below this are this store's, by a durable record.
+    reserved: u64,
+}
+
+impl Index {
+    /// Begins at a counter that was never issued; `reserved` is durable.
+    pub(crate) fn new(uids: Uids, tag: u16, counter: u64, reserved: u64) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            recent: Recent::default(),
+            tombstones: BTreeMap::new(),
+            round: 0,
+            digests: Digests::default(),
+            watches: Watches::new(counter),
+            uids,
+            tag,
+            counter,
+            reserved,
+        }
+    }
+
+    // -------------------------------------------------------------- reading
+
+    fn view_of(&self, key: &ObjectKey, entry: &Entry) -> Option<View> {
+        let (object, revision) = entry.shown.as_ref()?;
+        Some(View {
+            key: key.clone(),
+            object: object.tree(&self.recent),
+            revision: *revision,
+            stored: entry.record.is_some(),
+        })
+    }
+
+    pub(crate) fn get(&self, key: &ObjectKey) -> Option<View> {
+        self.view_of(key, self.entries.get(key)?)
+    }
+
+    pub(crate) fn list(&self, kind: Kind, namespace: Option<&str>) -> Listing {
+        let start = ObjectKey {
+            kind,
+            namespace: namespace.unwrap_or_default().to_owned(),
+            name: String::new(),
+        };
+        let items = self
+            .entries
+            .range(start..)
+            .take_while(|(key, _)| {
+                key.kind == kind && namespace.is_none_or(|namespace| key.namespace == namespace)
+            })
+            .filter_map(|(key, entry)| self.view_of(key, entry))
+            .collect();
+        Listing {
+            items,
+            revision: self.revision(),
+        }
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        Revision::new(self.counter, self.tag)
+    }
+
+    pub(crate) fn watch(
+        &mut self,
+        scope: &WatchScope,
+        from: Option<Revision>,
+    ) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
+        let from = match from {
+            None => self.counter,
+            Some(revision) if revision.tag() == self.tag && revision.counter() <= self.counter => {
+                revision.counter()
+            }
+            Some(_) => return Err(Gone),
+        };
+        self.watches.follow(scope, from)
+    }
+
+    pub(crate) fn record(&self, key: &ObjectKey) -> Option<Arc<Record>> {
+        self.entries.get(key)?.record.clone()
+    }
+
+    pub(crate) fn removed(&self, key: &ObjectKey) -> Option<Incarnation> {
+        self.tombstones.get(key).copied()
+    }
+
+    pub(crate) fn round(&self) -> u16 {
+        self.round
+    }
+
+    pub(crate) fn digests(&self) -> &Digests {
+        &self.digests
+    }
+
+    /// Visits what is held of every key that has a document or a tombstone.
+    pub(crate) fn held(
+        &self,
+    ) -> impl Iterator<Item = (&ObjectKey, Option<Incarnation>, Option<&Arc<Record>>)> {
+        let documents = self.entries.iter().filter_map(|(key, entry)| {
+            let record = entry.record.as_ref()?;
+            Some((key, self.removed(key), Some(record)))
+        });
+        let removed = self
+            .tombstones
+            .iter()
+            .filter(|(key, _)| self.entries.get(key).is_none_or(|entry| entry.record.is_none()));
+        documents.chain(removed.map(|(key, incarnation)| (key, Some(*incarnation), None)))
+    }
+
+    /// Returns the incarnation of a namespace that something created in it now belongs to: its own, or, where it has
+    /// not arrived yet, the next.
+    pub(crate) fn namespace_incarnation(&self, namespace: &str) -> Option<Incarnation> {
+        let key = ObjectKey::cluster(Kind::Namespace, namespace);
+        match self.record(&key) {
+            Some(record) => Some(record.incarnation),
+            None => Incarnation::next(self.round, self.removed(&key)),
+        }
+    }
+
+    pub(crate) fn orphaned_by_namespace(&self) -> Vec<ObjectKey> {
+        let orphaned = self.entries.iter().filter(|(key, entry)| {
+            let created_in = entry.record.as_ref().and_then(|record| record.namespace);
+            let removed = self.removed(&ObjectKey::cluster(Kind::Namespace, &key.namespace));
+            created_in.is_some_and(|created_in| removed.is_some_and(|removed| created_in <= removed))
+        });
+        orphaned.map(|(key, _)| key.clone()).collect()
+    }
+
+    // -------------------------------------------------------------- changing
+
+    /// Takes a change in and returns the view after it, or, of a removal, the last one.
+    pub(crate) fn publish(&mut self, change: Change) -> Option<View> {
+        match change {
+            Change::Put { key, stored, removed } => {
+                self.toggle_digest(&key);
+                self.bury(&key, removed);
+                let entry = self.entries.entry(key.clone()).or_default();
+                let before = entry.record.as_ref().map(|record| record.incarnation);
+                if before.is_some_and(|before| before != stored.record.incarnation) {
+                    entry.forget_status(&key);
+                }
+                entry.record = Some(stored.record);
+                entry.document = None;
+                self.toggle_digest(&key);
+                self.show(&key, Some(stored.object));
+                self.get(&key)
+            }
+            Change::Bury { key, removed } => {
+                let last = self.get(&key);
+                self.toggle_digest(&key);
+                self.bury(&key, Some(removed));
+                if let Some(entry) = self.entries.get_mut(&key)
+                    && entry
+                        .record
+                        .as_ref()
+                        .is_some_and(|record| record.incarnation <= removed)
+                {
+                    (entry.record, entry.document) = (None, None);
+                    entry.forget_status(&key);
+                    self.toggle_digest(&key);
+                    self.show(&key, None);
+                } else {
+                    self.toggle_digest(&key);
+                }
+                last
+            }
+            Change::Round(round) => {
+                self.round = self.round.max(round);
+                None
+            }
+        }
+    }
+
+    fn bury(&mut self, key: &ObjectKey, removed: Option<Incarnation>) {
+        if let Some(removed) = removed {
+            let tombstone = self.tombstones.entry(key.clone()).or_insert(removed);
+            *tombstone = removed.max(*tombstone);
+        }
+    }
+
+    fn toggle_digest(&mut self, key: &ObjectKey) {
+        let record = self.entries.get(key).and_then(|entry| entry.record.clone());
+        self.digests.toggle(key, self.removed(key), record.as_deref());
+    }
+
+    /// Loads a tombstone or a round at start.
+    pub(crate) fn restore(&mut self, round: u16, tombstones: BTreeMap<ObjectKey, Incarnation>) {
+        self.round = round;
+        for (key, removed) in tombstones {
+            self.toggle_digest(&key);
+            self.bury(&key, Some(removed));
+            self.toggle_digest(&key);
+        }
+    }
+
+    pub(crate) fn project(&mut self, key: &ObjectKey, projection: Option<Object>) {
+        let entry = self.entries.entry(key.clone()).or_default();
+        if entry.projection.as_deref() == projection.as_ref() {
+            if entry.shown.is_none() && entry.projection.is_none() {
+                self.entries.remove(key);
+            }
+            return;
+        }
+        let document = match (&entry.document, &entry.record) {
+            (Some(document), _) => Some(document.tree(&self.recent)),
+            (None, Some(_)) => entry.shown.as_ref().map(|(shown, _)| shown.tree(&self.recent)),
+            (None, None) => None,
+        };
+        entry.projection = projection.map(Arc::new);
+        self.show(key, document);
+    }
+
+    /// Makes the view of a key anew from its document and projection; if that changes it, it is a new revision.
+    fn show(&mut self, key: &ObjectKey, document: Option<Arc<Object>>) {
+        let next = Revision::new(self.counter + 1, self.tag);
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let object = match (document, &entry.projection) {
+            (Some(document), None) => {
+                entry.document = None;
+                Some(Arc::unwrap_or_clone(document))
+            }
+            (Some(document), Some(projection)) => {
+                let mut object = Object::clone(&document);
+                lay_over(&mut object.0, &projection.0);
+                entry.document = Some(Packed::new(&document, &self.recent));
+                Some(object)
+            }
+            (None, Some(projection)) if projection.key().as_ref() == Some(key) => {
+                let mut object = Object::clone(projection);
+                if object.uid().is_empty() {
+                    object.set(&["metadata", "uid"], self.uids.uid(key, Incarnation::default()));
+                }
+                Some(object)
+            }
+            (None, Some(_) | None) => None,
+        };
+        let stored = entry.record.is_some();
+        let view = |object: Object| View {
+            key: key.clone(),
+            object: Arc::new(object),
+            revision: next,
+            stored,
+        };
+        let previous = entry
+            .shown
+            .as_ref()
+            .map(|(shown, revision)| (shown.tree(&self.recent), *revision));
+        let event = match (object, previous) {
+            (Some(mut object), previous) => {
+                if let Some((previous, revision)) = &previous {
+                    set_resource_version(&mut object, *revision);
+                    if object == **previous {
+                        return;
+                    }
+                }
+                set_resource_version(&mut object, next);
+                let view = view(Object(compact_map(object.0)));
+                entry.shown = Some((Packed::new(&view.object, &self.recent), next));
+                WatchEvent::Put {
+                    view,
+                    previous: previous.map(|(previous, _)| previous),
+                }
+            }
+            (None, Some((previous, _))) => {
+                let mut object = Arc::unwrap_or_clone(previous);
+                set_resource_version(&mut object, next);
+                entry.shown = None;
+                WatchEvent::Deleted { view: view(object) }
+            }
+            (None, None) => {
+                self.forget_if_empty(key);
+                return;
+            }
+        };
+        self.counter += 1;
+        self.watches.publish(event);
+        self.forget_if_empty(key);
+    }
+
+    fn forget_if_empty(&mut self, key: &ObjectKey) {
+        let is_empty = self.entries.get(key).is_some_and(|entry| {
+            entry.record.is_none() && entry.projection.is_none() && entry.shown.is_none()
+        });
+        if is_empty {
+            self.entries.remove(key);
+        }
+    }
+
+    // -------------------------------------------------------------- revisions
+
+    /// Returns up to where revisions should be reserved, when half of those that are have been issued.
+    pub(crate) fn wanted_reservation(&self) -> Option<u64> {
+        let left = self.reserved.saturating_sub(self.counter);
+        (left < REVISION_BLOCK / 2).then(|| self.counter + REVISION_BLOCK)
+    }
+
+    pub(crate) fn set_reserved(&mut self, reserved: u64) {
+        self.reserved = self.reserved.max(reserved);
+    }
+
+    /// Begins the history of watches now, after loading.
+    pub(crate) fn forget_history(&mut self) {
+        self.watches = Watches::new(self.counter);
+    }
+
+    /// Ends all watches.
+    pub(crate) fn close(&mut self) {
+        self.watches.close();
+    }
+}
+
+pub(crate) fn set_resource_version(object: &mut Object, revision: Revision) {
+    object.set(&["metadata", "resourceVersion"], revision.to_string());
+}
+
+/// Merges maps; of other values the upper one stays.
+fn lay_over(lower: &mut Map<String, Value>, upper: &Map<String, Value>) {
+    for (name, value) in upper {
+        match (lower.get_mut(name), value) {
+            (Some(Value::Object(lower)), Value::Object(upper)) => lay_over(lower, upper),
+            (Some(slot), value) => *slot = value.clone(),
+            (None, value) => {
+                lower.insert(name.clone(), value.clone());
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The desired state of the cluster: one automerge document per object, kept on disk, watched, and synced.
+//!
+//! Never here: sockets, Podman, what a kind means. Read [`Store`] first; then `leaves.rs` for how an object is laid out,
+//! `prepare.rs` for how it is changed, `commit.rs` for how that becomes durable, and `sync.rs` for how replicas meet.
+
+mod apply;
+mod commit;
+mod digest;
+mod disk;
+mod document;
+mod frame;
+mod incarnation;
+mod index;
+mod leaves;
+mod memory_disk;
+mod open;
+mod order;
+mod packed;
+mod path;
+mod prepare;
+mod record;
+mod seal;
+mod shared;
+mod sled_disk;
+mod store;
+mod sync;
+#[cfg(test)]
+mod tests;
+mod types;
+mod watch;
+
+pub use memory_disk::MemoryDisk;
+pub use store::Store;
+pub use types::{
+    Applied, Author, CommitError, Conflict, ConflictSide, Exchange, Gone, Listing, NodeId, OpenError,
+    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, View, WatchEvent, WatchScope, WriteError,
+};

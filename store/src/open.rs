@@ -1,0 +1,162 @@
+//! Opening: reads and checks what a disk holds, and makes the shared state of it.
+
+use std::collections::BTreeMap;
+
+use automerge::ActorId;
+use schemas::ObjectKey;
+use sha2::{Digest, Sha256};
+
+use crate::disk::{Disk, DiskError, Write};
+use crate::incarnation::{Incarnation, Uids};
+use crate::index::{Change, Index, REVISION_BLOCK};
+use crate::record::{
+    DOCUMENTS, FORMAT, META_CANARY, META_COPY, META_FORMAT, META_REVISION, META_ROUND, Record, Stored,
+    TOMBSTONES,
+};
+use crate::seal::Seal;
+use crate::shared::Shared;
+use crate::types::{OpenError, OpenOptions};
+
+const CANARY: &[u8] = b"podman-swarm";
+
+/// Reads everything from a disk; prepares an empty one.
+pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Result<Shared, OpenError> {
+    let seal = Seal::new(&options.seal_key);
+    let io = |error: DiskError| OpenError::Io {
+        path: path.to_owned(),
+        source: match error {
+            DiskError::Full => std::io::ErrorKind::StorageFull.into(),
+            DiskError::Io(source) => source,
+        },
+    };
+    let mut meta = BTreeMap::new();
+    disk.scan("m/", &mut |key, value| {
+        meta.insert(String::from_utf8_lossy(key).into_owned(), value.to_vec());
+    })
+    .map_err(io)?;
+    check_meta(&meta, &seal, path)?;
+
+    let last = number(&meta, META_REVISION);
+    let reserved = last + REVISION_BLOCK;
+    let mut writes = vec![Write::put(META_REVISION, reserved.to_be_bytes())];
+    let copy = match meta.get(META_COPY) {
+        Some(copy) => copy.clone(),
+        None => {
+            let copy = rand::random::<[u8; 16]>().to_vec();
+            let canary = seal
+                .seal(META_CANARY.as_bytes(), CANARY)
+                .map_err(|error| OpenError::Damaged {
+                    path: path.to_owned(),
+                    reason: error.to_string(),
+                })?;
+            writes.push(Write::put(META_CANARY, canary));
+            writes.push(Write::put(META_FORMAT, FORMAT.to_be_bytes()));
+            writes.push(Write::put(META_COPY, copy.clone()));
+            copy
+        }
+    };
+    disk.write(writes).and_then(|()| disk.sync()).map_err(io)?;
+
+    let mut hasher = Sha256::new();
+    hasher.update(&options.node.0);
+    hasher.update(copy);
+    hasher.update(disk.identity().to_be_bytes());
+    let tag = hasher.finalize();
+    let tag = u16::from_be_bytes([tag[0], tag[1]]);
+
+    let uids = Uids::new(options.cluster_id);
+    let mut index = Index::new(uids.clone(), tag, last + 1, reserved);
+    let mut tombstones = BTreeMap::new();
+    disk.scan(
+        TOMBSTONES,
+        &mut |key, value| match (object_key(key, TOMBSTONES), incarnation(value)) {
+            (Some(key), Some(removed)) => {
+                tombstones.insert(key, removed);
+            }
+            _ => tracing::error!(key = %String::from_utf8_lossy(key), "a tombstone cannot be read"),
+        },
+    )
+    .map_err(io)?;
+    let round = u16::try_from(number(&meta, META_ROUND)).unwrap_or(u16::MAX);
+    index.restore(round, tombstones);
+    disk.scan(DOCUMENTS, &mut |disk_key, value| {
+        match object_key(disk_key, DOCUMENTS)
+            .ok_or("no key".to_owned())
+            .and_then(|key| {
+                let stored = read(&key, value, &seal, &uids)?;
+                Ok((key, stored))
+            }) {
+            Ok((key, stored)) => {
+                index.publish(Change::Put {
+                    key,
+                    stored,
+                    removed: None,
+                });
+            }
+            // Left where it is: peers bring the object again, and that replaces it.
+            Err(error) => {
+                tracing::error!(key = %String::from_utf8_lossy(disk_key), error, "a record cannot be read");
+            }
+        }
+    })
+    .map_err(io)?;
+    index.forget_history();
+    Ok(Shared::new(options.node, uids, seal, index))
+}
+
+fn read(key: &ObjectKey, value: &[u8], seal: &Seal, uids: &Uids) -> Result<Stored, String> {
+    let record = Record::decode(key, value, seal).map_err(|error| error.to_string())?;
+    let mut document = record
+        .load(ActorId::random())
+        .map_err(|error| error.to_string())?;
+    if document.heads() != record.heads() {
+        return Err("its document has other heads".to_owned());
+    }
+    let uid = uids.uid(key, record.incarnation);
+    Ok(Stored::new(key, uid, record, &document.contents()))
+}
+
+fn check_meta(meta: &BTreeMap<String, Vec<u8>>, seal: &Seal, path: &str) -> Result<(), OpenError> {
+    let path = path.to_owned();
+    let Some(format) = meta.get(META_FORMAT) else {
+        return if meta.is_empty() {
+            Ok(())
+        } else {
+            let reason = "it has no format".to_owned();
+            Err(OpenError::Damaged { path, reason })
+        };
+    };
+    let found = format.as_slice().try_into().map_or(0, u32::from_be_bytes);
+    if found != FORMAT {
+        return Err(OpenError::Format {
+            path,
+            found,
+            ours: FORMAT,
+        });
+    }
+    let canary = meta.get(META_CANARY).ok_or_else(|| OpenError::Damaged {
+        path: path.clone(),
+        reason: "it has no canary".to_owned(),
+    })?;
+    match seal.unseal(META_CANARY.as_bytes(), canary) {
+        Ok(plain) if plain == CANARY => Ok(()),
+        Ok(_) | Err(_) => Err(OpenError::WrongKey { path }),
+    }
+}
+
+fn number(meta: &BTreeMap<String, Vec<u8>>, name: &str) -> u64 {
+    let bytes = meta.get(name).and_then(|value| value.as_slice().try_into().ok());
+    bytes.map_or(0, u64::from_be_bytes)
+}
+
+fn object_key(disk_key: &[u8], prefix: &str) -> Option<ObjectKey> {
+    std::str::from_utf8(disk_key)
+        .ok()?
+        .strip_prefix(prefix)?
+        .parse()
+        .ok()
+}
+
+fn incarnation(value: &[u8]) -> Option<Incarnation> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}

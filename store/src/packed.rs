@@ -1,0 +1,86 @@
+//! Objects in little room: as JSON, and as trees while somebody uses them or did so lately.
+//!
+//! A tree takes ten to twenty times its JSON in memory (each map has a table and entries of a hundred bytes).
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use schemas::Object;
+
+/// Trees that are kept for the next reader: all of a small cluster; of trees of 10 KB, 10 MB.
+const RECENT_TREES: usize = 1024;
+
+/// The trees that were made or read last.
+#[derive(Default, Debug)]
+pub(crate) struct Recent {
+    trees: Mutex<VecDeque<Arc<Object>>>,
+}
+
+/// An object that can always be had as a tree.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    json: Box<[u8]>,
+    tree: Mutex<Weak<Object>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Recent {
+    fn keep(&self, tree: Arc<Object>) {
+        let mut trees = lock(&self.trees);
+        if trees.len() >= RECENT_TREES {
+            trees.pop_front();
+        }
+        trees.push_back(tree);
+    }
+}
+
+impl Packed {
+    pub(crate) fn new(object: &Arc<Object>, recent: &Recent) -> Self {
+        recent.keep(object.clone());
+        Self {
+            // Maps with text keys cannot fail to be written.
+            json: serde_json::to_vec(object.as_ref())
+                .unwrap_or_default()
+                .into_boxed_slice(),
+            tree: Mutex::new(Arc::downgrade(object)),
+        }
+    }
+
+    pub(crate) fn tree(&self, recent: &Recent) -> Arc<Object> {
+        let mut tree = lock(&self.tree);
+        if let Some(tree) = tree.upgrade() {
+            return tree;
+        }
+        // Our own JSON can be read.
+        let object: Arc<Object> = Arc::new(serde_json::from_slice(&self.json).unwrap_or_default());
+        *tree = Arc::downgrade(&object);
+        recent.keep(object.clone());
+        object
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_tree_is_shared_while_it_is_used_and_made_anew_after() {
+        let recent = Recent::default();
+        let float = json!({"a": {"b": [1.0, 0.1, 1e300, u64::MAX, 2.225_073_858_507_201_4e-308]}});
+        let object = Arc::new(Object::from_value(float).unwrap());
+        let packed = Packed::new(&object, &recent);
+        assert!(Arc::ptr_eq(&packed.tree(&recent), &object));
+        let expected = Object::clone(&object);
+        drop(object);
+        for number in 0..RECENT_TREES {
+            recent.keep(Arc::new(Object::from_value(json!({ "n": number })).unwrap()));
+        }
+        assert!(lock(&packed.tree).upgrade().is_none());
+        assert_eq!(*packed.tree(&recent), expected);
+    }
+}

@@ -1,0 +1,344 @@
+//! Changes of one object, prepared in memory from what is held of it now. No disk, no waiting.
+
+use std::sync::Arc;
+
+use schemas::{Object, ObjectKey};
+
+use crate::apply;
+use crate::commit::Fresh;
+use crate::disk::Write;
+use crate::document::{Birth, ChangeAuthor, Contents, Document, Owners, WrittenChange};
+use crate::incarnation::{Incarnation, Uids};
+use crate::index::{Change, set_resource_version};
+use crate::leaves::{self, Leaves};
+use crate::record::{Record, Stored, document_key, show, tombstone_key};
+use crate::shared::Shared;
+use crate::types::{Author, Precondition, Revision, View, WriteError};
+
+/// A change that is ready to be committed.
+pub(crate) struct Prepared {
+    pub(crate) writes: Vec<Write>,
+    pub(crate) change: Change,
+    pub(crate) fresh: Option<Fresh>,
+}
+
+impl Prepared {
+    /// Tells whether fields change, and not their owners alone.
+    pub(crate) fn changes_fields(&self) -> bool {
+        let change = self.fresh.as_ref().and_then(|fresh| fresh.change.as_ref());
+        change.is_none_or(|change| change.has_fields)
+    }
+}
+
+/// The longest key: namespace and name have 253 characters each at most, and the longest resource 60.
+const MAX_KEY_BYTES: usize = 1024;
+
+fn invalid(key: impl ToString, reason: impl Into<String>) -> WriteError {
+    WriteError::Invalid {
+        key: key.to_string(),
+        reason: reason.into(),
+    }
+}
+
+/// Returns the key of an object that can be stored.
+pub(crate) fn check(object: &Object) -> Result<ObjectKey, WriteError> {
+    let Some(key) = object.key() else {
+        return Err(invalid(object.name(), "no known apiVersion and kind, or no name"));
+    };
+    let text = key.to_string();
+    if text.len() > MAX_KEY_BYTES || text.parse().as_ref() != Ok(&key) {
+        return Err(invalid(text, "not a name, or not in a namespace"));
+    }
+    leaves::check_limits(object).map_err(|reason| invalid(&key, reason))?;
+    Ok(key)
+}
+
+fn internal(key: &ObjectKey, error: impl std::fmt::Display) -> WriteError {
+    invalid(key, error.to_string())
+}
+
+fn stripped(object: &Object) -> Object {
+    let mut tree = object.clone();
+    leaves::strip_system_fields(&mut tree);
+    tree
+}
+
+/// An object that is to be changed.
+struct Loaded<'a> {
+    key: &'a ObjectKey,
+    record: Arc<Record>,
+    /// Of its view.
+    revision: Revision,
+    document: Document,
+    contents: Contents,
+}
+
+impl Loaded<'_> {
+    /// Returns the object as updates see it: without projection.
+    fn object(&self, uids: &Uids) -> Object {
+        let tree = leaves::materialise(&self.contents.leaves);
+        let mut object = show(
+            self.key,
+            uids.uid(self.key, self.record.incarnation),
+            &self.record,
+            tree,
+        );
+        set_resource_version(&mut object, self.revision);
+        object
+    }
+}
+
+impl Shared {
+    fn change_author(&self, author: &Author) -> ChangeAuthor {
+        ChangeAuthor {
+            manager: author.manager.clone(),
+            user: author.user.clone(),
+            node: self.node.clone(),
+            unix_seconds: author.unix_seconds,
+        }
+    }
+
+    pub(crate) fn prepare_create(
+        &self,
+        key: &ObjectKey,
+        object: &Object,
+        author: &Author,
+    ) -> Result<Prepared, WriteError> {
+        let (incarnation, birth) = {
+            let index = self.index();
+            if index.record(key).is_some() {
+                return Err(WriteError::Exists(key.clone()));
+            }
+            let incarnation = Incarnation::next(index.round(), index.removed(key))
+                .ok_or_else(|| invalid(key, "this name was used too often"))?;
+            let namespace = (!key.namespace.is_empty()).then(|| index.namespace_incarnation(&key.namespace));
+            let birth = Birth {
+                unix_seconds: author.unix_seconds,
+                namespace: namespace.flatten(),
+            };
+            (incarnation, birth)
+        };
+        let leaves = leaves::flatten(key.kind, &stripped(object), &Leaves::new());
+        let mut document = Document::new(self.actor());
+        let written = document
+            .create(key.kind, leaves, &birth, &self.change_author(author))
+            .map_err(|error| internal(key, error))?;
+        let contents = document.contents();
+        let record = Record::of(&mut document, &contents.birth, incarnation, 0, 1);
+        self.put(key, record, &contents, Some(written))
+    }
+
+    /// Prepares an update; None if nothing changes.
+    pub(crate) fn prepare_update<E: From<WriteError>>(
+        &self,
+        key: &ObjectKey,
+        precondition: &Precondition,
+        author: &Author,
+        mut change: impl FnMut(&Object) -> Result<Object, E>,
+    ) -> Result<Option<Prepared>, E> {
+        let loaded = self.load_current(key, precondition)?;
+        let current = loaded.object(&self.uids);
+        let changed = change(&current)?;
+        let (before, after) = (stripped(&current), stripped(&changed));
+        if before == after {
+            return Ok(None);
+        }
+        leaves::check_limits(&changed).map_err(|reason| invalid(key, reason))?;
+        let Contents {
+            leaves: old, owners, ..
+        } = &loaded.contents;
+        let leaves = leaves::flatten(key.kind, &after, old);
+        let owners = apply::owners_after_update(old, &leaves, owners, &author.manager);
+        Ok(self.write(loaded, leaves, &owners, author)?)
+    }
+
+    /// Prepares an apply to an object that is there; None if nothing changes.
+    pub(crate) fn prepare_apply(
+        &self,
+        key: &ObjectKey,
+        object: &Object,
+        author: &Author,
+        force: bool,
+    ) -> Result<Option<Prepared>, WriteError> {
+        let precondition = Precondition {
+            uid: Some(object.uid().to_owned()).filter(|uid| !uid.is_empty()),
+            resource_version: object
+                .str_at("/metadata/resourceVersion")
+                .parse()
+                .ok()
+                .map(Revision),
+        };
+        let loaded = self.load_current(key, &precondition)?;
+        let Contents {
+            leaves: old, owners, ..
+        } = &loaded.contents;
+        let named = leaves::flatten(key.kind, &stripped(object), old);
+        let (leaves, owners) =
+            apply::apply(key.kind, old, owners, named, &author.manager, force).map_err(|fields| {
+                WriteError::Owned {
+                    key: key.clone(),
+                    fields,
+                }
+            })?;
+        leaves::check_limits(&leaves::materialise(&leaves)).map_err(|reason| invalid(key, reason))?;
+        self.write(loaded, leaves, &owners, author)
+    }
+
+    pub(crate) fn prepare_remove(
+        &self,
+        key: &ObjectKey,
+        precondition: &Precondition,
+    ) -> Result<Prepared, WriteError> {
+        let (record, _) = self.current(key, precondition)?;
+        Ok(self.burial(key, record.incarnation, true))
+    }
+
+    /// Removes what is held of `key` up to an incarnation.
+    pub(crate) fn burial(&self, key: &ObjectKey, removed: Incarnation, is_fresh: bool) -> Prepared {
+        let covers = self
+            .index()
+            .record(key)
+            .is_some_and(|record| record.incarnation <= removed);
+        let document = covers.then(|| Write::remove(document_key(key)));
+        let tombstone = Write::put(tombstone_key(key), tombstone(removed));
+        Prepared {
+            writes: document.into_iter().chain([tombstone]).collect(),
+            change: Change::Bury {
+                key: key.clone(),
+                removed,
+            },
+            fresh: is_fresh.then(|| Fresh {
+                key: key.clone(),
+                change: None,
+            }),
+        }
+    }
+
+    /// Returns what is held of a key, if the precondition holds.
+    fn current(
+        &self,
+        key: &ObjectKey,
+        precondition: &Precondition,
+    ) -> Result<(Arc<Record>, View), WriteError> {
+        let index = self.index();
+        let (Some(record), Some(view)) = (index.record(key), index.get(key)) else {
+            return Err(WriteError::NotFound(key.clone()));
+        };
+        let conflict = |reason| WriteError::Conflict {
+            key: key.clone(),
+            reason,
+        };
+        let uid = self.uids.uid(key, record.incarnation);
+        if let Some(wanted) = precondition.uid.as_ref()
+            && *wanted != uid
+            && *wanted != view.object.uid()
+        {
+            return Err(conflict(format!("its uid is {uid}, not {wanted}")));
+        }
+        if let Some(wanted) = precondition.resource_version
+            && wanted != view.revision
+        {
+            return Err(conflict(format!(
+                "its resourceVersion is {}, not {wanted}",
+                view.revision
+            )));
+        }
+        Ok((record, view))
+    }
+
+    fn load_current<'a>(
+        &self,
+        key: &'a ObjectKey,
+        precondition: &Precondition,
+    ) -> Result<Loaded<'a>, WriteError> {
+        let (record, view) = self.current(key, precondition)?;
+        let document = record.load(self.actor()).map_err(|error| internal(key, error))?;
+        let contents = document.contents();
+        Ok(Loaded {
+            key,
+            record,
+            revision: view.revision,
+            document,
+            contents,
+        })
+    }
+
+    fn write(
+        &self,
+        mut loaded: Loaded<'_>,
+        leaves: Leaves,
+        owners: &Owners,
+        author: &Author,
+    ) -> Result<Option<Prepared>, WriteError> {
+        let Loaded {
+            key,
+            record,
+            document,
+            contents,
+            ..
+        } = &mut loaded;
+        let written = document.write(key.kind, contents, leaves, owners, &self.change_author(author));
+        let Some(written) = written.map_err(|error| internal(key, error))? else {
+            return Ok(None);
+        };
+        let contents = document.contents();
+        let generation = record.generation + u64::from(written.is_spec);
+        let record = Record::of(
+            document,
+            &contents.birth,
+            record.incarnation,
+            record.epoch,
+            generation,
+        );
+        self.put(key, record, &contents, Some(written)).map(Some)
+    }
+
+    pub(crate) fn put(
+        &self,
+        key: &ObjectKey,
+        record: Record,
+        contents: &Contents,
+        written: Option<WrittenChange>,
+    ) -> Result<Prepared, WriteError> {
+        let value = record
+            .encode(key, &self.seal)
+            .map_err(|error| internal(key, error))?;
+        let uid = self.uids.uid(key, record.incarnation);
+        Ok(Prepared {
+            writes: vec![Write::put(document_key(key), value)],
+            change: Change::Put {
+                key: key.clone(),
+                stored: Stored::new(key, uid, record, contents),
+                removed: None,
+            },
+            fresh: written.map(|change| Fresh {
+                key: key.clone(),
+                change: Some(change),
+            }),
+        })
+    }
+
+    /// Returns the view that a prepared change would have, for a dry run.
+    pub(crate) fn preview(&self, prepared: Prepared) -> Option<View> {
+        let Change::Put { key, stored, .. } = prepared.change else {
+            return None;
+        };
+        let revision = self
+            .index()
+            .get(&key)
+            .map(|view| view.revision)
+            .unwrap_or_default();
+        let mut object = Arc::unwrap_or_clone(stored.object);
+        set_resource_version(&mut object, revision);
+        Some(View {
+            key,
+            object: object.into(),
+            revision,
+            stored: true,
+        })
+    }
+}
+
+pub(crate) fn tombstone(removed: Incarnation) -> Vec<u8> {
+    removed.to_string().into_bytes()
+}

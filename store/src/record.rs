@@ -1,0 +1,205 @@
+//! What is kept of an object, in memory and on disk, and the names that records have on disk.
+//!
+//! | disk key | value |
+//! |---|---|
+//! | `d/` + object key | a document with its incarnation: see [`Record`] |
+//! | `t/` + object key | the highest removed [`Incarnation`] |
+//! | `m/` + word | `format`, `canary`, `copy`, `revision`, `round` |
+
+use std::sync::Arc;
+
+use automerge::{ActorId, ChangeHash};
+use schemas::{Object, ObjectKey};
+use serde::{Deserialize, Serialize};
+
+use crate::document::{BadBytes, Birth, Contents, Document};
+use crate::incarnation::Incarnation;
+use crate::leaves;
+use crate::seal::{Seal, is_confidential};
+
+/// Version of all that is kept on disk and of how objects are laid out in leaves (`schemas::fields::FIELDS_VERSION` is a
+/// part of it).
+pub(crate) const FORMAT: u32 = 1;
+
+pub(crate) const META_FORMAT: &str = "m/format";
+pub(crate) const META_CANARY: &str = "m/canary";
+pub(crate) const META_COPY: &str = "m/copy";
+pub(crate) const META_REVISION: &str = "m/revision";
+pub(crate) const META_ROUND: &str = "m/round";
+pub(crate) const DOCUMENTS: &str = "d/";
+pub(crate) const TOMBSTONES: &str = "t/";
+
+const OPEN: u8 = 0;
+const SEALED: u8 = 1;
+
+pub(crate) fn document_key(key: &ObjectKey) -> Vec<u8> {
+    format!("{DOCUMENTS}{key}").into_bytes()
+}
+
+pub(crate) fn tombstone_key(key: &ObjectKey) -> Vec<u8> {
+    format!("{TOMBSTONES}{key}").into_bytes()
+}
+
+/// An object's document as bytes, with what must be known of it without loading it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) incarnation: Incarnation,
+    /// Counts the squashes of the history; a document of another epoch cannot be merged.
+    pub(crate) epoch: u32,
+    /// Number of changes of spec.
+    pub(crate) generation: u64,
+    /// Sorted.
+    pub(crate) heads: Vec<[u8; 32]>,
+    /// The incarnation of the namespace that it was created in.
+    pub(crate) namespace: Option<Incarnation>,
+    pub(crate) created_unix_seconds: i64,
+    pub(crate) document: Box<[u8]>,
+}
+
+/// A record that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadRecord {
+    #[error("not a record of this version: {0}")]
+    Encoding(String),
+    #[error(transparent)]
+    Sealed(#[from] crate::seal::Unsealable),
+    #[error(transparent)]
+    Document(#[from] BadBytes),
+}
+
+impl Record {
+    /// Takes what is to be kept out of a document that was just changed.
+    pub(crate) fn of(
+        document: &mut Document,
+        birth: &Birth,
+        incarnation: Incarnation,
+        epoch: u32,
+        generation: u64,
+    ) -> Self {
+        Self {
+            incarnation,
+            epoch,
+            generation,
+            heads: document.heads().iter().map(|hash| hash.0).collect(),
+            namespace: birth.namespace,
+            created_unix_seconds: birth.unix_seconds,
+            document: document.save().into_boxed_slice(),
+        }
+    }
+
+    pub(crate) fn load(&self, actor: ActorId) -> Result<Document, BadBytes> {
+        Document::load(&self.document, actor)
+    }
+
+    pub(crate) fn heads(&self) -> Vec<ChangeHash> {
+        self.heads.iter().map(|hash| ChangeHash(*hash)).collect()
+    }
+
+    /// Writes the value for the disk, sealed if the kind is confidential.
+    pub(crate) fn encode(&self, key: &ObjectKey, seal: &Seal) -> Result<Vec<u8>, BadRecord> {
+        let plain = postcard::to_stdvec(self).map_err(|error| BadRecord::Encoding(error.to_string()))?;
+        let (kind, bytes) = if is_confidential(key.kind) {
+            (SEALED, seal.seal(&document_key(key), &plain)?)
+        } else {
+            (OPEN, plain)
+        };
+        Ok([&[kind], bytes.as_slice()].concat())
+    }
+
+    pub(crate) fn decode(key: &ObjectKey, value: &[u8], seal: &Seal) -> Result<Self, BadRecord> {
+        let plain = match value.split_first() {
+            Some((&OPEN, plain)) => plain.to_vec(),
+            Some((&SEALED, sealed)) => seal.unseal(&document_key(key), sealed)?,
+            Some(_) | None => return Err(BadRecord::Encoding("unknown kind of record".to_owned())),
+        };
+        postcard::from_bytes(&plain).map_err(|error| BadRecord::Encoding(error.to_string()))
+    }
+}
+
+/// A record with the object that it holds.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) record: Arc<Record>,
+    /// With key, uid, creationTimestamp and generation, and without resourceVersion.
+    pub(crate) object: Arc<Object>,
+}
+
+impl Stored {
+    pub(crate) fn new(key: &ObjectKey, uid: String, record: Record, contents: &Contents) -> Self {
+        let object = show(key, uid, &record, leaves::materialise(&contents.leaves));
+        Self {
+            record: Arc::new(record),
+            object: Arc::new(object),
+        }
+    }
+}
+
+/// Puts key and system fields into a materialised tree.
+pub(crate) fn show(key: &ObjectKey, uid: String, record: &Record, tree: Object) -> Object {
+    let mut object = Object::new(key);
+    let mut metadata = object.0.remove("metadata").unwrap_or_default();
+    if let Some(fields) = metadata.as_object_mut() {
+        fields.insert("uid".to_owned(), uid.into());
+        let created = rfc3339(record.created_unix_seconds);
+        fields.insert("creationTimestamp".to_owned(), created.into());
+        fields.insert("generation".to_owned(), record.generation.into());
+    }
+    object.0.insert("metadata".to_owned(), metadata);
+    for (name, value) in tree.0 {
+        match (object.0.get_mut(&name), value) {
+            (Some(serde_json::Value::Object(metadata)), serde_json::Value::Object(stored)) => {
+                for (name, value) in stored {
+                    metadata.entry(name).or_insert(value);
+                }
+            }
+            // Only a peer could have written these.
+            (Some(_), _) => {}
+            (None, value) => {
+                object.0.insert(name, value);
+            }
+        }
+    }
+    object
+}
+
+/// Writes a time as Kubernetes does (`2024-05-01T10:00:00Z`), from 0000 to 9999.
+fn rfc3339(unix_seconds: i64) -> String {
+    const YEAR_0: i64 = -62_167_219_200;
+    const YEAR_9999: i64 = 253_402_300_799;
+    let seconds = unix_seconds.clamp(YEAR_0, YEAR_9999);
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Days to date in the proleptic Gregorian calendar, with years that begin in March (H. Hinnant).
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_kubernetes_does() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_714_557_661, "2024-05-01T10:01:01Z"),
+            (-1, "1969-12-31T23:59:59Z"),
+            (i64::MIN, "0000-01-01T00:00:00Z"),
+            (i64::MAX, "9999-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(rfc3339(seconds), expected);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The store's disk on sled.
+//!
+//! sled's flush hands its log to the kernel (`sync_file_range` on Linux), which does not survive the loss of power
+//! (spacejam/sled#1452), and it never syncs the files in which it keeps long values. So a sync here is a flush, then
+//! fdatasync of the log and fsync of every file that is new, and of its directory.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::disk::{Disk, DiskError, Write};
+use crate::types::OpenError;
+
+/// sled's own cache of pages. Objects are kept by the store, so this serves start-up alone.
+const CACHE_BYTES: u64 = 8 << 20;
+/// Space that must stay free after a write: sled stops for good where it meets ENOSPC, so the limit is drawn before. It is
+/// some segments of its log (512 KiB each) and a snapshot.
+const RESERVED_BYTES: u64 = 32 << 20;
+/// How much a batch can grow on disk: sled writes whole pages.
+const WRITE_AMPLIFICATION: u64 = 4;
+
+/// A directory with a lock and a sled database.
+pub(crate) struct SledDisk {
+    database: sled::Db,
+    log: File,
+    folder: PathBuf,
+    /// Files beside the log that are synced.
+    synced: BTreeSet<(PathBuf, OsString)>,
+    reserved_bytes: u64,
+    lock: File,
+}
+
+impl SledDisk {
+    pub(crate) fn open(directory: &Path) -> Result<Self, OpenError> {
+        let path = || directory.display().to_string();
+        let io = |source| OpenError::Io { path: path(), source };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(io)?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join("lock"))
+            .map_err(io)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => OpenError::Locked { path: path() },
+            TryLockError::Error(source) => io(source),
+        })?;
+        let folder = directory.join("sled");
+        let database = sled::Config::new()
+            .path(&folder)
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(None)
+            .open()
+            .map_err(|error| match error {
+                sled::Error::Io(source) => io(source),
+                other => OpenError::Damaged {
+                    path: path(),
+                    reason: other.to_string(),
+                },
+            })?;
+        let log = File::open(folder.join("db")).map_err(io)?;
+        for parent in [&folder, directory] {
+            File::open(parent)
+                .and_then(|parent| parent.sync_all())
+                .map_err(io)?;
+        }
+        Ok(Self {
+            database,
+            log,
+            folder,
+            synced: BTreeSet::new(),
+            reserved_bytes: RESERVED_BYTES,
+            lock,
+        })
+    }
+
+    /// Syncs the files that sled has made since: long values and snapshots.
+    fn sync_new_files(&mut self) -> io::Result<()> {
+        let mut present = BTreeSet::new();
+        for folder in [self.folder.clone(), self.folder.join("blobs")] {
+            let mut is_changed = false;
+            for entry in fs::read_dir(&folder)? {
+                let entry = entry?;
+                let place = (folder.clone(), entry.file_name());
+                if !self.synced.contains(&place) {
+                    // sled may remove a file meanwhile; then nothing refers to it.
+                    match File::open(entry.path()).and_then(|file| file.sync_all()) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                        Ok(()) | Err(_) => is_changed = true,
+                    }
+                }
+                present.insert(place);
+            }
+            if is_changed {
+                File::open(&folder)?.sync_all()?;
+            }
+        }
+        self.synced = present;
+        Ok(())
+    }
+}
+
+fn disk_error(error: sled::Error) -> DiskError {
+    DiskError::Io(match error {
+        sled::Error::Io(error) => error,
+        other => io::Error::other(other),
+    })
+}
+
+impl Disk for SledDisk {
+    fn write(&mut self, batch: Vec<Write>) -> Result<(), DiskError> {
+        let bytes: u64 = batch
+            .iter()
+            .map(|write| (write.key.len() + write.value.as_ref().map_or(0, Vec::len)) as u64)
+            .sum();
+        let space = rustix::fs::statvfs(&self.folder).map_err(io::Error::from)?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        if free < self.reserved_bytes.saturating_add(bytes * WRITE_AMPLIFICATION) {
+            return Err(DiskError::Full);
+        }
+        let mut sled_batch = sled::Batch::default();
+        for write in batch {
+            match write.value {
+                Some(value) => sled_batch.insert(write.key, value),
+                None => sled_batch.remove(write.key),
+            }
+        }
+        self.database.apply_batch(sled_batch).map_err(disk_error)
+    }
+
+    fn sync(&mut self) -> Result<(), DiskError> {
+        self.database.flush().map_err(disk_error)?;
+        self.log.sync_data()?;
+        Ok(self.sync_new_files()?)
+    }
+
+    fn scan(&self, prefix: &str, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), DiskError> {
+        for record in self.database.scan_prefix(prefix) {
+            let (key, value) = record.map_err(disk_error)?;
+            visit(&key, &value);
+        }
+        Ok(())
+    }
+
+    fn identity(&self) -> u64 {
+        self.lock
+            .metadata()
+            .map_or(0, |file| file.ino() ^ file.dev().rotate_left(32))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_the_suite() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::disk::suite::check(SledDisk::open(folder.path()).unwrap(), |disk| {
+            drop(disk);
+            SledDisk::open(folder.path()).unwrap()
+        });
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = SledDisk::open(folder.path()).unwrap();
+        assert!(matches!(
+            SledDisk::open(folder.path()),
+            Err(OpenError::Locked { .. })
+        ));
+        drop(first);
+        SledDisk::open(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn refuses_writes_before_the_space_is_gone_and_recovers() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = SledDisk::open(folder.path()).unwrap();
+        disk.reserved_bytes = u64::MAX / 2;
+        assert!(matches!(
+            disk.write(vec![Write::put("a", "1")]),
+            Err(DiskError::Full)
+        ));
+        disk.reserved_bytes = 0;
+        disk.write(vec![Write::put("a", "1")]).unwrap();
+        disk.sync().unwrap();
+    }
+}

@@ -1,0 +1,315 @@
+//! [`Store`]: reads, durable writes, watches, projections and sync.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use schemas::{Kind, Object, ObjectKey};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::commit::{self, Claim, Commit, Job, QUEUE_CHANGES};
+use crate::disk::Disk;
+use crate::memory_disk::MemoryDisk;
+use crate::open;
+use crate::prepare::{self, Prepared};
+use crate::shared::Shared;
+use crate::sled_disk::SledDisk;
+use crate::types::{
+    Applied, Author, CommitError, Conflict, Exchange, Gone, Listing, NodeId, OpenError, OpenOptions, Outcome,
+    Precondition, Push, Revision, SyncError, View, WatchEvent, WatchScope, WriteError,
+};
+
+/// The store of one node. Cheap to clone.
+///
+/// Two planes: *documents* (durable, replicated) and *projections* (computed here, in memory, laid over documents).
+/// Reads, lists and watches show both as one view. When the last handle is dropped, the store closes.
+///
+/// Writes may be cancelled while they wait; one that waits for the disk happens all the same.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) shared: Arc<Shared>,
+    queue: mpsc::Sender<Job>,
+}
+
+/// The answer to a queued change.
+pub(crate) type Done = oneshot::Receiver<Result<Option<View>, CommitError>>;
+
+impl Store {
+    /// Opens the store in a directory, checks what it loads and locks the directory against a second process.
+    ///
+    /// # Errors
+    /// The directory cannot be used, is in use, or was sealed under another key.
+    pub fn open(directory: &Path, options: OpenOptions) -> Result<Store, OpenError> {
+        let disk = SledDisk::open(directory)?;
+        Self::open_disk(disk, &directory.display().to_string(), options)
+    }
+
+    /// Opens the store on a disk in memory, for tests and simulations.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_in_memory(disk: MemoryDisk, options: OpenOptions) -> Result<Store, OpenError> {
+        Self::open_disk(disk, "memory", options)
+    }
+
+    fn open_disk<D: Disk + 'static>(
+        mut disk: D,
+        path: &str,
+        options: OpenOptions,
+    ) -> Result<Store, OpenError> {
+        let shared = Arc::new(open::load(&mut disk, path, options)?);
+        let (queue, jobs) = mpsc::channel(QUEUE_CHANGES);
+        let committed = shared.clone();
+        thread::Builder::new()
+            .name("store-commit".to_owned())
+            .spawn(move || commit::run(disk, &committed, jobs))
+            .map_err(|source| OpenError::Io {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(Store { shared, queue })
+    }
+
+    // -------------------------------------------------------------- reading
+
+    /// Returns the view of an object.
+    pub fn get(&self, key: &ObjectKey) -> Option<View> {
+        self.shared.index().get(key)
+    }
+
+    /// Lists a kind, in all namespaces or one, ordered by key.
+    pub fn list(&self, kind: Kind, namespace: Option<&str>) -> Listing {
+        self.shared.index().list(kind, namespace)
+    }
+
+    /// Returns the newest revision.
+    pub fn revision(&self) -> Revision {
+        self.shared.index().revision()
+    }
+
+    /// Follows changes after `from` (now, if None). The receiver closes when the reader is too slow or the store stops.
+    ///
+    /// # Errors
+    /// [`Gone`], if `from` is older than the kept history, or another node's.
+    pub fn watch(
+        &self,
+        scope: WatchScope,
+        from: Option<Revision>,
+    ) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
+        self.shared.index_mut().watch(&scope, from)
+    }
+
+    /// Tells whether the incarnation of `key` with this uid was removed (by tombstone, never by absence).
+    pub fn is_removed(&self, key: &ObjectKey, uid: &str) -> bool {
+        let removed = self.shared.index().removed(key);
+        let incarnation = self.shared.uids.incarnation(key, uid);
+        matches!((incarnation, removed), (Some(incarnation), Some(removed)) if incarnation <= removed)
+    }
+
+    /// Returns objects whose namespace's tombstone covers the incarnation they were created under: garbage.
+    pub fn orphaned_by_namespace(&self) -> Vec<ObjectKey> {
+        self.shared.index().orphaned_by_namespace()
+    }
+
+    // -------------------------------------------------------------- writing
+
+    /// Creates an object; durable when this returns. What it sets of uid, generation and creationTimestamp is ours.
+    ///
+    /// # Errors
+    /// It exists, cannot be stored, or the disk does not take it.
+    pub async fn create(&self, object: Object, author: Author) -> Result<View, WriteError> {
+        let key = prepare::check(&object)?;
+        let (permit, claim) = self.claim(&key).await?;
+        let prepared = self.shared.prepare_create(&key, &object, &author)?;
+        self.commit(&key, permit, claim, prepared).await
+    }
+
+    /// Changes an object: `change` gets the document (without projection) and returns the whole new one; the smallest
+    /// set of puts and deletes is stored, or nothing if they are equal. `change` may run again after a conflict
+    /// and must not block. Its error passes through.
+    ///
+    /// # Errors
+    /// It is not there, the precondition does not hold, it cannot be stored, or the disk does not take it.
+    pub async fn update<E: From<WriteError>>(
+        &self,
+        key: &ObjectKey,
+        precondition: &Precondition,
+        author: Author,
+        change: impl FnMut(&Object) -> Result<Object, E> + Send,
+    ) -> Result<View, E> {
+        let (permit, claim) = self.claim(key).await.map_err(WriteError::from)?;
+        match self.shared.prepare_update(key, precondition, &author, change)? {
+            Some(prepared) => Ok(self.commit(key, permit, claim, prepared).await?),
+            None => Ok(self.get(key).ok_or_else(|| WriteError::NotFound(key.clone()))?),
+        }
+    }
+
+    /// Server-side apply by `author.manager`: sets the fields that `object` names, removes those that this manager
+    /// owned and no longer names (unless another owns them too), and leaves the rest. Creates if absent. A uid or
+    /// resourceVersion in `object` must be the current one.
+    ///
+    /// # Errors
+    /// [`WriteError::Owned`] without `force`, where another manager owns a field with another value.
+    pub async fn apply(&self, object: Object, author: Author, force: bool) -> Result<Applied, WriteError> {
+        let key = prepare::check(&object)?;
+        let (permit, claim) = self.claim(&key).await?;
+        let (outcome, prepared) = self.prepare_apply(&key, &object, &author, force)?;
+        let view = match prepared {
+            Some(prepared) => self.commit(&key, permit, claim, prepared).await?,
+            None => self.get(&key).ok_or(WriteError::NotFound(key))?,
+        };
+        Ok(Applied { outcome, view })
+    }
+
+    /// Computes what [`Store::apply`] would show, and stores nothing. The view is the document without projection.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    pub fn apply_dry(&self, object: Object, author: &Author, force: bool) -> Result<Applied, WriteError> {
+        let key = prepare::check(&object)?;
+        let (outcome, prepared) = self.prepare_apply(&key, &object, author, force)?;
+        let view = match prepared {
+            Some(prepared) => self.shared.preview(prepared),
+            None => self.get(&key),
+        };
+        let view = view.ok_or(WriteError::NotFound(key))?;
+        Ok(Applied { outcome, view })
+    }
+
+    fn prepare_apply(
+        &self,
+        key: &ObjectKey,
+        object: &Object,
+        author: &Author,
+        force: bool,
+    ) -> Result<(Outcome, Option<Prepared>), WriteError> {
+        if self.shared.index().record(key).is_none() {
+            let prepared = self.shared.prepare_create(key, object, author)?;
+            return Ok((Outcome::Created, Some(prepared)));
+        }
+        let prepared = self.shared.prepare_apply(key, object, author, force)?;
+        let outcome = match &prepared {
+            Some(prepared) if prepared.changes_fields() => Outcome::Configured,
+            Some(_) | None => Outcome::Unchanged,
+        };
+        Ok((outcome, prepared))
+    }
+
+    /// Removes an object for good and leaves a tombstone. Graceful deletion (deletionTimestamp, finalizers) is the
+    /// caller's: this is the last step. Returns the last view.
+    ///
+    /// # Errors
+    /// It is not there, the precondition does not hold, or the disk does not take it.
+    pub async fn remove(
+        &self,
+        key: &ObjectKey,
+        precondition: &Precondition,
+        author: Author,
+    ) -> Result<View, WriteError> {
+        let (permit, claim) = self.claim(key).await?;
+        let prepared = self.shared.prepare_remove(key, precondition)?;
+        let view = self.commit(key, permit, claim, prepared).await?;
+        tracing::debug!(%key, manager = author.manager, user = author.user, "object removed");
+        Ok(view)
+    }
+
+    /// Waits for room in the queue and for the right to change `key`.
+    pub(crate) async fn claim(&self, key: &ObjectKey) -> Result<(mpsc::Permit<'_, Job>, Claim), CommitError> {
+        let permit = self.queue.reserve().await.map_err(|_| closed())?;
+        let claim = self.shared.claims.claim(key).await;
+        Ok((permit, claim))
+    }
+
+    async fn commit(
+        &self,
+        key: &ObjectKey,
+        permit: mpsc::Permit<'_, Job>,
+        claim: Claim,
+        prepared: Prepared,
+    ) -> Result<View, WriteError> {
+        let done = Self::enqueue(permit, Some(claim), prepared, Vec::new());
+        let view = done.await.map_err(|_| closed())??;
+        view.ok_or_else(|| WriteError::NotFound(key.clone()))
+    }
+
+    pub(crate) fn enqueue(
+        permit: mpsc::Permit<'_, Job>,
+        claim: Option<Claim>,
+        prepared: Prepared,
+        conflicts: Vec<Conflict>,
+    ) -> Done {
+        let (done, waiting) = oneshot::channel();
+        permit.send(Job::Commit(Box::new(Commit {
+            writes: prepared.writes,
+            change: prepared.change,
+            fresh: prepared.fresh,
+            conflicts,
+            claim,
+            done,
+        })));
+        waiting
+    }
+
+    pub(crate) async fn permit(&self) -> Result<mpsc::Permit<'_, Job>, CommitError> {
+        self.queue.reserve().await.map_err(|_| closed())
+    }
+
+    // -------------------------------------------------------------- projections
+
+    /// Lays computed fields over an object (JSON merge: maps merge, the projection's other values win), or, where no
+    /// document exists and `projection` names a whole object, shows that. None takes it away. Costs no disk write;
+    /// moves the revision only if the view changes.
+    pub fn project(&self, key: &ObjectKey, projection: Option<Object>) {
+        let mut index = self.shared.index_mut();
+        index.project(key, projection);
+        if index.wanted_reservation().is_some() {
+            // A full queue reserves as well.
+            let _ = self.queue.try_send(Job::Reserve);
+        }
+    }
+
+    // -------------------------------------------------------------- sync
+
+    /// Frames with this node's fresh changes, to push to live peers at once. A slow reader loses frames; digests repair it.
+    pub fn pushes(&self) -> broadcast::Receiver<Push> {
+        self.shared.pushes.subscribe()
+    }
+
+    /// Conflicts in which a value that a user wrote through this node lost. A slow reader loses some.
+    pub fn conflicts(&self) -> broadcast::Receiver<Conflict> {
+        self.shared.conflicts.subscribe()
+    }
+
+    /// A short hash (hex) of everything this store holds; equal on nodes that hold the same.
+    pub fn digest(&self) -> String {
+        let index = self.shared.index();
+        index.digests().total(index.round())
+    }
+
+    /// Begins an exchange with a peer whose digest differs.
+    pub fn begin_exchange(&self, peer: &NodeId) -> Exchange {
+        tracing::debug!(%peer, "exchange begins");
+        self.first_step()
+    }
+
+    /// Takes a frame from an authenticated peer (a push, a step of an exchange, or an answer) and says what to send
+    /// back. What it stores is durable when this returns.
+    ///
+    /// # Errors
+    /// The frame is refused as a whole.
+    pub async fn receive(&self, peer: &NodeId, frame: &[u8]) -> Result<Exchange, SyncError> {
+        self.step(peer, frame).await
+    }
+
+    /// Waits until all accepted writes are on disk, and closes. Writes fail from then on; reads go on.
+    pub async fn close(&self) {
+        let (closed, waiting) = oneshot::channel();
+        if self.queue.send(Job::Close(closed)).await.is_ok() {
+            let _ = waiting.await;
+        }
+    }
+}
+
+fn closed() -> CommitError {
+    CommitError::Failed("the store is closed".to_owned())
+}

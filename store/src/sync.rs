@@ -1,0 +1,619 @@
+//! Sync between two stores: frames in, frames out; no socket, no clock, no state between frames.
+//!
+//! An exchange: *digests* of all buckets → *summary* of the buckets that differ → *changes* that the other lacks and *wants* →
+//! *answer*. Each frame is bounded; what does not fit is left for another exchange, which the beginner starts as long as
+//! one brings something new. What a peer sends is checked change by change: a bad one is left out and the rest taken.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use automerge::ChangeHash;
+use schemas::ObjectKey;
+use sha2::{Digest, Sha256};
+
+use crate::digest::{BUCKETS, BucketDigest, bucket_of};
+use crate::disk::Write;
+use crate::document::{BadBytes, Clash, Document, IncomingChange};
+use crate::frame::{self, Body, Changes, Delta, Heads, Item, MAX_FRAME_BYTES, Want};
+use crate::incarnation::Incarnation;
+use crate::index::Change;
+use crate::leaves;
+use crate::path;
+use crate::prepare::{Prepared, tombstone};
+use crate::record::{META_ROUND, Record, tombstone_key};
+use crate::seal::is_confidential;
+use crate::shared::Shared;
+use crate::store::{Done, Store};
+use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, SyncError};
+
+/// How many bytes of items are collected before one stops; the last may be as large as a frame.
+const ITEMS_BYTES: usize = 2 << 20;
+/// How many bytes of wants are collected.
+const WANTS_BYTES: usize = 256 << 10;
+/// About what an item of a summary takes beside its key: two incarnations and one head.
+const ITEM_BYTES: usize = 96;
+
+/// What a replica has of a key.
+#[derive(Default, Clone)]
+struct Held {
+    removed: Option<Incarnation>,
+    record: Option<Arc<Record>>,
+}
+
+/// What came of a delta.
+#[derive(Default)]
+struct Taken {
+    /// Where it is being stored.
+    done: Option<Done>,
+    /// It builds on changes that are not here.
+    want: Option<Want>,
+}
+
+impl Store {
+    /// Returns the first frame of an exchange.
+    pub(crate) fn first_step(&self) -> Exchange {
+        let index = self.shared.index();
+        send(&Body::Digests {
+            round: index.round(),
+            buckets: index.digests().buckets().to_vec(),
+        })
+        .unwrap_or(Exchange::Done)
+    }
+
+    pub(crate) async fn step(&self, peer: &NodeId, frame: &[u8]) -> Result<Exchange, SyncError> {
+        match frame::decode(frame)? {
+            Body::Digests { round, buckets } => {
+                self.take_round(round).await?;
+                self.summary(round, &buckets)
+            }
+            Body::Summary {
+                round,
+                buckets,
+                items,
+                more,
+            } => {
+                self.take_round(round).await?;
+                self.compare(peer, &buckets, items, more).await
+            }
+            Body::Changes {
+                round,
+                items,
+                wants,
+                more,
+            } => {
+                self.take_round(round).await?;
+                let (progress, missing) = self.take(peer, items).await?;
+                if !missing.is_empty() {
+                    tracing::debug!(%peer, documents = missing.len(), "changes without their causes");
+                }
+                let (items, left_out) = self.answer(&wants);
+                let more = more || left_out;
+                if items.is_empty() && !more {
+                    return Ok(Exchange::Done);
+                }
+                send(&Body::Answer {
+                    items,
+                    more,
+                    progress,
+                })
+            }
+            Body::Answer {
+                items,
+                more,
+                progress,
+            } => {
+                let (taken, _) = self.take(peer, items).await?;
+                Ok(if more && (progress || taken) {
+                    self.first_step()
+                } else {
+                    Exchange::Done
+                })
+            }
+            Body::Push { items } => {
+                let (_, wants) = self.take(peer, items).await?;
+                if wants.is_empty() {
+                    return Ok(Exchange::Done);
+                }
+                send(&Body::Changes {
+                    round: self.shared.index().round(),
+                    items: Vec::new(),
+                    wants,
+                    more: false,
+                })
+            }
+        }
+    }
+
+    /// Answers digests with what is held in the buckets that differ.
+    fn summary(&self, round: u16, theirs: &[BucketDigest]) -> Result<Exchange, SyncError> {
+        if theirs.len() != BUCKETS {
+            return Err(SyncError::Malformed(format!(
+                "{} buckets, not {BUCKETS}",
+                theirs.len()
+            )));
+        }
+        let index = self.shared.index();
+        let ours = index.digests().buckets();
+        let differing: Vec<u8> = (0..=u8::MAX)
+            .filter(|at| ours[usize::from(*at)] != theirs[usize::from(*at)])
+            .collect();
+        if differing.is_empty() && round >= index.round() {
+            return Ok(Exchange::Done);
+        }
+        let mut by_bucket: BTreeMap<u8, Vec<Item>> =
+            differing.iter().map(|bucket| (*bucket, Vec::new())).collect();
+        for (key, removed, record) in index.held() {
+            let bucket = bucket_of(key) as u8;
+            if let Some(items) = by_bucket.get_mut(&bucket) {
+                items.push(Item {
+                    key: key.to_string(),
+                    removed,
+                    live: record.map(|record| Heads {
+                        incarnation: record.incarnation,
+                        epoch: record.epoch,
+                        heads: record.heads.clone(),
+                    }),
+                });
+            }
+        }
+        let (mut buckets, mut items, mut bytes, mut more) = (Vec::new(), Vec::new(), 0, false);
+        for (bucket, found) in by_bucket {
+            bytes += found
+                .iter()
+                .map(|item| item.key.len() + ITEM_BYTES)
+                .sum::<usize>();
+            if bytes > MAX_FRAME_BYTES / 2 && !buckets.is_empty() {
+                more = true;
+                break;
+            }
+            buckets.push(bucket);
+            items.extend(found);
+        }
+        send(&Body::Summary {
+            round: index.round(),
+            buckets,
+            items,
+            more,
+        })
+    }
+
+    /// Takes tombstones from a summary and says what each side lacks.
+    async fn compare(
+        &self,
+        peer: &NodeId,
+        buckets: &[u8],
+        items: Vec<Item>,
+        mut more: bool,
+    ) -> Result<Exchange, SyncError> {
+        let mut theirs: BTreeMap<ObjectKey, (Option<Incarnation>, Option<Heads>)> = BTreeMap::new();
+        let mut tombstones = Vec::new();
+        for item in items {
+            // A kind that this version does not know is kept by those who do.
+            let Ok(key) = item.key.parse::<ObjectKey>() else {
+                continue;
+            };
+            if item.removed.is_some() {
+                tombstones.push(Delta {
+                    key: item.key,
+                    removed: item.removed,
+                    live: None,
+                });
+            }
+            theirs.insert(key, (item.removed, item.live));
+        }
+        let (progress, _) = self.take(peer, tombstones).await?;
+        let buckets: BTreeSet<u8> = buckets.iter().copied().collect();
+        let ours: BTreeMap<ObjectKey, Held> = {
+            let index = self.shared.index();
+            let held = index
+                .held()
+                .filter(|(key, ..)| buckets.contains(&(bucket_of(key) as u8)));
+            held.map(|(key, removed, record)| {
+                let record = record.cloned();
+                (key.clone(), Held { removed, record })
+            })
+            .collect()
+        };
+        let keys: BTreeSet<&ObjectKey> = ours.keys().chain(theirs.keys()).collect();
+        let (mut deltas, mut wants, mut bytes, mut want_bytes) = (Vec::new(), Vec::new(), 0, 0);
+        for key in keys {
+            let mine = ours.get(key).cloned().unwrap_or_default();
+            let (removed, live) = theirs.get(key).cloned().unwrap_or_default();
+            let (delta, want) = self.shared.difference(key, &mine, removed, live.as_ref());
+            if (bytes > ITEMS_BYTES || want_bytes > WANTS_BYTES) && (delta.is_some() || want.is_some()) {
+                more = true;
+                break;
+            }
+            bytes += delta.as_ref().map_or(0, Delta::bytes);
+            want_bytes += want.as_ref().map_or(0, |want| want.key.len() + ITEM_BYTES);
+            deltas.extend(delta);
+            wants.extend(want);
+        }
+        let (deltas, cut) = fit(deltas);
+        more |= cut;
+        if deltas.is_empty() && wants.is_empty() {
+            return Ok(if more && progress {
+                self.first_step()
+            } else {
+                Exchange::Done
+            });
+        }
+        send(&Body::Changes {
+            round: self.shared.index().round(),
+            items: deltas,
+            wants,
+            more,
+        })
+    }
+
+    /// Returns what is wanted, and whether something did not fit.
+    fn answer(&self, wants: &[Want]) -> (Vec<Delta>, bool) {
+        let mut deltas = Vec::new();
+        let mut bytes = 0;
+        let mut seen = BTreeSet::new();
+        for want in wants {
+            let Ok(key) = want.key.parse::<ObjectKey>() else {
+                continue;
+            };
+            if !seen.insert(key.clone()) {
+                continue;
+            }
+            if bytes > ITEMS_BYTES {
+                return (fit(deltas).0, true);
+            }
+            let (removed, record) = {
+                let index = self.shared.index();
+                (index.removed(&key), index.record(&key))
+            };
+            let heads = |record: &Record| {
+                if record.incarnation == want.incarnation {
+                    want.heads.as_slice()
+                } else {
+                    &[]
+                }
+                .to_vec()
+            };
+            let changes = record
+                .as_ref()
+                .map(|record| self.shared.changes_after(&key, record, &heads(record)));
+            let delta = Delta::new(&key, removed, record.as_deref(), changes.unwrap_or_default());
+            if delta.live.is_some() || delta.removed.is_some() {
+                bytes += delta.bytes();
+                deltas.push(delta);
+            }
+        }
+        fit(deltas)
+    }
+
+    async fn take_round(&self, round: u16) -> Result<(), SyncError> {
+        if round <= self.shared.index().round() {
+            return Ok(());
+        }
+        let permit = self.permit().await?;
+        let prepared = Prepared {
+            writes: vec![Write::put(META_ROUND, u64::from(round).to_be_bytes())],
+            change: Change::Round(round),
+            fresh: None,
+        };
+        finished(Self::enqueue(permit, None, prepared, Vec::new())).await?;
+        Ok(())
+    }
+
+    /// Stores what is new and well formed in deltas, and waits until it is durable. Returns whether something was, and
+    /// which documents lack the causes of what came.
+    async fn take(&self, peer: &NodeId, deltas: Vec<Delta>) -> Result<(bool, Vec<Want>), SyncError> {
+        let mut pending = Vec::new();
+        let mut wants = Vec::new();
+        for delta in deltas {
+            match self.take_delta(peer, &delta).await {
+                Ok(taken) => {
+                    pending.extend(taken.done);
+                    wants.extend(taken.want);
+                }
+                Err(TakeError::Bad(error)) => {
+                    tracing::warn!(%peer, key = %delta.key.escape_debug(), %error, "a change was refused");
+                }
+                Err(TakeError::Commit(error)) => return Err(error.into()),
+            }
+        }
+        let progress = !pending.is_empty();
+        for done in pending {
+            finished(done).await?;
+        }
+        Ok((progress, wants))
+    }
+
+    async fn take_delta(&self, peer: &NodeId, delta: &Delta) -> Result<Taken, TakeError> {
+        // A kind that this version does not know is kept by those who do.
+        let Ok(key) = delta.key.parse::<ObjectKey>() else {
+            return Ok(Taken::default());
+        };
+        let changes = delta.live.iter().flat_map(|live| &live.changes);
+        let parsed = changes.map(|change| IncomingChange::parse(&change.0));
+        let well_formed = parsed.filter_map(|change| match change {
+            Ok(change) => Some(change),
+            Err(error) => {
+                tracing::warn!(%peer, %key, %error, "a change was refused");
+                None
+            }
+        });
+        let changes: Vec<IncomingChange> = well_formed.collect();
+        let (permit, claim) = self.claim(&key).await?;
+        let Delivery {
+            prepared,
+            conflicts,
+            want,
+        } = self.shared.prepare_delta(&key, delta, &changes)?;
+        let done = prepared.map(|prepared| Self::enqueue(permit, Some(claim), prepared, conflicts));
+        Ok(Taken { done, want })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum TakeError {
+    #[error(transparent)]
+    Bad(#[from] BadBytes),
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// What is to be done about a delta.
+#[derive(Default)]
+struct Delivery {
+    /// None if nothing in it is new, or a tombstone covers it.
+    prepared: Option<Prepared>,
+    conflicts: Vec<Conflict>,
+    /// Some of it builds on changes that are not here.
+    want: Option<Want>,
+}
+
+impl Shared {
+    /// Compares what two replicas hold of a key: what the other lacks, and what is lacking here.
+    fn difference(
+        &self,
+        key: &ObjectKey,
+        mine: &Held,
+        their_removed: Option<Incarnation>,
+        their_live: Option<&Heads>,
+    ) -> (Option<Delta>, Option<Want>) {
+        let buried = mine.removed.max(their_removed);
+        let is_alive = |incarnation: Incarnation| buried.is_none_or(|buried| incarnation > buried);
+        let record = mine
+            .record
+            .as_deref()
+            .filter(|record| is_alive(record.incarnation));
+        let live = their_live.filter(|live| is_alive(live.incarnation));
+        let want_of = |live: &Heads, heads: Vec<[u8; 32]>| Want {
+            key: key.to_string(),
+            incarnation: live.incarnation,
+            heads,
+        };
+        let (changes, want) = match (record, live) {
+            (None, None) => (Vec::new(), None),
+            (Some(record), None) => (self.changes_after(key, record, &[]), None),
+            (None, Some(live)) => (Vec::new(), Some(want_of(live, Vec::new()))),
+            (Some(record), Some(live)) if record.incarnation > live.incarnation => {
+                (self.changes_after(key, record, &[]), None)
+            }
+            (Some(record), Some(live)) if record.incarnation < live.incarnation => {
+                (Vec::new(), Some(want_of(live, Vec::new())))
+            }
+            (Some(record), Some(live)) if record.epoch != live.epoch => {
+                tracing::warn!(%key, ours = record.epoch, theirs = live.epoch, "documents of different epochs");
+                (Vec::new(), None)
+            }
+            (Some(record), Some(live)) => {
+                let unknown = self.lacks_any(key, record, &live.heads);
+                let want = unknown.then(|| want_of(live, record.heads.clone()));
+                (self.changes_after(key, record, &live.heads), want)
+            }
+        };
+        let newer_tombstone = mine.removed > their_removed;
+        let delta =
+            (newer_tombstone || !changes.is_empty()).then(|| Delta::new(key, mine.removed, record, changes));
+        (delta, want)
+    }
+
+    fn load(&self, key: &ObjectKey, record: &Record) -> Option<Document> {
+        let loaded = record.load(self.actor());
+        loaded
+            .map_err(|error| tracing::error!(%key, %error, "a document cannot be loaded"))
+            .ok()
+    }
+
+    fn changes_after(&self, key: &ObjectKey, record: &Record, heads: &[[u8; 32]]) -> Vec<Vec<u8>> {
+        if record.heads == heads {
+            return Vec::new();
+        }
+        let heads: Vec<ChangeHash> = heads.iter().map(|head| ChangeHash(*head)).collect();
+        self.load(key, record)
+            .map(|mut document| document.changes_after(&heads))
+            .unwrap_or_default()
+    }
+
+    fn lacks_any(&self, key: &ObjectKey, record: &Record, heads: &[[u8; 32]]) -> bool {
+        if record.heads == heads {
+            return false;
+        }
+        let document = self.load(key, record);
+        document.is_some_and(|mut document| heads.iter().any(|head| !document.has(&ChangeHash(*head))))
+    }
+
+    /// Decides what to store of a delta.
+    fn prepare_delta(
+        &self,
+        key: &ObjectKey,
+        delta: &Delta,
+        changes: &[IncomingChange],
+    ) -> Result<Delivery, TakeError> {
+        let (known_removed, record) = {
+            let index = self.index();
+            (index.removed(key), index.record(key))
+        };
+        let mut removed = known_removed.max(delta.removed);
+        let live = delta
+            .live
+            .as_ref()
+            .filter(|live| Some(live.incarnation) > removed);
+        let record = record.filter(|record| Some(record.incarnation) > removed);
+        // A newer incarnation says that the older was removed.
+        let replaced = match (&record, live) {
+            (Some(record), Some(live)) if record.incarnation < live.incarnation => Some(record.incarnation),
+            _ => None,
+        };
+        let base = record.filter(|_| replaced.is_none());
+        let mut delivery = match live {
+            Some(live) => self.merge(key, base.as_deref(), live, changes)?,
+            None => Delivery::default(),
+        };
+        let burial = match &mut delivery.prepared {
+            Some(Prepared {
+                writes,
+                change: Change::Put { removed: below, .. },
+                ..
+            }) => {
+                removed = removed.max(replaced);
+                *below = removed;
+                Some(writes)
+            }
+            Some(_) | None => None,
+        };
+        if let Some(removed) = removed.filter(|_| removed > known_removed) {
+            match burial {
+                Some(writes) => writes.push(Write::put(tombstone_key(key), tombstone(removed))),
+                None => delivery.prepared = Some(self.burial(key, removed, false)),
+            }
+        }
+        Ok(delivery)
+    }
+
+    /// Merges changes into a document (None: a new one).
+    fn merge(
+        &self,
+        key: &ObjectKey,
+        base: Option<&Record>,
+        live: &Changes,
+        changes: &[IncomingChange],
+    ) -> Result<Delivery, TakeError> {
+        // An older incarnation than ours, or one whose history was squashed another number of times.
+        if base.is_some_and(|base| base.incarnation != live.incarnation || base.epoch != live.epoch)
+            || live.epoch != 0
+        {
+            return Ok(Delivery::default());
+        }
+        let mut document = match base {
+            Some(base) => base.load(self.actor())?,
+            None => Document::new(self.actor()),
+        };
+        let merged = document.merge(changes)?;
+        let want = merged.missing.then(|| Want {
+            key: key.to_string(),
+            incarnation: live.incarnation,
+            heads: base.map(|base| base.heads.clone()).unwrap_or_default(),
+        });
+        if !merged.any {
+            return Ok(Delivery {
+                want,
+                ..Delivery::default()
+            });
+        }
+        let contents = document.contents();
+        let generation = base.map_or(0, |base| base.generation) + merged.spec_changes;
+        let record = Record::of(
+            &mut document,
+            &contents.birth,
+            live.incarnation,
+            live.epoch,
+            generation,
+        );
+        let prepared = self
+            .put(key, record, &contents, None)
+            .map_err(|error| BadBytes(error.to_string()))?;
+        let conflicts = merged
+            .clashes
+            .into_iter()
+            .filter_map(|clash| self.conflict(key, clash));
+        Ok(Delivery {
+            prepared: Some(prepared),
+            conflicts: conflicts.collect(),
+            want,
+        })
+    }
+
+    /// Makes of a clash what users are told: by the node of the loser, of what users wrote on both sides.
+    fn conflict(&self, key: &ObjectKey, clash: Clash) -> Option<Conflict> {
+        let is_told = clash.loser.1.node == self.node
+            && !clash.loser.1.user.is_empty()
+            && !clash.winner.1.user.is_empty()
+            && !clash.path.ends_with(LAST_APPLIED);
+        let side = |(value, author): (automerge::ScalarValue, crate::document::ChangeAuthor)| {
+            let json = leaves::to_json(&value).to_string();
+            let value = if is_confidential(key.kind) {
+                redacted(&json)
+            } else {
+                json
+            };
+            ConflictSide {
+                value,
+                node: author.node,
+                user: author.user,
+                manager: author.manager,
+            }
+        };
+        is_told.then(|| Conflict {
+            key: key.clone(),
+            path: path::display(&clash.path),
+            winner: side(clash.winner),
+            loser: side(clash.loser),
+        })
+    }
+}
+
+/// What `kubectl apply` keeps of the last manifest: it differs with every apply.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io~1last-applied-configuration";
+
+fn redacted(value: &str) -> String {
+    let digest = Sha256::digest(value);
+    let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("<redacted, sha256:{hex}>")
+}
+
+async fn finished(done: Done) -> Result<(), CommitError> {
+    match done.await {
+        Ok(result) => result.map(|_| ()),
+        Err(_) => Err(CommitError::Failed("the store is closed".to_owned())),
+    }
+}
+
+fn send(body: &Body) -> Result<Exchange, SyncError> {
+    frame::encode(body).map(Exchange::Send)
+}
+
+/// Keeps what fits a frame: of a document with a long history at least the first change, since the rest builds on it.
+fn fit(deltas: Vec<Delta>) -> (Vec<Delta>, bool) {
+    const ROOM: usize = MAX_FRAME_BYTES - (64 << 10) - WANTS_BYTES;
+    let (mut kept, mut bytes) = (Vec::new(), 0);
+    for mut delta in deltas {
+        let size = delta.bytes();
+        if bytes + size <= ROOM {
+            bytes += size;
+            kept.push(delta);
+            continue;
+        }
+        if let Some(live) = &mut delta.live {
+            let mut room = ROOM.saturating_sub(bytes + 128 + delta.key.len());
+            let fitting = live.changes.iter().take_while(|change| {
+                let fits = change.0.len() + 8 <= room;
+                room = room.saturating_sub(change.0.len() + 8);
+                fits
+            });
+            let count = fitting.count();
+            live.changes.truncate(count);
+            if count > 0 {
+                kept.push(delta);
+            }
+        }
+        return (kept, true);
+    }
+    (kept, false)
+}

@@ -1,0 +1,135 @@
+//! What survives: crashes, full and failing disks, wrong keys.
+
+use schemas::Kind;
+
+use super::*;
+use crate::{CommitError, OpenError, Revision};
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_the_loss_of_power() {
+    let disk = MemoryDisk::default();
+    let store = Store::open_in_memory(disk.clone(), options("a")).unwrap();
+    let web = store.create(deployment("web"), author("x")).await.unwrap();
+    store.create(deployment("db"), author("x")).await.unwrap();
+    let edited = edit(&store, &web.key, |object| object.set(&["spec", "replicas"], 5)).await;
+    store
+        .remove(&key_of(&deployment("db")), &Precondition::default(), author("x"))
+        .await
+        .unwrap();
+
+    let reopened = Store::open_in_memory(disk.after_power_loss(), options("a")).unwrap();
+    let shown = reopened.get(&web.key).unwrap();
+    assert_eq!(plain(&shown.object), plain(&edited.object));
+    assert_eq!(shown.object.uid(), web.object.uid());
+    assert_eq!(shown.object.generation(), 2);
+    assert_eq!(reopened.list(Kind::Deployment, None).items.len(), 1);
+    assert_eq!(reopened.digest(), store.digest());
+    assert!(
+        reopened.revision() > store.revision(),
+        "no revision is issued twice"
+    );
+    assert_eq!(reopened.revision().tag(), store.revision().tag());
+    let again = reopened.create(deployment("db"), author("x")).await.unwrap();
+    assert_eq!(again.object.generation(), 1);
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_and_recovers() {
+    let disk = MemoryDisk::default();
+    let store = Store::open_in_memory(disk.clone(), options("a")).unwrap();
+    store.create(deployment("web"), author("x")).await.unwrap();
+    disk.set_full(true);
+    let refused = store.create(deployment("db"), author("x")).await;
+    assert!(matches!(refused, Err(WriteError::Commit(CommitError::Full))));
+    assert!(store.get(&key_of(&deployment("db"))).is_none());
+    assert_eq!(store.list(Kind::Deployment, None).items.len(), 1);
+    disk.set_full(false);
+    store.create(deployment("db"), author("x")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_sync_stops_writes_for_good() {
+    let disk = MemoryDisk::default();
+    let store = Store::open_in_memory(disk.clone(), options("a")).unwrap();
+    let web = store.create(deployment("web"), author("x")).await.unwrap();
+    disk.set_failing(true);
+    for _ in 0..2 {
+        let refused = store.create(deployment("db"), author("x")).await;
+        assert!(
+            matches!(refused, Err(WriteError::Commit(CommitError::Failed(_)))),
+            "{refused:?}"
+        );
+        disk.set_failing(false);
+    }
+    assert!(store.get(&web.key).is_some());
+    assert!(
+        store.get(&key_of(&deployment("db"))).is_none(),
+        "shown only when durable"
+    );
+}
+
+#[tokio::test]
+async fn confidential_records_need_their_key() {
+    let disk = MemoryDisk::default();
+    let store = Store::open_in_memory(disk.clone(), options("a")).unwrap();
+    let mut token = Object::new(&ObjectKey::cluster(Kind::ApiToken, "t1"));
+    token.set(&["spec", "hash"], "0123456789abcdef");
+    let written = store.create(token, author("x")).await.unwrap();
+    store.close().await;
+    assert!(!format!("{disk:?}").contains(&format!("{:?}", b"0123456789abcdef").replace(['[', ']'], "")));
+
+    let mut wrong = options("a");
+    wrong.seal_key = [8; 32];
+    let refused = Store::open_in_memory(disk.after_power_loss(), wrong);
+    assert!(matches!(refused, Err(OpenError::WrongKey { .. })));
+    let reopened = Store::open_in_memory(disk.after_power_loss(), options("a")).unwrap();
+    assert_eq!(
+        plain(&reopened.get(&written.key).unwrap().object),
+        plain(&written.object)
+    );
+}
+
+#[tokio::test]
+async fn a_directory_keeps_everything_and_is_locked() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), options("a")).unwrap();
+    let written = store.create(deployment("web"), author("x")).await.unwrap();
+    let mut large = deployment("large");
+    large.set(&["metadata", "annotations", "x"], "y".repeat(1 << 20));
+    store.create(large.clone(), author("x")).await.unwrap();
+    assert!(matches!(
+        Store::open(folder.path(), options("a")),
+        Err(OpenError::Locked { .. })
+    ));
+    store.close().await;
+    let refused = store.create(deployment("db"), author("x")).await;
+    assert!(matches!(refused, Err(WriteError::Commit(CommitError::Failed(_)))));
+    let reopened = Store::open(folder.path(), options("a")).unwrap();
+    assert_eq!(
+        plain(&reopened.get(&written.key).unwrap().object),
+        plain(&written.object)
+    );
+    assert_eq!(
+        plain(&reopened.get(&key_of(&large)).unwrap().object),
+        plain(&large)
+    );
+    reopened.close().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_write_frees_its_key() {
+    let store = store("a");
+    let key = key_of(&deployment("web"));
+    store.create(deployment("web"), author("x")).await.unwrap();
+    for _ in 0..50 {
+        let write = edit(&store, &key, |object| object.set(&["spec", "replicas"], 9));
+        tokio::select! {
+            biased;
+            _ = write => {}
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    let done = edit(&store, &key, |object| object.set(&["spec", "replicas"], 10)).await;
+    assert_eq!(done.object.i64_at("/spec/replicas"), Some(10));
+    assert_ne!(done.revision, Revision::default());
+}

@@ -1,0 +1,366 @@
+//! Several replicas: P1 to P4.
+
+use schemas::Kind;
+use serde_json::json;
+
+use super::*;
+use crate::SyncError;
+
+/// Two replicas of one object.
+async fn pair(object: &Object) -> (Store, Store, ObjectKey) {
+    let (a, b) = (store("a"), store("b"));
+    a.create(object.clone(), author("x")).await.unwrap();
+    exchange(&a, &b).await;
+    assert_eq!(a.digest(), b.digest());
+    (a, b, key_of(object))
+}
+
+async fn meet(a: &Store, b: &Store, key: &ObjectKey) -> Option<Value> {
+    exchange(a, b).await;
+    assert_eq!(a.digest(), b.digest());
+    let (left, right) = (a.get(key), b.get(key));
+    let (left, right) = (
+        left.map(|view| plain(&view.object)),
+        right.map(|view| plain(&view.object)),
+    );
+    assert_eq!(left, right);
+    left
+}
+
+fn containers(object: &mut Object) -> &mut Vec<Value> {
+    object.0["spec"]["template"]["spec"]["containers"]
+        .as_array_mut()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn edits_of_different_fields_all_stay() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    edit(&a, &key, |object| {
+        object.set(&["metadata", "labels", "a"], "1");
+        containers(object)[0]["env"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"name": "X", "value": "a"}));
+        containers(object).push(json!({"name": "a", "image": "a:1"}));
+    })
+    .await;
+    edit(&b, &key, |object| {
+        object.set(&["metadata", "labels", "b"], "2");
+        containers(object)[0]["env"][0]["value"] = "changed".into();
+        containers(object)[0]["env"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"name": "Y", "value": "b"}));
+        containers(object)[1]["image"] = "log:2".into();
+        object.set(&["spec", "replicas"], 9);
+    })
+    .await;
+    let merged = meet(&a, &b, &key).await.unwrap();
+    assert_eq!(
+        merged["metadata"]["labels"],
+        json!({"app": "web", "a": "1", "b": "2"})
+    );
+    assert_eq!(merged["spec"]["replicas"], 9);
+    let containers = &merged["spec"]["template"]["spec"]["containers"];
+    let names: Vec<&str> = containers
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["web", "log", "a"]);
+    assert_eq!(containers[1]["image"], "log:2");
+    assert_eq!(
+        containers[0]["env"],
+        json!([{"name": "A", "value": "changed"}, {"name": "X", "value": "a"}, {"name": "Y", "value": "b"}])
+    );
+    assert_eq!(
+        a.get(&key).unwrap().object.generation(),
+        3,
+        "two changes of spec at once count as two"
+    );
+    assert_eq!(b.get(&key).unwrap().object.generation(), 3);
+}
+
+#[tokio::test]
+async fn removing_an_element_beats_editing_it_and_adding_it_again_shows_no_ghost() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    edit(&a, &key, |object| containers(object)[1]["image"] = "log:2".into()).await;
+    edit(&b, &key, |object| {
+        containers(object).remove(1);
+    })
+    .await;
+    let merged = meet(&a, &b, &key).await.unwrap();
+    assert_eq!(
+        merged["spec"]["template"]["spec"]["containers"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    edit(&a, &key, |object| {
+        containers(object).push(json!({"name": "log", "image": "new:1"}))
+    })
+    .await;
+    let merged = meet(&a, &b, &key).await.unwrap();
+    assert_eq!(
+        merged["spec"]["template"]["spec"]["containers"][1],
+        json!({"name": "log", "image": "new:1"})
+    );
+}
+
+#[tokio::test]
+async fn removing_and_adding_again_here_beats_removing_there() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    for _ in 0..3 {
+        edit(&a, &key, |object| object.set(&["spec", "minReadySeconds"], 1)).await;
+        edit(&a, &key, |object| object.set(&["spec", "minReadySeconds"], 2)).await;
+    }
+    edit(&a, &key, |object| {
+        containers(object).remove(1);
+    })
+    .await;
+    edit(&b, &key, |object| {
+        containers(object).remove(1);
+    })
+    .await;
+    edit(&b, &key, |object| {
+        containers(object).push(json!({"name": "log", "image": "new:1"}))
+    })
+    .await;
+    let merged = meet(&a, &b, &key).await.unwrap();
+    assert_eq!(
+        merged["spec"]["template"]["spec"]["containers"][1]["image"],
+        "new:1"
+    );
+}
+
+#[tokio::test]
+async fn one_of_two_members_of_a_union_wins_whole() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    edit(&a, &key, |object| {
+        containers(object)[0]["env"][0] = json!({"name": "A", "value": "2"})
+    })
+    .await;
+    edit(&b, &key, |object| {
+        containers(object)[0]["env"][0] =
+            json!({"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}});
+    })
+    .await;
+    let merged = meet(&a, &b, &key).await.unwrap();
+    let entry = &merged["spec"]["template"]["spec"]["containers"][0]["env"][0];
+    assert!(
+        entry.get("value").is_some() != entry.get("valueFrom").is_some(),
+        "{entry}"
+    );
+}
+
+#[tokio::test]
+async fn two_creations_at_once_are_one_object_with_one_selector() {
+    let (a, b) = (store("a"), store("b"));
+    let mut other = deployment("web");
+    other.set(&["spec", "selector", "matchLabels"], json!({"tier": "front"}));
+    other.set(&["metadata", "labels", "b"], "1");
+    let key = key_of(&other);
+    let first = a.create(deployment("web"), author("x")).await.unwrap();
+    let second = b.create(other, author("x")).await.unwrap();
+    assert_eq!(first.object.uid(), second.object.uid());
+    let merged = meet(&a, &b, &key).await.unwrap();
+    assert_eq!(
+        merged["spec"]["selector"]["matchLabels"]
+            .as_object()
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(merged["metadata"]["labels"], json!({"app": "web", "b": "1"}));
+    assert_eq!(
+        merged["spec"]["template"]["spec"]["containers"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn two_pods_created_at_once_do_not_mix() {
+    let pod = |container: &str| {
+        object(json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"},
+            "spec": {"containers": [{"name": container, "image": container, "command": [container]}]}
+        }))
+    };
+    let (a, b) = (store("a"), store("b"));
+    a.create(pod("a"), author("x")).await.unwrap();
+    b.create(pod("b"), author("x")).await.unwrap();
+    let merged = meet(&a, &b, &key_of(&pod("a"))).await.unwrap();
+    let container = merged["spec"]["containers"][0]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(merged["spec"], plain(&pod(&container))["spec"]);
+}
+
+#[tokio::test]
+async fn what_was_deleted_stays_deleted() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    let uid = a.get(&key).unwrap().object.uid().to_owned();
+    a.remove(&key, &Precondition::default(), author("x"))
+        .await
+        .unwrap();
+    edit(&b, &key, |object| object.set(&["spec", "replicas"], 9)).await;
+    assert_eq!(meet(&b, &a, &key).await, None);
+    assert!(b.is_removed(&key, &uid));
+
+    // Deleted and created anew here while edited there.
+    a.create(deployment("web"), author("x")).await.unwrap();
+    let anew = meet(&a, &b, &key).await.unwrap();
+    assert_eq!(anew, plain(&deployment("web")));
+    let c = store("c");
+    exchange(&c, &b).await;
+    a.remove(&key, &Precondition::default(), author("x"))
+        .await
+        .unwrap();
+    a.create(deployment("web"), author("x")).await.unwrap();
+    edit(&c, &key, |object| object.set(&["spec", "replicas"], 9)).await;
+    assert_eq!(meet(&c, &a, &key).await, Some(plain(&deployment("web"))));
+    assert_eq!(meet(&c, &b, &key).await, Some(plain(&deployment("web"))));
+}
+
+#[tokio::test]
+async fn a_deleted_namespace_covers_what_was_created_in_it() {
+    let (a, b) = (store("a"), store("b"));
+    a.create(namespace("default"), author("x")).await.unwrap();
+    exchange(&a, &b).await;
+    let name = ObjectKey::cluster(Kind::Namespace, "default");
+    a.remove(&name, &Precondition::default(), author("x"))
+        .await
+        .unwrap();
+    let web = b.create(deployment("web"), author("x")).await.unwrap().key;
+    assert!(b.orphaned_by_namespace().is_empty());
+    exchange(&a, &b).await;
+    assert_eq!(a.orphaned_by_namespace(), std::slice::from_ref(&web));
+    assert_eq!(b.orphaned_by_namespace(), [web]);
+    a.create(namespace("default"), author("x")).await.unwrap();
+    a.create(deployment("db"), author("x")).await.unwrap();
+    assert_eq!(
+        a.orphaned_by_namespace().len(),
+        1,
+        "what is created in the new one is not covered"
+    );
+}
+
+#[tokio::test]
+async fn a_lost_value_is_told_once_where_it_was_written() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    let (mut at_a, mut at_b) = (a.conflicts(), b.conflicts());
+    edit(&a, &key, |object| object.set(&["spec", "replicas"], 5)).await;
+    edit(&b, &key, |object| object.set(&["spec", "replicas"], 6)).await;
+    let merged = meet(&a, &b, &key).await.unwrap();
+    let c = store("c");
+    let mut at_c = c.conflicts();
+    exchange(&c, &a).await;
+    let told: Vec<_> = [at_a.try_recv(), at_b.try_recv(), at_c.try_recv()]
+        .into_iter()
+        .flatten()
+        .collect();
+    let [conflict] = told.as_slice() else {
+        panic!("{told:?}")
+    };
+    assert_eq!(conflict.path, "spec.replicas");
+    assert_eq!(conflict.winner.value, merged["spec"]["replicas"].to_string());
+    assert_ne!(conflict.winner.value, conflict.loser.value);
+    assert_ne!(conflict.winner.node, conflict.loser.node);
+}
+
+#[tokio::test]
+async fn pushes_carry_fresh_changes_and_ask_for_what_they_build_on() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    let mut pushes = a.pushes();
+    let (from_a, from_b) = (NodeId("a".to_owned()), NodeId("b".to_owned()));
+    edit(&a, &key, |object| object.set(&["spec", "replicas"], 5)).await;
+    edit(&a, &key, |object| object.set(&["spec", "replicas"], 6)).await;
+    let lost = pushes.recv().await.unwrap().0;
+    let second = pushes.recv().await.unwrap().0;
+    let Exchange::Send(request) = b.receive(&from_a, &second).await.unwrap() else {
+        panic!("b lacks the first")
+    };
+    let Exchange::Send(answer) = a.receive(&from_b, &request).await.unwrap() else {
+        panic!("a has it")
+    };
+    assert!(matches!(
+        b.receive(&from_a, &answer).await.unwrap(),
+        Exchange::Done
+    ));
+    assert_eq!(a.digest(), b.digest());
+    let revision = b.revision();
+    assert!(matches!(b.receive(&from_a, &lost).await.unwrap(), Exchange::Done));
+    assert_eq!(b.revision(), revision, "what is known changes nothing");
+    a.remove(&key, &Precondition::default(), author("x"))
+        .await
+        .unwrap();
+    b.receive(&from_a, &pushes.recv().await.unwrap().0).await.unwrap();
+    assert!(b.get(&key).is_none());
+    assert_eq!(a.digest(), b.digest());
+}
+
+#[tokio::test]
+async fn large_objects_and_many_pass_in_steps() {
+    let (a, b) = (store("a"), store("b"));
+    for number in 0..6 {
+        let mut large = deployment(&format!("large{number}"));
+        large.set(&["metadata", "annotations", "x"], "y".repeat(1 << 20));
+        a.create(large, author("x")).await.unwrap();
+    }
+    for number in 0..300 {
+        b.create(deployment(&format!("d{number}")), author("x"))
+            .await
+            .unwrap();
+    }
+    let frames = exchange(&a, &b).await;
+    assert_eq!(a.digest(), b.digest());
+    assert_eq!(a.list(Kind::Deployment, None).items.len(), 306);
+    assert!(frames > 4, "{frames}");
+}
+
+#[tokio::test]
+async fn nonsense_is_refused_and_nothing_panics() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    edit(&a, &key, |object| object.set(&["spec", "replicas"], 5)).await;
+    let peer = NodeId("b".to_owned());
+    let Exchange::Send(good) = a.begin_exchange(&peer) else {
+        panic!()
+    };
+    let mut version = good.to_vec();
+    version[3] = 9;
+    assert!(matches!(
+        b.receive(&peer, &version).await,
+        Err(SyncError::Version { theirs: 9, .. })
+    ));
+    for frame in [
+        &[][..],
+        &[0, 0, 0, 1],
+        &[0; 4],
+        &[0, 0, 0, 1, 200],
+        &vec![0; 5 << 20],
+    ] {
+        assert!(b.receive(&peer, frame).await.is_err());
+    }
+    let mut pushes = a.pushes();
+    edit(&a, &key, |object| object.set(&["spec", "replicas"], 6)).await;
+    let push = pushes.recv().await.unwrap().0;
+    for at in 4..push.len() {
+        let mut bad = push.to_vec();
+        bad[at] ^= 0x55;
+        let _ = b.receive(&peer, &bad).await;
+        let _ = b.receive(&peer, &push[..at]).await;
+    }
+    assert_eq!(b.get(&key).unwrap().object.i64_at("/spec/replicas"), Some(3));
+    exchange(&a, &b).await;
+    assert_eq!(
+        plain(&a.get(&key).unwrap().object),
+        plain(&b.get(&key).unwrap().object)
+    );
+}

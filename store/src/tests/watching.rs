@@ -1,0 +1,61 @@
+//! List-then-watch.
+
+use schemas::Kind;
+
+use super::*;
+use crate::{Gone, Revision, WatchEvent, WatchScope};
+
+fn scope(kinds: &[Kind]) -> WatchScope {
+    WatchScope {
+        kinds: kinds.to_vec(),
+        namespace: None,
+    }
+}
+
+#[tokio::test]
+async fn a_watch_from_a_list_misses_nothing() {
+    let store = store("a");
+    store.create(deployment("web"), author("x")).await.unwrap();
+    let listing = store.list(Kind::Deployment, None);
+    let key = key_of(&deployment("web"));
+    let edited = edit(&store, &key, |object| object.set(&["spec", "replicas"], 4)).await;
+    let mut watch = store
+        .watch(scope(&[Kind::Deployment]), Some(listing.revision))
+        .unwrap();
+    let last = store
+        .remove(&key, &Precondition::default(), author("x"))
+        .await
+        .unwrap();
+    let Some(WatchEvent::Put { view, previous }) = watch.recv().await else {
+        panic!()
+    };
+    assert_eq!(
+        (view.revision, view.object.i64_at("/spec/replicas")),
+        (edited.revision, Some(4))
+    );
+    assert_eq!(previous.unwrap().i64_at("/spec/replicas"), Some(3));
+    let Some(WatchEvent::Deleted { view }) = watch.recv().await else {
+        panic!()
+    };
+    assert!(view.revision > edited.revision);
+    assert_eq!(plain(&view.object), plain(&last.object));
+    store.close().await;
+    assert!(watch.recv().await.is_none(), "the store stopped");
+}
+
+#[tokio::test]
+async fn foreign_and_future_revisions_are_gone() {
+    let (store, other) = (store("a"), store("b"));
+    let revision = store.revision();
+    for bad in [
+        other.revision(),
+        Revision(revision.0 + (1 << 16)),
+        Revision(0),
+        Revision(1),
+    ] {
+        if bad.tag() != revision.tag() || bad != revision {
+            assert_eq!(store.watch(scope(&[]), Some(bad)).err(), Some(Gone), "{bad}");
+        }
+    }
+    assert!(store.watch(scope(&[]), Some(revision)).is_ok());
+}

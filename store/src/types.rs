@@ -1,0 +1,227 @@
+//! The words of the store's interface.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use schemas::{Kind, Object, ObjectKey};
+
+/// Identity of a node: the hex SHA-256 of its public key (64 characters).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(pub String);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a store needs to know of its node.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Identity of the cluster; a part of every uid.
+    pub cluster_id: String,
+    pub node: NodeId,
+    /// Key for records of Secrets and other confidential kinds (AES-256-GCM).
+    pub seal_key: [u8; 32],
+}
+
+/// A version of this node's state: strictly increasing and durable. Its text form is what `resourceVersion` shows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct Revision(pub u64);
+
+impl Revision {
+    /// Bits of the tag, below the counter.
+    const TAG_BITS: u32 = 16;
+
+    /// Makes a revision of a counter (below 2^48) and the tag of the store that counts.
+    pub(crate) fn new(counter: u64, tag: u16) -> Self {
+        Self(counter << Self::TAG_BITS | u64::from(tag))
+    }
+
+    pub(crate) fn counter(self) -> u64 {
+        self.0 >> Self::TAG_BITS
+    }
+
+    /// Returns what tells this store's revisions from those of other nodes, and of copies of its directory.
+    pub fn tag(self) -> u16 {
+        self.0 as u16
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An object as the API shows it: the document with the computed fields (projection) laid over it. `metadata` has
+/// uid, creationTimestamp, generation and resourceVersion.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub key: ObjectKey,
+    pub object: Arc<Object>,
+    pub revision: Revision,
+    /// False for an object that is computed alone (a Node, an EndpointSlice).
+    pub stored: bool,
+}
+
+/// A consistent snapshot of a list.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    pub items: Vec<View>,
+    /// The state this list shows; a watch from here misses nothing.
+    pub revision: Revision,
+}
+
+/// Who changes an object, and through what; attached to the change when it is written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Author {
+    /// The field manager that owns the fields (`kubectl-client-side-apply`, `psctl`, `deployment-controller`).
+    pub manager: String,
+    /// The user, as the API authenticated it; empty for controllers.
+    pub user: String,
+    /// Seconds since the Unix epoch, for display alone.
+    pub unix_seconds: i64,
+}
+
+/// What must hold of the stored object for a write to happen. Empty: anything.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Precondition {
+    pub uid: Option<String>,
+    pub resource_version: Option<Revision>,
+}
+
+/// What an apply did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    Created,
+    Configured,
+    Unchanged,
+}
+
+/// The result of an apply.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    pub outcome: Outcome,
+    pub view: View,
+}
+
+/// Why a store could not be opened. Nothing was overwritten.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path} is in use by another agent")]
+    Locked { path: String },
+    #[error("cannot use {path}")]
+    Io { path: String, source: std::io::Error },
+    #[error("{path} was sealed under another encryption key")]
+    WrongKey { path: String },
+    #[error("{path} has format {found}, this version reads {ours}")]
+    Format { path: String, found: u32, ours: u32 },
+    #[error("{path} is damaged: {reason}")]
+    Damaged { path: String, reason: String },
+}
+
+/// Why a write was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error("{0} already exists")]
+    Exists(ObjectKey),
+    #[error("{0} not found")]
+    NotFound(ObjectKey),
+    #[error("{key} was changed meanwhile: {reason}")]
+    Conflict { key: ObjectKey, reason: String },
+    /// Server-side apply without force: each field with the manager that owns it.
+    #[error("{key}: fields are owned by other managers: {}", fields.iter().map(|(path, manager)| format!("{path} ({manager})")).collect::<Vec<_>>().join(", "))]
+    Owned {
+        key: ObjectKey,
+        fields: Vec<(String, String)>,
+    },
+    /// The object cannot be stored: too large, nested too deeply, no name.
+    #[error("{key}: {reason}")]
+    Invalid { key: String, reason: String },
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// Why a write could not be made durable.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommitError {
+    /// No space; reads go on, writes may succeed later.
+    #[error("the disk is full")]
+    Full,
+    /// A sync failed; this store takes no more writes until it is opened again.
+    #[error("the disk failed, writes are stopped: {0}")]
+    Failed(String),
+}
+
+/// A watch cannot go on from where it was: list again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too old or foreign resource version, list again")]
+pub struct Gone;
+
+/// What a watch follows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WatchScope {
+    /// Empty: all kinds.
+    pub kinds: Vec<Kind>,
+    /// None: all namespaces.
+    pub namespace: Option<String>,
+}
+
+/// A change of a view.
+#[derive(Clone, Debug)]
+pub enum WatchEvent {
+    /// New (`previous` is None) or changed.
+    Put {
+        view: View,
+        previous: Option<Arc<Object>>,
+    },
+    /// Gone; `view.object` is its last state and `view.revision` that of the removal.
+    Deleted { view: View },
+}
+
+/// A frame that carries fresh changes of this node, to be sent to every live peer at once.
+#[derive(Clone, Debug)]
+pub struct Push(pub Bytes);
+
+/// What to do next in an exchange with a peer.
+#[derive(Clone, Debug)]
+pub enum Exchange {
+    /// Send this to the peer, and hand its answer to `Store::receive`.
+    Send(Bytes),
+    /// Both sides hold the same, as far as this exchange could tell.
+    Done,
+}
+
+/// Two values that users gave to one field at once. Told once, by the node that wrote the losing one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Conflict {
+    pub key: ObjectKey,
+    /// For people: `spec.template.spec.containers[web].image`.
+    pub path: String,
+    pub winner: ConflictSide,
+    pub loser: ConflictSide,
+}
+
+/// One of the values of a conflict.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConflictSide {
+    /// As JSON; of confidential kinds `<redacted, sha256:...>`.
+    pub value: String,
+    pub node: NodeId,
+    pub user: String,
+    pub manager: String,
+}
+
+/// Why a frame from a peer was refused. Nothing of it was stored.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    #[error("malformed sync frame: {0}")]
+    Malformed(String),
+    #[error("sync protocol version {theirs} of the peer is not {ours}")]
+    Version { ours: u32, theirs: u32 },
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
