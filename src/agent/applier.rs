@@ -1,0 +1,124 @@
+//! GitOps on the apply path of the API, and who of the nodes does the work.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use async_trait::async_trait;
+use reconcilers::controller::Context;
+use reconcilers::nodes::Nodes;
+use reconcilers::ownership::{Holding, holding};
+use schemas::{Kind, Object, ObjectKey};
+use store::{Applied, Author};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::facts;
+use crate::api::{self, ApiState, ApplyOptions, ManifestError};
+use crate::config::Config;
+use crate::gitops::{Applier, ApplierError, Gitops, GitopsConfig, MANAGER};
+
+/// Where manifests without a namespace go.
+const DEFAULT_NAMESPACE: &str = "default";
+
+struct ApiApplier(ApiState);
+
+impl ApiApplier {
+    fn author(&self, manager: &str) -> Author {
+        Author {
+            manager: manager.to_owned(),
+            user: String::new(),
+            unix_seconds: self.0.clock.unix_seconds(),
+        }
+    }
+}
+
+#[async_trait]
+impl Applier for ApiApplier {
+    async fn apply(&self, objects: Vec<Object>, manager: &str) -> Result<Vec<Applied>, ApplierError> {
+        let options = ApplyOptions {
+            author: self.author(manager),
+            default_namespace: DEFAULT_NAMESPACE.to_owned(),
+            dry_run: false,
+        };
+        let applied =
+            api::apply_all(&self.0.store, objects, &options)
+                .await
+                .map_err(|error| match error {
+                    ManifestError::Refused(refusals) => ApplierError::Refused(
+                        refusals
+                            .iter()
+                            .map(|refusal| format!("{}: {}", refusal.object, refusal.error.message))
+                            .collect(),
+                    ),
+                    ManifestError::Stopped { .. } => ApplierError::Unavailable(error.to_string()),
+                })?;
+        applied
+            .into_iter()
+            .map(|applied| {
+                let view = self.0.store.get(&applied.key).ok_or_else(|| {
+                    ApplierError::Unavailable(format!("{} was deleted while it was applied", applied.key))
+                })?;
+                Ok(Applied {
+                    outcome: applied.outcome,
+                    view,
+                })
+            })
+            .collect()
+    }
+
+    async fn delete(&self, key: &ObjectKey, uid: &str) -> Result<(), ApplierError> {
+        api::delete_if(&self.0, key, uid, self.author(MANAGER))
+            .await
+            .map_err(|error| ApplierError::Unavailable(error.message))
+    }
+}
+
+/// Follows the repository, while this node is the one of those with the same flag that does.
+///
+/// # Errors
+/// A flag cannot be used.
+pub(super) fn start_gitops(
+    repository: &str,
+    config: &Config,
+    state: ApiState,
+    context: &Context,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    let flags = &config.flags;
+    let gitops = Gitops::new(
+        &GitopsConfig {
+            repository: repository.to_owned(),
+            branch: flags.gitops_branch.clone(),
+            path: flags.gitops_path.clone(),
+            interval: flags.gitops_interval,
+            data_dir: config.data_dir.clone(),
+        },
+        Arc::new(ApiApplier(state)),
+    )
+    .context("--gitops-repo")?;
+    let (key, followed, context) = (gitops.key(), facts::followed(flags), context.clone());
+    let (store, events, clock) = (
+        context.store.clone(),
+        context.events.clone(),
+        context.clock.clone(),
+    );
+    let is_owner = move || {
+        let members: Vec<_> = context
+            .store
+            .list(Kind::Member, None)
+            .items
+            .into_iter()
+            .map(|view| view.object)
+            .collect();
+        let all = Nodes::read(&members, &[], &context.cluster.borrow());
+        let followers = all
+            .iter()
+            .filter(|node| node.facts.gitops == followed)
+            .cloned()
+            .collect();
+        holding(&key, &context.node, &followers, context.clock.now()) == Holding::Mine
+    };
+    tasks.spawn(gitops.run(store, events, clock, is_owner, shutdown.clone()));
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! Where the agent's log goes and how it looks.
+
+use std::io::IsTerminal;
+
+use anyhow::{Context, Result};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{Flags, LogFormat};
+
+/// Libraries that say more than a person wants to read: each query, each client that hangs up.
+const QUIET: &str = "hickory_server=warn,hickory_proto=warn,hickory_resolver=warn,pingora_core=warn,pingora_proxy=off,\
+                     chitchat=warn,sled=warn,h2=warn,hyper=warn,rustls=warn";
+
+/// Logs to stderr, as `--log-level` and `--log-format` say.
+///
+/// # Errors
+/// `--log-level` does not parse.
+pub(super) fn init(flags: &Flags) -> Result<()> {
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", flags.log_level)).with_context(|| {
+        format!(
+            "--log-level: invalid value {:?}: expected error, warn, info, debug, trace or a filter",
+            flags.log_level
+        )
+    })?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match flags.log_format {
+        LogFormat::Text => registry
+            .with(layer.with_ansi(std::io::stderr().is_terminal()))
+            .try_init()?,
+        LogFormat::Json => registry.with(layer.json()).try_init()?,
+    }
+    Ok(())
+}

@@ -1,0 +1,507 @@
+//! The composition root: starts every part in order, hands each what it needs, and stops them in order.
+//!
+//! The only module that sees all others. What decides anything is elsewhere.
+
+mod applier;
+mod clock;
+mod credentials_for_people;
+mod facts;
+mod logging;
+mod reconcile;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use http::{StatusCode, header};
+use reconcilers::controller::Context;
+use reconcilers::ports::{Clock, EventKind, EventRecord, EventSink};
+use store::{OpenOptions, Store};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::{error, info, warn};
+
+use crate::api::{self, ApiState, Build, Events, PlainHttp};
+use crate::config::{self, Config};
+use crate::dns::{Dns, DnsConfig};
+use crate::gossip;
+use crate::ingress::{Ingress, IngressConfig};
+use crate::network::Network;
+use crate::podman::Podman;
+use clock::SystemClock;
+use reconcile::Reconcilers;
+
+/// All of a stop. Announcing and draining take a few seconds at most; systemd would kill us after 90.
+const STOP_TIMEOUT: Duration = Duration::from_secs(9);
+/// Connections that wait to be accepted; the kernel's own default limit is 4096.
+const API_BACKLOG: u32 = 1024;
+/// The port that containers ask: a resolver's configuration cannot name another.
+const RESOLVER_PORT: u16 = 53;
+
+/// Runs the agent until SIGINT, SIGTERM or `leave`.
+///
+/// # Errors
+/// What kept it from starting, in a sentence for the user.
+pub async fn run(config: Config) -> Result<()> {
+    logging::init(&config.flags)?;
+    let mut signals = Signals::new()?;
+    let (leave, mut leaving) = mpsc::channel(1);
+    let started = tokio::select! {
+        agent = Agent::start(config, leave) => agent?,
+        () = signals.next() => return Ok(()),
+    };
+    tokio::select! {
+        () = signals.next() => started.stop().await,
+        _ = leaving.recv() => started.leave().await?,
+    }
+    Ok(())
+}
+
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// A running agent.
+struct Agent {
+    config: Config,
+    store: Store,
+    gossip: gossip::Gossip,
+    dns: Arc<Dns>,
+    ingress: Option<Ingress>,
+    podman: Arc<Podman>,
+    network: Arc<Network>,
+    /// Ends reconcilers and helpers.
+    working: CancellationToken,
+    /// Ends the API: no new requests, watches end.
+    serving: CancellationToken,
+    tasks: TaskTracker,
+    api: tokio::task::JoinHandle<()>,
+}
+
+impl Agent {
+    async fn start(config: Config, leave: mpsc::Sender<()>) -> Result<Agent> {
+        let flags = &config.flags;
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            node = config.node_name,
+            advertise = %config.advertise,
+            data_dir = %config.data_dir.display(),
+            "starting"
+        );
+        if flags.ingress_tls_port != config::DEFAULT_INGRESS_TLS_PORT {
+            warn!("--ingress-tls-port is accepted, but TLS at the ingress is not served yet");
+        }
+        prepare_data_dir(&config.data_dir)?;
+
+        // Ports first: one in use is the commonest mistake, and nothing has been touched yet.
+        let sockets = gossip::Sockets::bind(flags.bind_addr)
+            .await
+            .context("--bind-addr")?;
+        let api_socket = bind_api(flags.api_addr).with_context(|| {
+            format!(
+                "--api-addr: cannot listen on {}; is another agent running? choose another port",
+                flags.api_addr
+            )
+        })?;
+        let listener = api_socket.listen(API_BACKLOG).context("--api-addr")?.into_std()?;
+        let starting = answer_starting(listener.try_clone()?)?;
+        let ingress = match flags.enable_ingress {
+            true => Some(
+                Ingress::start(IngressConfig::new(SocketAddr::new(
+                    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                    flags.ingress_port,
+                )))
+                .context("--ingress-port (choose another, or --enable-ingress=false)")?,
+            ),
+            false => None,
+        };
+        let dns = Arc::new(Dns::start(DnsConfig {
+            domain: flags.cluster_domain.clone(),
+            upstreams: flags.upstream_dns.clone(),
+            ttl_seconds: flags.dns_ttl,
+        })?);
+        dns.listen(dns_addresses(&config, None))
+            .await
+            .context("--dns-port")?;
+        info!(gossip = %flags.bind_addr, api = %flags.api_addr, dns = flags.dns_port, "ports are bound");
+
+        let socket = format!("unix://{}", config.podman_socket.display());
+        // Whose containers are ours is known once the cluster is; whether Podman answers, at once.
+        let engine = Podman::new(&socket, "")
+            .context("--podman-socket")?
+            .engine()
+            .await
+            .context("--podman-socket")?;
+        let network = Arc::new(Network::new().await?);
+        info!(
+            podman = engine.podman_version,
+            cpus = engine.cpus,
+            "Podman answers"
+        );
+
+        let gossip_config = gossip_config(&config);
+        let credentials = Arc::new(gossip::bootstrap(&gossip_config).await?);
+        info!(cluster = credentials.cluster_id(), node = %credentials.node(), "credentials are there");
+
+        let store = Store::open(
+            &config.data_dir.join("store"),
+            OpenOptions {
+                cluster_id: credentials.cluster_id().to_owned(),
+                node: credentials.node().clone(),
+                seal_key: credentials.seal_key(),
+            },
+        )
+        .map_err(|error| anyhow!("--data-dir: {error:#}"))?;
+        info!(revision = %store.revision(), "the store is open");
+
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let podman = Arc::new(Podman::new(&socket, credentials.cluster_id())?);
+        let events = Arc::new(Events::new(
+            store.clone(),
+            credentials.node().clone(),
+            config.node_name.clone(),
+            clock.clone(),
+        ));
+        let prepared =
+            gossip::prepare(&gossip_config, credentials.clone(), store.clone(), clock.clone()).await?;
+
+        let context = Context {
+            store: store.clone(),
+            cluster: prepared.cluster(),
+            clock: clock.clone(),
+            events: events.clone(),
+            node: credentials.node().clone(),
+        };
+        let working = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let facts = facts::node_facts(&config, &engine);
+        let reconcilers = Reconcilers {
+            config: &config,
+            context: context.clone(),
+            cluster_id: credentials.cluster_id(),
+            facts: &facts,
+            podman: podman.clone(),
+            network: network.clone(),
+            announcer: prepared.announcer(),
+            zone: dns.sink(),
+            routes: ingress.as_ref().map(Ingress::sink),
+            tasks: &tasks,
+            shutdown: &working,
+        };
+        // What runs is adopted and announced before others hear of this start, so that nothing flaps.
+        reconcilers.start_pods().await?;
+        info!("pods of this node are adopted");
+
+        let (waiting, readiness) = watch::channel(vec!["the agent is starting".to_owned()]);
+        let state = ApiState {
+            store: store.clone(),
+            cluster: prepared.cluster(),
+            node: credentials.node().clone(),
+            relay: prepared.relay(),
+            runtime: podman.clone(),
+            clock: clock.clone(),
+            events: events.clone(),
+            auth_required: flags.enable_api_auth,
+            build: Build {
+                version: env!("CARGO_PKG_VERSION"),
+                git_commit: option_env!("PODMAN_SWARM_COMMIT").unwrap_or("unknown"),
+            },
+            readiness,
+            leave,
+        };
+        let router = api::router(state.clone());
+        let announcer = prepared.announcer();
+        let gossip = prepared.start(sockets, router.clone(), facts.clone()).await?;
+
+        gossip.caught_up().await;
+        info!("in step with the cluster");
+        api::ensure_namespaces(&store, clock.unix_seconds()).await?;
+
+        reconcilers.start();
+        tasks.spawn(facts::watch_podman(
+            podman.clone(),
+            announcer,
+            facts,
+            working.clone(),
+        ));
+        tasks.spawn({
+            let (events, working) = (events.clone(), working.clone());
+            async move { events.run(working).await }
+        });
+        tasks.spawn(report_conflicts(store.clone(), events.clone(), working.clone()));
+        if let Some(repository) = &flags.gitops_repo {
+            applier::start_gitops(repository, &config, state, &context, &tasks, &working)?;
+        }
+
+        credentials_for_people::write(&config, &credentials, &store, clock.unix_seconds()).await?;
+        let serving = CancellationToken::new();
+        let plain = match flags.plain_http {
+            config::PlainHttp::Loopback => PlainHttp::Loopback,
+            config::PlainHttp::All => PlainHttp::All,
+            config::PlainHttp::Off => PlainHttp::Off,
+        };
+        starting.abort();
+        let listener = TcpListener::from_std(listener)?;
+        let api = tokio::spawn(api::serve(
+            listener,
+            router,
+            credentials.api_tls()?,
+            plain,
+            serving.clone(),
+        ));
+        tasks.spawn(follow_gateway(
+            dns.clone(),
+            config.clone(),
+            network.clone(),
+            working.clone(),
+        ));
+        waiting.send_replace(Vec::new());
+        info!("ready");
+        Ok(Agent {
+            config,
+            store,
+            gossip,
+            dns,
+            ingress,
+            podman,
+            network,
+            working,
+            serving,
+            tasks,
+            api,
+        })
+    }
+
+    /// Stops everything in order; containers keep running and the node stays a member.
+    async fn stop(self) {
+        info!("stopping");
+        let all = async {
+            self.serving.cancel();
+            self.working.cancel();
+            self.gossip.stop().await;
+            self.dns.stop().await;
+            if let Some(ingress) = self.ingress {
+                ingress.stop().await;
+            }
+            if let Err(error) = self.api.await {
+                error!(%error, "the API did not end well");
+            }
+            self.tasks.close();
+            self.tasks.wait().await;
+            self.store.close().await;
+        };
+        if tokio::time::timeout(STOP_TIMEOUT, all).await.is_err() {
+            warn!("not everything ended in time; what was acknowledged is on disk all the same");
+        }
+        info!("stopped");
+    }
+
+    /// Takes the node out of the cluster: removes its membership, its containers and its network, and sets its data
+    /// directory aside.
+    async fn leave(self) -> Result<()> {
+        info!("leaving the cluster");
+        self.serving.cancel();
+        self.working.cancel();
+        self.tasks.close();
+        _ = tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await;
+        // Containers first: once the others know, they start the same pods.
+        if let Err(error) = self.podman.remove_all().await {
+            error!(%error, "containers of this node are left: remove those with the label podman-swarm.cluster by hand");
+        }
+        if let Err(error) = self.network.remove_all().await {
+            error!(%error, "a part of the pod network is left: a restart of the machine removes it");
+        }
+        self.gossip.leave().await?;
+        self.dns.stop().await;
+        if let Some(ingress) = self.ingress {
+            ingress.stop().await;
+        }
+        _ = self.api.await;
+        self.store.close().await;
+        set_aside(&self.config.data_dir)?;
+        info!("left");
+        Ok(())
+    }
+}
+
+fn gossip_config(config: &Config) -> gossip::Config {
+    let flags = &config.flags;
+    let tls = match (&flags.tls_cert, &flags.tls_key, &flags.tls_ca) {
+        (Some(certificate), Some(key), Some(authority)) => Some(gossip::UserTls {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            authority: authority.clone(),
+        }),
+        _ => None,
+    };
+    gossip::Config {
+        data_dir: config.data_dir.clone(),
+        advertise: SocketAddr::new(config.advertise, flags.bind_addr.port()),
+        node_name: config.node_name.clone(),
+        host_name: config.host_name.clone(),
+        join: flags.join.clone(),
+        join_token: flags.join_token.clone(),
+        encryption_key: flags.encryption_key.clone(),
+        tls,
+        tls_skip_verify: flags.tls_skip_verify,
+        pod_cidr: flags.pod_cidr,
+    }
+}
+
+/// Answers every request that it is too early, until it is aborted: joining may take long, and a health check should see
+/// why. Speaks plain HTTP alone, since there is no certificate yet.
+fn answer_starting(listener: std::net::TcpListener) -> Result<AbortOnDropHandle<()>> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let answer = || async {
+        let body = serde_json::json!({"status": "starting", "missing": ["the agent is starting"]});
+        // Closed, so that the next request finds the real API.
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            [(header::CONNECTION, "close")],
+            axum::Json(body),
+        )
+    };
+    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, axum::Router::new().fallback(answer)).await {
+            warn!(%error, "cannot say that the agent is starting");
+        }
+    })))
+}
+
+/// Takes the API's port.
+fn bind_api(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // A restarted agent must not wait for the connections of the last one to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// Makes the directory, for its owner alone, and checks that it can be written.
+fn prepare_data_dir(directory: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let problem = || {
+        format!(
+            "--data-dir: cannot write to {}; choose another with --data-dir",
+            directory.display()
+        )
+    };
+    std::fs::create_dir_all(directory).with_context(problem)?;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).with_context(problem)?;
+    let probe = directory.join(".writable");
+    std::fs::write(&probe, "").with_context(problem)?;
+    std::fs::remove_file(&probe).with_context(problem)
+}
+
+/// Moves what belonged to the cluster into a folder of its own; a later start begins anew.
+fn set_aside(directory: &Path) -> Result<()> {
+    let aside = directory.join("left");
+    _ = std::fs::remove_dir_all(&aside);
+    std::fs::create_dir(&aside)?;
+    for name in ["store", "gitops", "api.token", "admin.kubeconfig"] {
+        let from = directory.join(name);
+        if from.exists() {
+            std::fs::rename(&from, aside.join(name))
+                .with_context(|| format!("cannot move {}", from.display()))?;
+        }
+    }
+    _ = std::fs::remove_dir_all(directory.join("pods"));
+    Ok(())
+}
+
+/// Where the DNS server listens: for this machine, for others, and for containers.
+fn dns_addresses(config: &Config, gateway: Option<IpAddr>) -> Vec<SocketAddr> {
+    let port = config.flags.dns_port;
+    let mut addresses = vec![
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
+        SocketAddr::new(config.advertise, port),
+    ];
+    addresses.extend(gateway.map(|gateway| SocketAddr::new(gateway, RESOLVER_PORT)));
+    addresses.sort();
+    addresses.dedup();
+    addresses
+}
+
+/// Listens on the pod network's gateway too, once there is one, and again when it moves.
+async fn follow_gateway(dns: Arc<Dns>, config: Config, network: Arc<Network>, shutdown: CancellationToken) {
+    let listen = |gateway| {
+        let (dns, addresses) = (dns.clone(), dns_addresses(&config, gateway));
+        async move {
+            if let Err(error) = dns.listen(addresses).await {
+                error!(error = %format!("{error:#}"), "containers of this node cannot resolve names");
+            }
+        }
+    };
+    shutdown.run_until_cancelled(network.follow_gateway(listen)).await;
+}
+
+/// Makes an Event of each user's value that lost against a concurrent one.
+async fn report_conflicts(store: Store, events: Arc<Events>, shutdown: CancellationToken) {
+    let mut conflicts = store.conflicts();
+    loop {
+        match shutdown.run_until_cancelled(conflicts.recv()).await {
+            Some(Ok(conflict)) => {
+                let uid = store
+                    .get(&conflict.key)
+                    .map(|view| view.object.uid().to_owned())
+                    .unwrap_or_default();
+                let message = format!(
+                    "{} was set at once to {} by {} and to {} by {}: the former stays",
+                    conflict.path,
+                    conflict.winner.value,
+                    side(&conflict.winner),
+                    conflict.loser.value,
+                    side(&conflict.loser),
+                );
+                events.event(EventRecord {
+                    key: conflict.key,
+                    uid,
+                    kind: EventKind::Warning,
+                    reason: "ConflictResolved",
+                    message,
+                    component: "store",
+                });
+            }
+            Some(Err(tokio::sync::broadcast::error::RecvError::Lagged(missed))) => {
+                warn!(missed, "conflicts came faster than they could be reported");
+            }
+            Some(Err(tokio::sync::broadcast::error::RecvError::Closed)) | None => return,
+        }
+    }
+}
+
+fn side(side: &store::ConflictSide) -> String {
+    let who = if side.user.is_empty() {
+        &side.manager
+    } else {
+        &side.user
+    };
+    format!("{who} on node {}", side.node.0.get(..12).unwrap_or(&side.node.0))
+}

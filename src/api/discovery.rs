@@ -1,0 +1,256 @@
+//! What there is: versions, groups and resources, all from the kind table, in the legacy and the aggregated form.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderValue, header};
+use schemas::{KINDS, KindRow, Scope};
+use serde_json::{Value, json};
+
+use super::state::ApiState;
+use super::status::{ApiError, ApiResult};
+use super::target::{Subresource, subresources};
+
+/// The version of Kubernetes whose API is served; `gitVersion` carries our build behind it.
+const KUBERNETES_VERSION: &str = "v1.33.0";
+const KUBERNETES_MINOR: &str = "33";
+
+const VERBS: [&str; 8] = [
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
+const SUBRESOURCE_VERBS: [&str; 3] = ["get", "patch", "update"];
+
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+/// `GET /version`.
+pub(crate) async fn version(State(state): State<ApiState>) -> Json<Value> {
+    Json(json!({
+        "major": "1",
+        "minor": KUBERNETES_MINOR,
+        "gitVersion": format!("{KUBERNETES_VERSION}+podman-swarm.{}", state.build.version),
+        "gitCommit": state.build.git_commit,
+        "gitTreeState": "clean",
+        "buildDate": "",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, go_architecture()),
+    }))
+}
+
+/// Kubernetes names processors as Go does.
+fn go_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// `GET /api`.
+pub(crate) async fn api_versions(headers: HeaderMap) -> Response {
+    if wants_aggregated(&headers) {
+        return aggregated(&[""]);
+    }
+    Json(json!({
+        "kind": "APIVersions",
+        "versions": ["v1"],
+        "serverAddressByClientCIDRs": [],
+    }))
+    .into_response()
+}
+
+/// `GET /apis`.
+pub(crate) async fn groups(headers: HeaderMap) -> Response {
+    if wants_aggregated(&headers) {
+        return aggregated(&named_groups());
+    }
+    let groups: Vec<Value> = named_groups().into_iter().map(group_value).collect();
+    Json(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})).into_response()
+}
+
+/// `GET /apis/{group}`.
+pub(crate) async fn group(Path(group): Path<String>) -> ApiResult {
+    if !named_groups().contains(&group.as_str()) {
+        return Err(ApiError::no_resource());
+    }
+    let mut value = group_value(&group);
+    value["kind"] = "APIGroup".into();
+    value["apiVersion"] = "v1".into();
+    Ok(Json(value).into_response())
+}
+
+/// `GET /apis/{group}/{version}`.
+pub(crate) async fn group_resources(Path((group, version)): Path<(String, String)>) -> ApiResult {
+    resource_list(&group, &version)
+}
+
+/// `GET /api/v1`.
+pub(crate) async fn core_resources() -> ApiResult {
+    resource_list("", "v1")
+}
+
+/// The rows of a group that are shown.
+pub(crate) fn served(group: &str) -> impl Iterator<Item = &'static KindRow> {
+    let group = group.to_owned();
+    KINDS.iter().filter(move |row| row.served && row.group == group)
+}
+
+/// The groups that are shown, without the core group, in the order of the table.
+pub(crate) fn named_groups() -> Vec<&'static str> {
+    let mut groups = Vec::new();
+    for row in KINDS.iter().filter(|row| row.served && !row.group.is_empty()) {
+        if !groups.contains(&row.group) {
+            groups.push(row.group);
+        }
+    }
+    groups
+}
+
+fn group_value(group: &str) -> Value {
+    let version = json!({"groupVersion": format!("{group}/v1"), "version": "v1"});
+    json!({"name": group, "versions": [version], "preferredVersion": version})
+}
+
+fn resource_list(group: &str, version: &str) -> ApiResult {
+    let mut resources = Vec::new();
+    for row in served(group).filter(|row| row.version == version) {
+        let namespaced = row.scope == Scope::Namespaced;
+        let mut resource = json!({
+            "name": row.plural,
+            "singularName": row.singular,
+            "namespaced": namespaced,
+            "kind": row.name,
+            "verbs": VERBS,
+        });
+        if !row.short_names.is_empty() {
+            resource["shortNames"] = row.short_names.into();
+        }
+        if row.in_all {
+            resource["categories"] = json!(["all"]);
+        }
+        resources.push(resource);
+        for part in subresources(row.kind) {
+            let mut resource = json!({
+                "name": format!("{}/{}", row.plural, part.word()),
+                "singularName": "",
+                "namespaced": namespaced,
+                "kind": row.name,
+                "verbs": subresource_verbs(*part),
+            });
+            if *part == Subresource::Scale {
+                resource["group"] = "autoscaling".into();
+                resource["version"] = "v1".into();
+                resource["kind"] = "Scale".into();
+            }
+            resources.push(resource);
+        }
+    }
+    if resources.is_empty() {
+        return Err(ApiError::no_resource());
+    }
+    let group_version = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
+    Ok(Json(json!({
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": group_version,
+        "resources": resources,
+    }))
+    .into_response())
+}
+
+fn subresource_verbs(part: Subresource) -> &'static [&'static str] {
+    match part {
+        Subresource::Status | Subresource::Scale => &SUBRESOURCE_VERBS,
+        Subresource::Log => &["get"],
+        Subresource::Unserved => &[],
+    }
+}
+
+fn wants_aggregated(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    accept.unwrap_or_default().split(',').any(|clause| {
+        let mut parts: Vec<&str> = clause.split(';').map(str::trim).collect();
+        parts.sort_unstable();
+        parts.starts_with(&[
+            "application/json",
+            "as=APIGroupDiscoveryList",
+            "g=apidiscovery.k8s.io",
+            "v=v2",
+        ])
+    })
+}
+
+/// The aggregated form: everything of some groups in one answer.
+fn aggregated(groups: &[&str]) -> Response {
+    let items: Vec<Value> = groups
+        .iter()
+        .map(|group| {
+            let resources: Vec<Value> = served(group).map(aggregated_resource).collect();
+            let metadata = if group.is_empty() {
+                json!({})
+            } else {
+                json!({"name": group})
+            };
+            json!({
+                "metadata": metadata,
+                "versions": [{"version": "v1", "resources": resources, "freshness": "Current"}],
+            })
+        })
+        .collect();
+    let list = json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": "apidiscovery.k8s.io/v2",
+        "metadata": {},
+        "items": items,
+    });
+    let mut response = Json(list).into_response();
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(AGGREGATED));
+    response
+        .headers_mut()
+        .insert(header::VARY, HeaderValue::from_static("Accept"));
+    response
+}
+
+fn aggregated_resource(row: &'static KindRow) -> Value {
+    let kind = |group: &str, kind: &str| json!({"group": group, "version": "v1", "kind": kind});
+    let mut resource = json!({
+        "resource": row.plural,
+        "responseKind": kind(row.group, row.name),
+        "scope": match row.scope { Scope::Namespaced => "Namespaced", Scope::Cluster => "Cluster" },
+        "singularResource": row.singular,
+        "verbs": VERBS,
+    });
+    if !row.short_names.is_empty() {
+        resource["shortNames"] = row.short_names.into();
+    }
+    if row.in_all {
+        resource["categories"] = json!(["all"]);
+    }
+    let parts: Vec<Value> = subresources(row.kind)
+        .iter()
+        .map(|part| {
+            let response_kind = match part {
+                Subresource::Scale => kind("autoscaling", "Scale"),
+                Subresource::Status | Subresource::Log | Subresource::Unserved => kind(row.group, row.name),
+            };
+            json!({"subresource": part.word(), "responseKind": response_kind, "verbs": subresource_verbs(*part)})
+        })
+        .collect();
+    if !parts.is_empty() {
+        resource["subresources"] = parts.into();
+    }
+    resource
+}

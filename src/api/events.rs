@@ -1,0 +1,216 @@
+//! The Events of this node: counted, bounded, kept for an hour, and shown through the store as computed objects.
+//!
+//! Never replicated: a list asks the other live nodes for theirs ([`crate::api`]'s list does).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use reconcilers::ports::{Clock, EventKind, EventRecord, EventSink, Moment};
+use schemas::{Kind, Object, ObjectKey, time};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use store::{NodeId, Store};
+use tokio_util::sync::CancellationToken;
+
+use super::auth::hex;
+
+/// How long an event is shown after it happened last, as in Kubernetes.
+const LIFETIME: Duration = Duration::from_secs(3600);
+/// How often expired ones are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// At 1-2 KiB each at most 4 MiB; the one that is longest ago makes room.
+const MAX_EVENTS: usize = 2000;
+/// As Kubernetes bounds `message`.
+const MAX_MESSAGE_BYTES: usize = 1024;
+
+/// This node's events.
+pub struct Events {
+    store: Store,
+    node: NodeId,
+    node_name: String,
+    clock: Arc<dyn Clock>,
+    kept: Mutex<HashMap<ObjectKey, Kept>>,
+}
+
+struct Kept {
+    last: Moment,
+    object: Object,
+}
+
+impl Events {
+    /// Makes an empty record of what happens on the node of this name.
+    pub fn new(store: Store, node: NodeId, node_name: impl Into<String>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            store,
+            node,
+            node_name: node_name.into(),
+            clock,
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Forgets expired events until `shutdown` fires.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        while shutdown.run_until_cancelled(sweep.tick()).await.is_some() {
+            self.forget_expired();
+        }
+    }
+
+    /// Forgets what happened last over an hour ago.
+    pub fn forget_expired(&self) {
+        let now = self.clock.now();
+        let mut kept = self.lock();
+        let expired = kept.extract_if(|_, event| now.since(event.last) >= LIFETIME);
+        for (key, _) in expired {
+            self.store.project(&key, None);
+        }
+    }
+
+    /// Keeps an event that a client made; it has name and namespace.
+    pub(crate) fn keep(&self, key: ObjectKey, object: Object) {
+        self.insert(&mut self.lock(), key, object);
+    }
+
+    fn insert(&self, kept: &mut HashMap<ObjectKey, Kept>, key: ObjectKey, object: Object) {
+        if kept.len() >= MAX_EVENTS
+            && !kept.contains_key(&key)
+            && let Some(oldest) = kept
+                .iter()
+                .min_by_key(|(_, event)| event.last)
+                .map(|(key, _)| key.clone())
+        {
+            kept.remove(&oldest);
+            self.store.project(&oldest, None);
+        }
+        self.store.project(&key, Some(object.clone()));
+        kept.insert(
+            key,
+            Kept {
+                last: self.clock.now(),
+                object,
+            },
+        );
+    }
+
+    /// Forgets an event; false if it is not this node's.
+    pub(crate) fn forget(&self, key: &ObjectKey) -> bool {
+        let found = self.lock().remove(key).is_some();
+        if found {
+            self.store.project(key, None);
+        }
+        found
+    }
+
+    /// No panic can leave the map half changed.
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectKey, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The event for what happened: the same one again, counted, if it happened before.
+    fn object(&self, before: Option<&Kept>, key: &ObjectKey, id: &str, event: &EventRecord) -> Object {
+        let now = time::to_rfc3339(self.clock.unix_seconds());
+        if let Some(before) = before {
+            let mut object = before.object.clone();
+            let count = object.i64_at("/count").unwrap_or(1);
+            object.set(&["count"], count.saturating_add(1));
+            object.set(&["lastTimestamp"], now);
+            return object;
+        }
+        let row = event.key.kind.row();
+        let mut object = Object::new(key);
+        object.set(&["metadata", "uid"], uuid(id));
+        object.set(&["metadata", "creationTimestamp"], now.clone());
+        let mut about = json!({
+            "kind": row.name,
+            "apiVersion": row.api_version(),
+            "name": event.key.name,
+            "uid": event.uid,
+        });
+        if !event.key.namespace.is_empty() {
+            about["namespace"] = event.key.namespace.clone().into();
+        }
+        object.set(&["involvedObject"], about);
+        object.set(&["reason"], event.reason);
+        object.set(&["message"], truncated(&event.message));
+        object.set(
+            &["type"],
+            match event.kind {
+                EventKind::Normal => "Normal",
+                EventKind::Warning => "Warning",
+            },
+        );
+        object.set(
+            &["source"],
+            json!({"component": event.component, "host": self.node_name}),
+        );
+        object.set(&["reportingComponent"], event.component);
+        object.set(&["reportingInstance"], self.node_name.clone());
+        object.set(&["firstTimestamp"], now.clone());
+        object.set(&["lastTimestamp"], now);
+        object.set(&["count"], 1);
+        object
+    }
+}
+
+impl EventSink for Events {
+    fn event(&self, event: EventRecord) {
+        let id = identity(&self.node, &event);
+        let namespace = match event.key.namespace.as_str() {
+            "" => "default",
+            namespace => namespace,
+        };
+        let key = ObjectKey::new(
+            Kind::Event,
+            namespace,
+            format!("{}.{}", event.key.name, &id[..16]),
+        );
+        let mut kept = self.lock();
+        let object = self.object(kept.get(&key), &key, &id, &event);
+        self.insert(&mut kept, key, object);
+    }
+}
+
+/// What makes two events the same one: node, object, reason, type, component and message.
+fn identity(node: &NodeId, event: &EventRecord) -> String {
+    let mut hash = Sha256::new();
+    let key = event.key.to_string();
+    let kind = match event.kind {
+        EventKind::Normal => "N",
+        EventKind::Warning => "W",
+    };
+    for part in [
+        &node.0,
+        &key,
+        &event.uid,
+        event.reason,
+        kind,
+        event.component,
+        &event.message,
+    ] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hex(&hash.finalize())
+}
+
+/// Writes the first 32 hex digits in the form of a UUID.
+pub(crate) fn uuid(hex: &str) -> String {
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..32]
+    )
+}
+
+fn truncated(message: &str) -> &str {
+    let mut end = message.len().min(MAX_MESSAGE_BYTES);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    &message[..end]
+}

@@ -1,0 +1,33 @@
+//! The HTTP API: Kubernetes' paths and the native ones, on one port.
+//!
+//! [`router`] is the whole service, [`serve()`] the listener. Knows schemas and store; reaches other nodes through
+//! [`crate::relay::Relay`] and containers through `ContainerRuntime`. Read `state.rs` next, then `resources/`.
+
+mod auth;
+mod content;
+mod discovery;
+mod events;
+mod health;
+mod manifests;
+mod namespaces;
+mod native;
+mod openapi;
+mod resources;
+mod selection;
+mod serve;
+mod state;
+mod status;
+pub mod tables;
+mod target;
+#[cfg(test)]
+mod tests;
+mod tokens;
+
+pub use auth::{RELAYED_USER, admin_kubeconfig, create_token, knows_token};
+pub use events::Events;
+pub use manifests::{AppliedObject, ApplyOptions, ManifestError, Refusal, apply_all};
+pub use namespaces::ensure_namespaces;
+pub use resources::delete_if;
+pub use serve::{ClientAddress, PlainHttp, Stopping, serve};
+pub use state::{ApiState, Build, router};
+pub use status::{ApiError, ApiResult, Cause, Details};

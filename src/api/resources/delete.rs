@@ -1,0 +1,370 @@
+//! delete and deletecollection: what goes at once, what gets a deletionTimestamp and is finished by others.
+
+use axum::body::Body;
+use axum::response::Response;
+use http::StatusCode;
+use schemas::{Kind, Object, ObjectKey, time};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use store::{Author, Precondition, Revision, View};
+
+use super::{Call, object_answer, plain_answer, shown};
+use crate::api::content::{MAX_OBJECT_BYTES, read_body};
+use crate::api::selection::Selection;
+use crate::api::state::ApiState;
+use crate::api::status::{self, ApiError, ApiResult};
+
+/// Namespaces that stay.
+const PROTECTED_NAMESPACES: [&str; 3] = ["default", "kube-system", "kube-public"];
+/// `terminationGracePeriodSeconds` where a pod says nothing.
+const DEFAULT_GRACE_SECONDS: i64 = 30;
+
+/// `DeleteOptions`, from the body or the query.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct DeleteOptions {
+    grace_period_seconds: Option<i64>,
+    propagation_policy: Option<String>,
+    orphan_dependents: Option<bool>,
+    preconditions: Option<Preconditions>,
+    dry_run: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Preconditions {
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+/// What a deletion did.
+pub(crate) enum Deleted {
+    /// Gone; its last state.
+    Removed(View),
+    /// Marked; others finish it.
+    Terminating(View),
+}
+
+/// Answers `DELETE` of an object.
+pub(super) async fn delete(call: &Call<'_>, body: Body) -> ApiResult {
+    let key = call.key()?;
+    let options = options(call, body).await?;
+    match delete_object(call.state, &key, &options, call.author()?).await? {
+        Deleted::Terminating(view) => object_answer(call, StatusCode::OK, shown(&view)),
+        // As Kubernetes: what a grace was possible for is shown, anything else is reported.
+        Deleted::Removed(view) if key.kind == Kind::Pod => object_answer(call, StatusCode::OK, shown(&view)),
+        Deleted::Removed(view) => Ok(plain_answer(
+            call,
+            StatusCode::OK,
+            &status::success(&key, view.object.uid()),
+        )),
+    }
+}
+
+/// Answers `DELETE` of a collection.
+pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<Response> {
+    let selection = Selection::of(call.kind(), &call.query)?;
+    if call.kind().is_namespaced() && call.target.namespace.is_none() {
+        return Err(ApiError::method_not_allowed());
+    }
+    let options = options(call, body).await?;
+    let listing = call
+        .state
+        .store
+        .list(call.kind(), call.target.namespace.as_deref());
+    let mut items = Vec::new();
+    for view in listing
+        .items
+        .iter()
+        .filter(|view| selection.matches(&shown(view)))
+    {
+        match delete_object(call.state, &view.key, &options, call.author()?).await {
+            Ok(Deleted::Removed(view) | Deleted::Terminating(view)) => items.push(shown(&view).into_value()),
+            // Someone else was faster.
+            Err(error) if error.code == StatusCode::NOT_FOUND => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let row = call.kind().row();
+    let list = json!({
+        "kind": format!("{}List", row.name),
+        "apiVersion": row.api_version(),
+        "metadata": {"resourceVersion": call.state.store.revision().to_string()},
+        "items": items,
+    });
+    Ok(plain_answer(call, StatusCode::OK, &list))
+}
+
+/// Deletes an object as clients expect of its kind, if it has this uid; absent or another one: nothing to do.
+///
+/// # Errors
+/// The object may not be deleted, or the store refuses.
+pub async fn delete_if(state: &ApiState, key: &ObjectKey, uid: &str, author: Author) -> ApiResult<()> {
+    let preconditions = Preconditions {
+        uid: Some(uid.to_owned()),
+        resource_version: None,
+    };
+    let options = DeleteOptions {
+        preconditions: Some(preconditions),
+        ..DeleteOptions::default()
+    };
+    match state.store.get(key) {
+        Some(view) if view.object.uid() == uid => {}
+        Some(_) | None => return Ok(()),
+    }
+    match delete_object(state, key, &options, author).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.code == StatusCode::NOT_FOUND => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes an object as clients expect of its kind: at once, or by marking it.
+pub(crate) async fn delete_object(
+    state: &ApiState,
+    key: &ObjectKey,
+    options: &DeleteOptions,
+    author: Author,
+) -> ApiResult<Deleted> {
+    let view = state.store.get(key).ok_or_else(|| ApiError::not_found(key))?;
+    let precondition = options.precondition(key, &view)?;
+    if key.kind == Kind::Namespace && PROTECTED_NAMESPACES.contains(&key.name.as_str()) {
+        return Err(ApiError::forbidden(key, "this namespace may not be deleted"));
+    }
+    options.check_orphan(key.kind)?;
+    let dry_run = !options.dry_run.is_empty();
+    if key.kind == Kind::Event && !dry_run && !view.stored {
+        state.events.forget(key);
+        return Ok(Deleted::Removed(view));
+    }
+    if !view.stored {
+        return Err(ApiError::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "MethodNotAllowed",
+            format!(
+                "{} \"{}\" is computed from other objects and cannot be deleted",
+                key.kind.row().resource(),
+                key.name
+            ),
+        )
+        .about(key));
+    }
+    let Some(grace) = grace(key.kind, &view.object, options.grace_period_seconds) else {
+        if dry_run {
+            return Ok(Deleted::Removed(view));
+        }
+        return Ok(Deleted::Removed(
+            state.store.remove(key, &precondition, author).await?,
+        ));
+    };
+    if dry_run {
+        return Ok(Deleted::Terminating(view));
+    }
+    let now = author.unix_seconds;
+    let marked = state
+        .store
+        .update::<ApiError>(key, &precondition, author, |object| {
+            Ok(marked(object, grace, now))
+        })
+        .await?;
+    Ok(Deleted::Terminating(marked))
+}
+
+/// The seconds that an object has before it goes; None if it goes at once.
+fn grace(kind: Kind, object: &Object, asked: Option<i64>) -> Option<i64> {
+    let finalizers = object.pointer("/metadata/finalizers").and_then(Value::as_array);
+    let held = finalizers.is_some_and(|finalizers| !finalizers.is_empty());
+    match kind {
+        // Its controller empties it first.
+        Kind::Namespace => Some(0),
+        Kind::Pod => {
+            let placed = !object.str_at("/spec/nodeName").is_empty();
+            let own = object
+                .i64_at("/spec/terminationGracePeriodSeconds")
+                .unwrap_or(DEFAULT_GRACE_SECONDS);
+            let ended = matches!(object.str_at("/status/phase"), "Succeeded" | "Failed");
+            let grace = match asked {
+                _ if !placed || ended => 0,
+                Some(seconds) => seconds.max(0),
+                None => own.max(1),
+            };
+            (held || grace > 0).then_some(grace)
+        }
+        Kind::Node
+        | Kind::Service
+        | Kind::Endpoints
+        | Kind::Event
+        | Kind::Deployment
+        | Kind::ReplicaSet
+        | Kind::Ingress
+        | Kind::EndpointSlice
+        | Kind::Member
+        | Kind::ApiToken
+        | Kind::JoinToken
+        | Kind::DnsWhitelist
+        | Kind::GitInventory => held.then_some(0),
+    }
+}
+
+/// Marks an object as being deleted. The mark is made once; a later deletion can only shorten the grace.
+fn marked(object: &Object, grace: i64, now_unix_seconds: i64) -> Object {
+    let mut object = object.clone();
+    let shorter = match object.i64_at("/metadata/deletionGracePeriodSeconds") {
+        Some(before) if object.is_terminating() => grace < before,
+        _ => !object.is_terminating(),
+    };
+    if shorter {
+        object.set(
+            &["metadata", "deletionTimestamp"],
+            time::to_rfc3339(now_unix_seconds.saturating_add(grace)),
+        );
+        object.set(&["metadata", "deletionGracePeriodSeconds"], grace);
+    }
+    object
+}
+
+async fn options(call: &Call<'_>, body: Body) -> ApiResult<DeleteOptions> {
+    let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
+    let mut options = if bytes.is_empty() {
+        DeleteOptions::default()
+    } else {
+        // YAML holds JSON, too.
+        serde_yaml::from_slice(&bytes)
+            .map_err(|error| ApiError::bad_request(format!("the body is not DeleteOptions: {error}")))?
+    };
+    if let Some(seconds) = call.query.number("gracePeriodSeconds")? {
+        options.grace_period_seconds = Some(seconds);
+    }
+    if !call.query.text("propagationPolicy").is_empty() {
+        options.propagation_policy = Some(call.query.text("propagationPolicy").to_owned());
+    }
+    if call.query.flag("orphanDependents") {
+        options.orphan_dependents = Some(true);
+    }
+    if call.query.dry_run()? {
+        options.dry_run = vec!["All".to_owned()];
+    }
+    if options.dry_run.iter().any(|word| word != "All") {
+        return Err(ApiError::bad_request(
+            "dryRun: Unsupported value: supported values: \"All\"",
+        ));
+    }
+    Ok(options)
+}
+
+impl DeleteOptions {
+    /// No wishes but, perhaps, to see what would happen.
+    pub(crate) fn dry(dry_run: bool) -> Self {
+        let dry_run = if dry_run {
+            vec!["All".to_owned()]
+        } else {
+            Vec::new()
+        };
+        Self {
+            dry_run,
+            ..Self::default()
+        }
+    }
+
+    fn precondition(&self, key: &ObjectKey, view: &View) -> ApiResult<Precondition> {
+        let mut precondition = Precondition::default();
+        let Some(wanted) = &self.preconditions else {
+            return Ok(precondition);
+        };
+        if let Some(uid) = &wanted.uid {
+            if uid != view.object.uid() {
+                let why = format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    view.object.uid()
+                );
+                return Err(ApiError::conflict(key, &why));
+            }
+            precondition.uid = Some(uid.clone());
+        }
+        if let Some(version) = &wanted.resource_version {
+            let version = version
+                .parse()
+                .map(Revision)
+                .map_err(|_| ApiError::modified(key))?;
+            if version != view.revision {
+                return Err(ApiError::modified(key));
+            }
+            precondition.resource_version = Some(version);
+        }
+        Ok(precondition)
+    }
+
+    /// Dependents are collected when their owner's tombstone is there; leaving them needs a way to release them first.
+    fn check_orphan(&self, kind: Kind) -> ApiResult<()> {
+        match self.propagation_policy.as_deref() {
+            None | Some("Background" | "Foreground") if self.orphan_dependents != Some(true) => Ok(()),
+            None | Some("Orphan" | "Background" | "Foreground") => match kind {
+                Kind::Deployment | Kind::ReplicaSet => Err(ApiError::not_implemented(
+                    "propagationPolicy Orphan is not served yet: what the object owns is deleted with it",
+                )),
+                Kind::Namespace
+                | Kind::Node
+                | Kind::Pod
+                | Kind::Service
+                | Kind::Endpoints
+                | Kind::Event
+                | Kind::Ingress
+                | Kind::EndpointSlice
+                | Kind::Member
+                | Kind::ApiToken
+                | Kind::JoinToken
+                | Kind::DnsWhitelist
+                | Kind::GitInventory => Ok(()),
+            },
+            Some(other) => Err(ApiError::bad_request(format!(
+                "propagationPolicy: Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\""
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(spec: Value) -> Object {
+        let mut pod = Object::new(&ObjectKey::new(Kind::Pod, "default", "web"));
+        pod.set(&["spec"], spec);
+        pod
+    }
+
+    #[test]
+    fn pods_get_a_grace_only_where_they_run() {
+        let check = |spec: Value, asked: Option<i64>, expected: Option<i64>| {
+            assert_eq!(
+                grace(Kind::Pod, &pod(spec.clone()), asked),
+                expected,
+                "{spec} {asked:?}"
+            );
+        };
+        check(json!({}), None, None);
+        check(json!({"nodeName": "n1"}), None, Some(30));
+        check(
+            json!({"nodeName": "n1", "terminationGracePeriodSeconds": 5}),
+            None,
+            Some(5),
+        );
+        check(json!({"nodeName": "n1"}), Some(2), Some(2));
+        check(json!({"nodeName": "n1"}), Some(0), None);
+    }
+
+    #[test]
+    fn a_second_deletion_only_shortens_the_grace() {
+        let first = marked(&pod(json!({})), 30, 100);
+        assert_eq!(
+            first.str_at("/metadata/deletionTimestamp"),
+            "1970-01-01T00:02:10Z"
+        );
+        assert_eq!(marked(&first, 60, 110), first);
+        let shorter = marked(&first, 5, 110);
+        assert_eq!(
+            shorter.str_at("/metadata/deletionTimestamp"),
+            "1970-01-01T00:01:55Z"
+        );
+    }
+}

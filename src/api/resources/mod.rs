@@ -1,0 +1,216 @@
+//! The Kubernetes resources: one call, dispatched by method and subresource.
+//!
+//! Reading is in `read` and `watch`, writing in `write`, `edit` and `delete`, subresources in `scale` and `log`. What a
+//! kind means is asked of `schemas`; nothing here knows what controllers do.
+
+mod delete;
+mod edit;
+mod log;
+mod read;
+mod scale;
+mod watch;
+mod write;
+
+use axum::extract::Request;
+use axum::response::Response;
+use http::{HeaderMap, Method, Uri, header};
+use schemas::{Kind, Object, ObjectKey};
+use store::{NodeId, View};
+use tokio_util::sync::CancellationToken;
+
+use super::content::{self, Accepted, Format};
+use super::serve::Stopping;
+use super::state::{ApiState, user_of};
+use super::status::{ApiError, ApiResult};
+use super::target::{Query, Subresource, Target};
+
+pub use delete::delete_if;
+pub(crate) use delete::{DeleteOptions, delete_object};
+pub(crate) use edit::tidied;
+pub(crate) use read::{get_object, list_objects};
+pub(crate) use write::{Validation, check_applied, check_namespace};
+
+/// A relayed request with this header is answered from the node's own state, without asking others.
+pub(crate) const LOCAL_ONLY: &str = "x-podman-swarm-local";
+/// As Kubernetes bounds the name of a field manager.
+const MAX_MANAGER_BYTES: usize = 128;
+
+/// A request of the Kubernetes API, read but for its body.
+pub(crate) struct Call<'a> {
+    state: &'a ApiState,
+    target: Target,
+    query: Query,
+    headers: HeaderMap,
+    uri: Uri,
+    user: String,
+    stopping: Option<CancellationToken>,
+}
+
+/// Answers a request whose path is one of Kubernetes' resources.
+pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
+    let (parts, body) = request.into_parts();
+    let target = Target::parse(parts.uri.path()).ok_or_else(ApiError::no_resource)?;
+    let call = Call {
+        state,
+        query: Query::of(&parts.uri)?,
+        user: user_of(&parts.extensions, &parts.headers),
+        stopping: parts
+            .extensions
+            .get::<Stopping>()
+            .map(|stopping| stopping.0.clone()),
+        headers: parts.headers,
+        uri: parts.uri,
+        target,
+    };
+    let named = call.target.name.is_some();
+    match (parts.method, call.target.subresource, named) {
+        (_, Some(Subresource::Unserved), _) => Err(ApiError::not_implemented(format!(
+            "this version of Podman Swarm does not serve {}",
+            call.uri.path().rsplit('/').next().unwrap_or_default()
+        ))),
+        (Method::GET, None, _) if call.query.flag("watch") => watch::watch(&call).await,
+        (Method::GET | Method::HEAD, None | Some(Subresource::Status), true) => read::get(&call).await,
+        (Method::GET | Method::HEAD, None, false) => read::list(&call).await,
+        (Method::POST, None, false) => write::create(&call, body).await,
+        (Method::PUT, None | Some(Subresource::Status), true) => write::update(&call, body).await,
+        (Method::PATCH, None | Some(Subresource::Status), true) => write::patch(&call, body).await,
+        (Method::DELETE, None, true) => delete::delete(&call, body).await,
+        (Method::DELETE, None, false) => delete::delete_collection(&call, body).await,
+        (Method::GET, Some(Subresource::Scale), true) => scale::get(&call),
+        (Method::PUT, Some(Subresource::Scale), true) => scale::update(&call, body).await,
+        (Method::PATCH, Some(Subresource::Scale), true) => scale::patch(&call, body).await,
+        (Method::GET, Some(Subresource::Log), true) => log::log(&call).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+impl Call<'_> {
+    fn kind(&self) -> Kind {
+        self.target.kind
+    }
+
+    /// The key of the object that the path names.
+    fn key(&self) -> ApiResult<ObjectKey> {
+        let name = self
+            .target
+            .name
+            .as_deref()
+            .ok_or_else(ApiError::method_not_allowed)?;
+        Ok(ObjectKey::new(
+            self.kind(),
+            self.target.namespace.clone().unwrap_or_default(),
+            name,
+        ))
+    }
+
+    /// The field manager of a write: as the client names it, else its program's name.
+    fn manager(&self) -> ApiResult<String> {
+        let named = self.query.text("fieldManager");
+        if named.len() > MAX_MANAGER_BYTES {
+            return Err(ApiError::bad_request(format!(
+                "parameter fieldManager: may not be more than {MAX_MANAGER_BYTES} bytes"
+            )));
+        }
+        if !named.is_empty() {
+            return Ok(named.to_owned());
+        }
+        let agent = self
+            .headers
+            .get(header::USER_AGENT)
+            .and_then(|value| value.to_str().ok());
+        let program = agent.unwrap_or_default().split('/').next().unwrap_or_default();
+        let short: String = program.chars().take(MAX_MANAGER_BYTES / 4).collect();
+        Ok(if short.is_empty() {
+            "unknown".to_owned()
+        } else {
+            short
+        })
+    }
+
+    /// The author of this request's writes.
+    fn author(&self) -> ApiResult<store::Author> {
+        Ok(self.state.author(&self.manager()?, &self.user))
+    }
+
+    fn accepted(&self) -> ApiResult<Accepted> {
+        content::accepted(&self.headers)
+    }
+
+    fn is_local_only(&self) -> bool {
+        self.headers.contains_key(LOCAL_ONLY)
+    }
+
+    /// Sends this request on to another node, as it is, for the same user.
+    fn relayed(&self, accept: Option<&'static str>) -> ApiResult<Request> {
+        // Over HTTP/2 the URI names this node; the other one is reached by the relay.
+        let path = self
+            .uri
+            .path_and_query()
+            .map_or("/", http::uri::PathAndQuery::as_str);
+        let mut request = Request::builder().method(Method::GET).uri(path);
+        if let Some(headers) = request.headers_mut() {
+            headers.insert(LOCAL_ONLY, http::HeaderValue::from_static("true"));
+            if let Ok(user) = self.user.parse() {
+                headers.insert(super::auth::RELAYED_USER, user);
+            }
+            if let Some(accept) = accept {
+                headers.insert(header::ACCEPT, http::HeaderValue::from_static(accept));
+            }
+        }
+        request
+            .body(axum::body::Body::empty())
+            .map_err(|error| ApiError::internal(format!("the request cannot be relayed: {error}")))
+    }
+}
+
+/// What the API shows of a view: defaults filled in, which are never stored, and the phase that an object has before
+/// anyone observed it.
+pub(crate) fn shown(view: &View) -> Object {
+    shown_object(view.key.kind, &view.object)
+}
+
+/// [`shown`] for an earlier state of a view.
+fn shown_object(kind: Kind, object: &Object) -> Object {
+    let mut object = schemas::validate::defaulted(object);
+    let phase = match kind {
+        Kind::Pod => "Pending",
+        Kind::Namespace if object.is_terminating() => "Terminating",
+        Kind::Namespace => "Active",
+        Kind::Node
+        | Kind::Service
+        | Kind::Endpoints
+        | Kind::Event
+        | Kind::Deployment
+        | Kind::ReplicaSet
+        | Kind::Ingress
+        | Kind::EndpointSlice
+        | Kind::Member
+        | Kind::ApiToken
+        | Kind::JoinToken
+        | Kind::DnsWhitelist
+        | Kind::GitInventory => return object,
+    };
+    if object.str_at("/status/phase").is_empty() {
+        object.set(&["status", "phase"], phase);
+    }
+    object
+}
+
+/// Writes one object in the form that the client asked for.
+fn object_answer(call: &Call<'_>, code: http::StatusCode, object: Object) -> ApiResult {
+    let accepted = call.accepted()?;
+    let value = read::one(call, accepted, object)?;
+    Ok(content::answer(code, accepted.format, &value))
+}
+
+/// A value that has one form alone (`Status`, `Scale`).
+fn plain_answer(call: &Call<'_>, code: http::StatusCode, value: &serde_json::Value) -> Response {
+    let format = call.accepted().map_or(Format::Json, |accepted| accepted.format);
+    content::answer(code, format, value)
+}
+
+/// Says in a log line which node a request went to.
+fn relay_failed(node: &NodeId, error: &crate::relay::RelayError) -> ApiError {
+    tracing::warn!(%node, %error, "api: a request could not be relayed");
+    ApiError::unavailable(error.to_string())
+}

@@ -1,0 +1,117 @@
+//! `/scale` of workloads: replicas alone, as `autoscaling/v1` shows them.
+
+use axum::body::Body;
+use http::StatusCode;
+use schemas::{Object, ObjectKey};
+use serde_json::{Value, json};
+use store::{Precondition, Revision};
+
+use super::write::{Validation, change_object, parse_json, patched};
+use super::{Call, get_object, plain_answer};
+use crate::api::content::{MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
+use crate::api::status::{ApiError, ApiResult, Cause};
+use crate::api::tables::selector_text;
+
+const PATCH_TYPES: [&str; 3] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
+
+/// Answers `GET` of a scale.
+pub(super) fn get(call: &Call<'_>) -> ApiResult {
+    let object = get_object(call.state, &call.key()?)?;
+    Ok(plain_answer(call, StatusCode::OK, &scale_of(&object)))
+}
+
+/// Answers `PUT` of a scale.
+pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
+    if !matches!(content_type(&call.headers), "" | "application/json") {
+        return Err(unsupported_media(&["application/json"]));
+    }
+    let scale = parse_json(&read_body(body, MAX_OBJECT_BYTES).await?)?;
+    write(call, &|_| Ok(scale.clone())).await
+}
+
+/// Answers `PATCH` of a scale.
+pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
+    let media = content_type(&call.headers).to_owned();
+    if !PATCH_TYPES.contains(&media.as_str()) {
+        return Err(unsupported_media(&PATCH_TYPES));
+    }
+    let patch = parse_json(&read_body(body, MAX_OBJECT_BYTES).await?)?;
+    // A Scale has no lists, so that a strategic patch of it is a merge patch.
+    let media = if media == PATCH_TYPES[0] {
+        PATCH_TYPES[0]
+    } else {
+        PATCH_TYPES[1]
+    };
+    write(call, &|object| {
+        let scale = Object::from_value(scale_of(object)).unwrap_or_default();
+        Ok(patched(media, &scale, &patch)?.into_value())
+    })
+    .await
+}
+
+/// Sets the replicas of the object to those of the scale that `edit` makes of it.
+async fn write(call: &Call<'_>, edit: &(dyn Fn(&Object) -> ApiResult<Value> + Send + Sync)) -> ApiResult {
+    let key = call.key()?;
+    let change = |object: &Object| {
+        let scale = edit(object)?;
+        let mut object = object.clone();
+        object.set(&["spec", "replicas"], replicas(&key, &scale)?);
+        Ok(object)
+    };
+    // The version that a client sends with a PUT is one that it read.
+    let current = get_object(call.state, &key)?;
+    let version = edit(&current)?["metadata"]["resourceVersion"]
+        .as_str()
+        .map(str::to_owned);
+    let precondition = match version.as_deref() {
+        None | Some("" | "0") => Precondition::default(),
+        Some(text) if text == current.str_at("/metadata/resourceVersion") => Precondition::default(),
+        Some(text) => Precondition {
+            uid: None,
+            resource_version: Some(Revision(text.parse().map_err(|_| ApiError::modified(&key))?)),
+        },
+    };
+    let (object, _) = change_object(call, &key, &precondition, Validation::Ignore, &change).await?;
+    Ok(plain_answer(call, StatusCode::OK, &scale_of(&object)))
+}
+
+fn replicas(key: &ObjectKey, scale: &Value) -> ApiResult<i64> {
+    let value = &scale["spec"]["replicas"];
+    match value {
+        Value::Null => Ok(0),
+        _ => value
+            .as_i64()
+            .filter(|count| (0..=i64::from(i32::MAX)).contains(count))
+            .ok_or_else(|| {
+                let cause = Cause {
+                    reason: "FieldValueInvalid".into(),
+                    message: format!("Invalid value: {value}: must be greater than or equal to 0"),
+                    field: "spec.replicas".into(),
+                };
+                ApiError::invalid(key.kind, &key.name, vec![cause])
+            }),
+    }
+}
+
+fn scale_of(object: &Object) -> Value {
+    json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": {
+            "name": object.name(),
+            "namespace": object.namespace(),
+            "uid": object.uid(),
+            "resourceVersion": object.str_at("/metadata/resourceVersion"),
+            "creationTimestamp": object.str_at("/metadata/creationTimestamp"),
+        },
+        "spec": {"replicas": object.i64_at("/spec/replicas").unwrap_or(1)},
+        "status": {
+            "replicas": object.i64_at("/status/replicas").unwrap_or_default(),
+            "selector": selector_text(object.pointer("/spec/selector")),
+        },
+    })
+}

@@ -1,0 +1,266 @@
+//! watch: changes as lines of JSON, from the state that the client knows or from now.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures::stream;
+use http::{HeaderValue, StatusCode, header};
+use schemas::{Kind, Object};
+use serde_json::{Value, json};
+use store::{Revision, WatchEvent, WatchScope};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval};
+use tokio_util::sync::CancellationToken;
+
+use super::read::{include, resource_version};
+use super::{Call, shown, shown_object};
+use crate::api::content::{self, Shape};
+use crate::api::selection::Selection;
+use crate::api::status::{ApiError, ApiResult};
+use crate::api::tables::{self, Include};
+
+/// A watch without `timeoutSeconds` ends after this; clients watch again.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// As kube-apiserver sends them.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Answers a watch of a collection, or of one object.
+pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
+    let mut selection = Selection::of(call.kind(), &call.query)?;
+    if let Some(name) = &call.target.name {
+        selection = selection.named(name);
+    }
+    let timeout = match call.query.number::<u64>("timeoutSeconds")? {
+        None | Some(0) => DEFAULT_TIMEOUT,
+        Some(seconds) => Duration::from_secs(seconds).min(MAX_TIMEOUT),
+    };
+    let writer = Writer {
+        kind: call.kind(),
+        shape: call.accepted()?.shape,
+        include: include(call)?,
+        clock: call.state.clock.clone(),
+        columns_sent: false,
+    };
+    let bookmarks = call.query.flag("allowWatchBookmarks");
+    let initial = call.query.flag("sendInitialEvents");
+    let from = resource_version(call.query.text("resourceVersion"))?;
+    let scope = WatchScope {
+        kinds: vec![call.kind()],
+        namespace: call.target.namespace.clone(),
+    };
+    let mut frames = Frames {
+        writer,
+        selection,
+        lines: Vec::new(),
+        last: Revision::default(),
+    };
+    let changes = match from.filter(|_| !initial) {
+        Some(from) => {
+            frames.last = from;
+            call.state
+                .store
+                .watch(scope, Some(from))
+                .map_err(|_| ApiError::expired())?
+        }
+        None => {
+            // What is there comes first, as additions.
+            let listing = call
+                .state
+                .store
+                .list(call.kind(), call.target.namespace.as_deref());
+            for view in &listing.items {
+                let object = shown(view);
+                if frames.selection.matches(&object) {
+                    frames.push("ADDED", &object);
+                }
+            }
+            frames.last = listing.revision;
+            if initial && bookmarks {
+                frames.bookmark(true);
+            }
+            call.state
+                .store
+                .watch(scope, Some(listing.revision))
+                .map_err(|_| ApiError::expired())?
+        }
+    };
+    let mut ticks = tokio::time::interval_at(Instant::now() + BOOKMARK_INTERVAL, BOOKMARK_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let session = Session {
+        frames,
+        changes,
+        ticks,
+        bookmarks,
+        deadline: Instant::now() + timeout,
+        stopping: call.stopping.clone().unwrap_or_default(),
+        ended: false,
+    };
+    let lines = stream::unfold(session, |mut session| async move {
+        let chunk = session.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(chunk), session))
+    });
+    let mut response = Response::new(Body::from_stream(lines));
+    *response.status_mut() = StatusCode::OK;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, private"),
+    );
+    Ok(response)
+}
+
+/// One open watch.
+struct Session {
+    frames: Frames,
+    changes: mpsc::Receiver<WatchEvent>,
+    ticks: Interval,
+    bookmarks: bool,
+    deadline: Instant,
+    stopping: CancellationToken,
+    /// The last frame was sent.
+    ended: bool,
+}
+
+impl Session {
+    /// Waits for the next lines to send; None ends the watch.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(chunk) = self.frames.take() {
+                return Some(chunk);
+            }
+            if self.ended {
+                return None;
+            }
+            tokio::select! {
+                change = self.changes.recv() => match change {
+                    Some(change) => {
+                        self.frames.change(change);
+                        // What waits already goes out with it.
+                        while let Ok(change) = self.changes.try_recv() {
+                            self.frames.change(change);
+                        }
+                    }
+                    None => {
+                        self.frames.lines.push(frame("ERROR", &ApiError::expired().to_value()));
+                        self.ended = true;
+                    }
+                },
+                _ = self.ticks.tick(), if self.bookmarks => self.frames.bookmark(false),
+                () = tokio::time::sleep_until(self.deadline) => return None,
+                () = self.stopping.cancelled() => return None,
+            }
+        }
+    }
+}
+
+/// Turns changes into lines.
+struct Frames {
+    writer: Writer,
+    selection: Selection,
+    lines: Vec<String>,
+    /// The newest version that the client knows of.
+    last: Revision,
+}
+
+impl Frames {
+    fn take(&mut self) -> Option<Bytes> {
+        if self.lines.is_empty() {
+            return None;
+        }
+        Some(Bytes::from(std::mem::take(&mut self.lines).concat()))
+    }
+
+    fn push(&mut self, event: &str, object: &Object) {
+        let value = self.writer.write(object);
+        self.lines.push(frame(event, &value));
+    }
+
+    /// An object that begins or ceases to match the selectors is added or deleted, for this client.
+    fn change(&mut self, change: WatchEvent) {
+        match change {
+            WatchEvent::Put { view, previous } => {
+                let object = shown(&view);
+                let matched = previous
+                    .is_some_and(|previous| self.selection.matches(&shown_object(view.key.kind, &previous)));
+                match (matched, self.selection.matches(&object)) {
+                    (false, true) => self.push("ADDED", &object),
+                    (true, true) => self.push("MODIFIED", &object),
+                    (true, false) => self.push("DELETED", &object),
+                    (false, false) => {}
+                }
+                self.last = self.last.max(view.revision);
+            }
+            WatchEvent::Deleted { view } => {
+                let mut object = shown(&view);
+                if self.selection.matches(&object) {
+                    object.set(&["metadata", "resourceVersion"], view.revision.to_string());
+                    self.push("DELETED", &object);
+                }
+                self.last = self.last.max(view.revision);
+            }
+        }
+    }
+
+    fn bookmark(&mut self, initial_events_end: bool) {
+        let row = self.writer.kind.row();
+        let mut metadata = json!({"resourceVersion": self.last.to_string(), "creationTimestamp": null});
+        if initial_events_end {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let value = match self.writer.shape {
+            Shape::Whole => json!({"kind": row.name, "apiVersion": row.api_version(), "metadata": metadata}),
+            Shape::Metadata => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            }
+            Shape::Table => json!({
+                "kind": "Table",
+                "apiVersion": "meta.k8s.io/v1",
+                "metadata": {"resourceVersion": self.last.to_string()},
+                "columnDefinitions": [],
+                "rows": [{"cells": [], "object": {
+                    "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+                }}],
+            }),
+        };
+        self.lines.push(frame("BOOKMARK", &value));
+    }
+}
+
+fn frame(event: &str, object: &Value) -> String {
+    let mut line = json!({"type": event, "object": object}).to_string();
+    line.push('\n');
+    line
+}
+
+/// Shows objects in the shape that the client asked for.
+struct Writer {
+    kind: Kind,
+    shape: Shape,
+    include: Include,
+    clock: std::sync::Arc<dyn reconcilers::ports::Clock>,
+    /// The columns come with the first row alone.
+    columns_sent: bool,
+}
+
+impl Writer {
+    fn write(&mut self, object: &Object) -> Value {
+        match self.shape {
+            Shape::Whole => object.clone().into_value(),
+            Shape::Metadata => content::metadata_only(object),
+            Shape::Table => {
+                let metadata = json!({"resourceVersion": object.str_at("/metadata/resourceVersion")});
+                let row = tables::row(self.kind, object, self.clock.unix_seconds(), self.include);
+                let mut table = tables::table(self.kind, metadata, vec![row]);
+                if std::mem::replace(&mut self.columns_sent, true) {
+                    table["columnDefinitions"] = Value::Null;
+                }
+                table
+            }
+        }
+    }
+}

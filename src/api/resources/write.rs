@@ -1,0 +1,570 @@
+//! create, update and patch: read, confine to what the request may write, validate, store.
+
+use axum::body::Body;
+use http::{HeaderMap, StatusCode};
+use schemas::{FieldError, Kind, Object, ObjectKey, manifest, patch as patches, time, validate};
+use serde_json::Value;
+use store::{Outcome, Precondition, Revision, Store, View};
+
+use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
+use super::{Call, object_answer, shown};
+use crate::api::auth::hex;
+use crate::api::content::{self, MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
+use crate::api::events::uuid;
+use crate::api::status::{ApiError, ApiResult, Cause};
+use crate::api::target::{Subresource, has_status};
+
+/// What is read where an object is expected.
+const OBJECT_TYPES: [&str; 2] = ["application/json", "application/yaml"];
+const PATCH_TYPES: [&str; 4] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+];
+/// How often a name is drawn for `generateName` before we give up.
+const NAME_ATTEMPTS: usize = 8;
+/// How warnings about fields that Kubernetes does not have begin.
+const UNKNOWN_FIELD: &str = "unknown field ";
+/// As Kubernetes: a generated name has this many characters of its own, and at most 63 in all.
+const NAME_SUFFIX: usize = 5;
+const MAX_GENERATED_NAME: usize = 63;
+
+/// What happens with fields that nobody knows (`fieldValidation`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Validation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+impl Validation {
+    pub(crate) fn parse(text: &str) -> ApiResult<Self> {
+        match text {
+            "Ignore" => Ok(Self::Ignore),
+            "" | "Warn" => Ok(Self::Warn),
+            "Strict" => Ok(Self::Strict),
+            other => Err(ApiError::bad_request(format!(
+                "parameter fieldValidation: Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\""
+            ))),
+        }
+    }
+}
+
+/// Answers `POST` to a collection.
+pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
+    let kind = call.kind();
+    let (dry_run, validation) = (
+        call.query.dry_run()?,
+        Validation::parse(call.query.text("fieldValidation"))?,
+    );
+    call.accepted()?;
+    if kind.is_namespaced() && call.target.namespace.is_none() {
+        return Err(ApiError::method_not_allowed());
+    }
+    let object = addressed(call, read_object(&call.headers, body).await?, None)?;
+    if !object.str_at("/metadata/resourceVersion").is_empty() {
+        return Err(ApiError::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        ));
+    }
+    let object = cleaned(kind, tidied(object), has_status(kind));
+    let prefix = object.str_at("/metadata/generateName").to_owned();
+    let generate = object.name().is_empty() && !prefix.is_empty();
+    for attempt in 1.. {
+        let mut object = object.clone();
+        if generate {
+            object.set(&["metadata", "name"], generated_name(&prefix));
+        }
+        let key = key_of(&object, kind)?;
+        check_namespace(&call.state.store, &key)?;
+        let warnings = check_new(&key, &object, validation)?;
+        let view = if dry_run {
+            dry_created(call, &key, object)?
+        } else if kind == Kind::Event {
+            event_created(call, &key, object)?
+        } else {
+            match call.state.store.create(object, call.author()?).await {
+                Err(store::WriteError::Exists(_)) if generate && attempt < NAME_ATTEMPTS => continue,
+                result => shown(&result?),
+            }
+        };
+        let mut response = object_answer(call, StatusCode::CREATED, view)?;
+        content::add_warnings(&mut response, &warnings);
+        return Ok(response);
+    }
+    Err(ApiError::internal("no name could be generated"))
+}
+
+/// The characters of Kubernetes' generated names: no vowels, hence no words.
+fn generated_name(prefix: &str) -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let suffix = rand::random::<[u8; NAME_SUFFIX]>();
+    let suffix = suffix.map(|byte| char::from(ALPHABET[usize::from(byte) % ALPHABET.len()]));
+    let prefix: String = prefix.chars().take(MAX_GENERATED_NAME - NAME_SUFFIX).collect();
+    format!("{prefix}{}", String::from_iter(suffix))
+}
+
+fn dry_created(call: &Call<'_>, key: &ObjectKey, mut object: Object) -> ApiResult<Object> {
+    if call.state.store.get(key).is_some() {
+        return Err(ApiError::exists(key));
+    }
+    object.set(&["metadata", "uid"], uuid(&hex(&rand::random::<[u8; 16]>())));
+    object.set(
+        &["metadata", "creationTimestamp"],
+        time::to_rfc3339(call.state.clock.unix_seconds()),
+    );
+    Ok(validate::defaulted(&object))
+}
+
+/// Events are kept by this node and expire; they are no documents.
+fn event_created(call: &Call<'_>, key: &ObjectKey, mut object: Object) -> ApiResult<Object> {
+    if call.state.store.get(key).is_some() {
+        return Err(ApiError::exists(key));
+    }
+    object.set(&["metadata", "uid"], uuid(&hex(&rand::random::<[u8; 16]>())));
+    object.set(
+        &["metadata", "creationTimestamp"],
+        time::to_rfc3339(call.state.clock.unix_seconds()),
+    );
+    call.state.events.keep(key.clone(), object);
+    super::get_object(call.state, key)
+}
+
+/// Answers `PUT` of an object or of its status.
+pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
+    let key = call.key()?;
+    let validation = Validation::parse(call.query.text("fieldValidation"))?;
+    let object = addressed(call, read_object(&call.headers, body).await?, Some(&key))?;
+    let precondition = precondition(&object)?;
+    let change = |_: &Object| Ok(object.clone());
+    let (view, warnings) = change_object(call, &key, &precondition, validation, &change).await?;
+    let mut response = object_answer(call, StatusCode::OK, view)?;
+    content::add_warnings(&mut response, &warnings);
+    Ok(response)
+}
+
+/// Answers `PATCH` of an object or of its status.
+pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
+    let key = call.key()?;
+    let validation = Validation::parse(call.query.text("fieldValidation"))?;
+    let media = content_type(&call.headers).to_owned();
+    if !PATCH_TYPES.contains(&media.as_str()) {
+        return Err(unsupported_media(&PATCH_TYPES));
+    }
+    let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
+    if media == "application/apply-patch+yaml" {
+        return apply(call, &key, &bytes, validation).await;
+    }
+    let patch = parse_json(&bytes)?;
+    let precondition = match &patch {
+        Value::Object(map) => precondition(&Object(map.clone()))?,
+        _ => Precondition::default(),
+    };
+    let change = |object: &Object| patched(&media, object, &patch);
+    let (view, warnings) = change_object(call, &key, &precondition, validation, &change).await?;
+    let mut response = object_answer(call, StatusCode::OK, view)?;
+    content::add_warnings(&mut response, &warnings);
+    Ok(response)
+}
+
+/// Applies a patch of one of the three client-side kinds.
+pub(super) fn patched(media: &str, object: &Object, patch: &Value) -> ApiResult<Object> {
+    let result = match media {
+        "application/json-patch+json" => patches::json_patch(object, patch),
+        "application/merge-patch+json" => patches::merge_patch(object, patch),
+        _ => patches::strategic_merge_patch(object, patch),
+    };
+    result.map_err(|error| {
+        ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "Invalid",
+            format!("the patch cannot be applied: {error}"),
+        )
+    })
+}
+
+/// Changes an object by `edit`, which gets what is shown of it and returns what shall be shown.
+pub(super) async fn change_object(
+    call: &Call<'_>,
+    key: &ObjectKey,
+    precondition: &Precondition,
+    validation: Validation,
+    edit: &(dyn Fn(&Object) -> ApiResult<Object> + Send + Sync),
+) -> ApiResult<(Object, Vec<String>)> {
+    let part = match call.target.subresource {
+        Some(Subresource::Status) => Part::Status,
+        Some(Subresource::Scale | Subresource::Log | Subresource::Unserved) | None => Part::Main,
+    };
+    if key.kind == Kind::Event {
+        return Err(ApiError::method_not_allowed());
+    }
+    let view = call
+        .state
+        .store
+        .get(key)
+        .ok_or_else(|| ApiError::not_found(key))?;
+    check_precondition(key, &view, precondition)?;
+    let before = shown(&view);
+    let mut warnings = Vec::new();
+    let mut step = |raw: &Object| -> ApiResult<Object> {
+        // Of a computed object the document is only what clients wrote; they see, and edit, the whole.
+        let base = if key.kind.row().derived {
+            before.clone()
+        } else {
+            validate::defaulted(raw)
+        };
+        let edited = edit(&base)?;
+        check_identity(&base, &edited)?;
+        let edited = tidied(confined(&base, edited, part, has_status(key.kind)));
+        if part == Part::Main {
+            warnings = check_changed(key, &base, &edited, validation)?;
+        }
+        Ok(if key.kind.row().derived {
+            stored_beside(raw, &base, &edited)
+        } else {
+            stored(raw, &base, &edited)
+        })
+    };
+    if call.query.dry_run()? {
+        let document = step(&view.object)?;
+        let result = if view.stored {
+            validate::defaulted(&document)
+        } else {
+            before
+        };
+        return Ok((result, warnings));
+    }
+    let author = call.author()?;
+    let changed = if view.stored {
+        call.state.store.update(key, precondition, author, step).await?
+    } else {
+        // A computed object without a document gets one, of what this request changes.
+        let document = step(&Object::new(key))?;
+        call.state.store.create(document, author).await?
+    };
+    let changed = finish_deletion(call, changed).await?;
+    Ok((shown(&changed), warnings))
+}
+
+/// An object whose deletion waited for its finalizers goes with the last of them. Pods that are placed are finished by
+/// their node, namespaces by their controller.
+async fn finish_deletion(call: &Call<'_>, view: View) -> ApiResult<View> {
+    let object = &view.object;
+    let finalized = object
+        .pointer("/metadata/finalizers")
+        .and_then(Value::as_array)
+        .is_none_or(Vec::is_empty);
+    let waits_for_others = match view.key.kind {
+        Kind::Pod => !object.str_at("/spec/nodeName").is_empty(),
+        Kind::Namespace => true,
+        Kind::Node
+        | Kind::Service
+        | Kind::Endpoints
+        | Kind::Event
+        | Kind::Deployment
+        | Kind::ReplicaSet
+        | Kind::Ingress
+        | Kind::EndpointSlice
+        | Kind::Member
+        | Kind::ApiToken
+        | Kind::JoinToken
+        | Kind::DnsWhitelist
+        | Kind::GitInventory => false,
+    };
+    if !object.is_terminating() || !finalized || waits_for_others {
+        return Ok(view);
+    }
+    let precondition = Precondition {
+        uid: Some(object.uid().to_owned()),
+        resource_version: None,
+    };
+    match call
+        .state
+        .store
+        .remove(&view.key, &precondition, call.author()?)
+        .await
+    {
+        Ok(_) | Err(store::WriteError::NotFound(_)) => Ok(view),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Server-side apply by one client (`force` as it asks).
+async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &[u8], validation: Validation) -> ApiResult {
+    if call.query.text("fieldManager").is_empty() {
+        return Err(ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "Invalid",
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+        )
+        .because("FieldValueRequired", "Required value: is required for apply patch", "fieldManager"));
+    }
+    if call.target.subresource.is_some() {
+        return Err(ApiError::not_implemented(
+            "server-side apply of a subresource is not served yet",
+        ));
+    }
+    if key.kind == Kind::Event {
+        return Err(ApiError::method_not_allowed());
+    }
+    let object = addressed(call, parse_yaml(bytes)?, Some(key))?;
+    if object
+        .pointer("/metadata/managedFields")
+        .is_some_and(|fields| !fields.is_null())
+    {
+        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+    }
+    let precondition = precondition(&object)?;
+    let object = cleaned(key.kind, tidied(object), has_status(key.kind));
+    let before = call.state.store.get(key);
+    match &before {
+        Some(view) => check_precondition(key, view, &precondition)?,
+        None if precondition.uid.is_some() || precondition.resource_version.is_some() => {
+            return Err(ApiError::not_found(key));
+        }
+        None => check_namespace(&call.state.store, key)?,
+    }
+    let (force, author) = (call.query.flag("force"), call.author()?);
+    let planned = call.state.store.apply_dry(object.clone(), &author, force)?;
+    let warnings = check_applied(key, before.as_ref(), &object, &planned.view, validation)?;
+    let applied = if call.query.dry_run()? {
+        planned
+    } else {
+        call.state.store.apply(object, author, force).await?
+    };
+    let code = match applied.outcome {
+        Outcome::Created => StatusCode::CREATED,
+        Outcome::Configured | Outcome::Unchanged => StatusCode::OK,
+    };
+    let mut response = object_answer(call, code, shown(&applied.view))?;
+    content::add_warnings(&mut response, &warnings);
+    Ok(response)
+}
+
+// ---------------------------------------------------------------- reading bodies
+
+/// Reads one object in JSON or YAML.
+async fn read_object(headers: &HeaderMap, body: Body) -> ApiResult<Object> {
+    match content_type(headers) {
+        "" | "application/json" => {
+            let value = parse_json(&read_body(body, MAX_OBJECT_BYTES).await?)?;
+            Object::from_value(value).ok_or_else(|| ApiError::bad_request("the body is not an object"))
+        }
+        "application/yaml" | "application/x-yaml" | "text/yaml" => {
+            parse_yaml(&read_body(body, MAX_OBJECT_BYTES).await?)
+        }
+        _ => Err(unsupported_media(&OBJECT_TYPES)),
+    }
+}
+
+pub(super) fn parse_json(bytes: &[u8]) -> ApiResult<Value> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::bad_request(format!("the body is not JSON that can be read: {error}")))
+}
+
+/// Reads one YAML document (JSON is YAML, too).
+fn parse_yaml(bytes: &[u8]) -> ApiResult<Object> {
+    let mut objects = manifest::parse(bytes)
+        .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
+    match (objects.pop(), objects.is_empty()) {
+        (Some(object), true) => Ok(object),
+        _ => Err(ApiError::bad_request("the body is not one object")),
+    }
+}
+
+/// Checks that a body is of the kind, namespace and name that the path says, and fills them in.
+fn addressed(call: &Call<'_>, mut object: Object, key: Option<&ObjectKey>) -> ApiResult<Object> {
+    let row = call.kind().row();
+    let (api_version, kind) = (object.str_at("/apiVersion"), object.str_at("/kind"));
+    if !kind.is_empty() && kind != row.name {
+        return Err(ApiError::bad_request(format!(
+            "the kind in the data ({kind}) does not match the expected kind ({})",
+            row.name
+        )));
+    }
+    if !api_version.is_empty() && api_version != row.api_version() {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({})",
+            row.api_version()
+        )));
+    }
+    object.set(&["apiVersion"], row.api_version());
+    object.set(&["kind"], row.name);
+    if let Some(namespace) = &call.target.namespace {
+        if !object.namespace().is_empty() && object.namespace() != namespace {
+            return Err(ApiError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+        object.set(&["metadata", "namespace"], namespace.clone());
+    }
+    if let Some(key) = key {
+        if !object.name().is_empty() && object.name() != key.name {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({}) does not match the name on the URL ({})",
+                object.name(),
+                key.name
+            )));
+        }
+        object.set(&["metadata", "name"], key.name.clone());
+    }
+    Ok(object)
+}
+
+fn key_of(object: &Object, kind: Kind) -> ApiResult<ObjectKey> {
+    object.key().ok_or_else(|| {
+        let cause = Cause {
+            reason: "FieldValueRequired".into(),
+            message: "Required value: name or generateName is required".into(),
+            field: "metadata.name".into(),
+        };
+        ApiError::invalid(kind, "", vec![cause])
+    })
+}
+
+/// What a client demands of the stored object, from the metadata that it sends.
+fn precondition(object: &Object) -> ApiResult<Precondition> {
+    let version = object.str_at("/metadata/resourceVersion");
+    let uid = object.str_at("/metadata/uid");
+    Ok(Precondition {
+        uid: (!uid.is_empty()).then(|| uid.to_owned()),
+        resource_version: match version {
+            "" | "0" => None,
+            text => Some(Revision(text.parse().map_err(|_| {
+                ApiError::bad_request(format!("metadata.resourceVersion: Invalid value: \"{text}\""))
+            })?)),
+        },
+    })
+}
+
+// ---------------------------------------------------------------- checks
+
+fn check_precondition(key: &ObjectKey, view: &View, precondition: &Precondition) -> ApiResult<()> {
+    if let Some(uid) = &precondition.uid
+        && uid != view.object.uid()
+    {
+        let why = format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+            view.object.uid()
+        );
+        return Err(ApiError::conflict(key, &why));
+    }
+    match precondition.resource_version {
+        Some(version) if version != view.revision => Err(ApiError::modified(key)),
+        _ => Ok(()),
+    }
+}
+
+/// A patch cannot turn an object into another one.
+fn check_identity(base: &Object, edited: &Object) -> ApiResult<()> {
+    let same = |pointer: &str| base.str_at(pointer) == edited.str_at(pointer);
+    if !same("/metadata/name") || !same("/metadata/namespace") {
+        return Err(ApiError::bad_request("the name of the object cannot be changed"));
+    }
+    if !same("/kind") || !same("/apiVersion") {
+        return Err(ApiError::bad_request("the kind of the object cannot be changed"));
+    }
+    Ok(())
+}
+
+/// An object can be made in a namespace that is there and stays.
+pub(crate) fn check_namespace(store: &Store, key: &ObjectKey) -> ApiResult<()> {
+    if !key.kind.is_namespaced() {
+        return Ok(());
+    }
+    let namespace = ObjectKey::cluster(Kind::Namespace, key.namespace.clone());
+    match store.get(&namespace) {
+        None => Err(ApiError::not_found(&namespace)),
+        Some(view) if view.object.is_terminating() => Err(ApiError::forbidden(
+            key,
+            &format!(
+                "unable to create new content in namespace {} because it is being terminated",
+                key.namespace
+            ),
+        )
+        .because(
+            "NamespaceTerminating",
+            format!("namespace {} is being terminated", key.namespace),
+            "metadata.namespace",
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Turns field errors into causes.
+fn field_causes(errors: Vec<FieldError>) -> Vec<Cause> {
+    errors
+        .into_iter()
+        .map(|error| Cause {
+            reason: error.reason.cause().to_owned(),
+            message: error.message(),
+            field: error.path,
+        })
+        .collect()
+}
+
+fn refused(key: &ObjectKey, errors: Vec<FieldError>) -> ApiResult<()> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::invalid(key.kind, &key.name, field_causes(errors)))
+}
+
+/// Warnings about what a client sent; unknown fields are refused when it asked for that.
+fn field_warnings(object: &Object, validation: Validation) -> ApiResult<Vec<String>> {
+    let all = validate::warnings(object);
+    let (unknown, other): (Vec<_>, Vec<_>) = all
+        .iter()
+        .cloned()
+        .partition(|text| text.starts_with(UNKNOWN_FIELD));
+    match validation {
+        Validation::Ignore => Ok(other),
+        Validation::Warn => Ok(all),
+        Validation::Strict if unknown.is_empty() => Ok(other),
+        Validation::Strict => Err(ApiError::bad_request(format!(
+            "{} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
+            object.str_at("/kind"),
+            object.str_at("/apiVersion"),
+            object.str_at("/kind"),
+            unknown.join(", ")
+        ))),
+    }
+}
+
+fn check_new(key: &ObjectKey, object: &Object, validation: Validation) -> ApiResult<Vec<String>> {
+    let warnings = field_warnings(object, validation)?;
+    refused(key, validate::validate(object))?;
+    Ok(warnings)
+}
+
+fn check_changed(
+    key: &ObjectKey,
+    old: &Object,
+    new: &Object,
+    validation: Validation,
+) -> ApiResult<Vec<String>> {
+    let warnings = field_warnings(new, validation)?;
+    let mut errors = validate::validate(new);
+    errors.extend(validate::validate_update(old, new));
+    refused(key, errors)?;
+    Ok(warnings)
+}
+
+/// Checks what an apply would make of an object.
+pub(crate) fn check_applied(
+    key: &ObjectKey,
+    before: Option<&View>,
+    sent: &Object,
+    planned: &View,
+    validation: Validation,
+) -> ApiResult<Vec<String>> {
+    let warnings = field_warnings(sent, validation)?;
+    let after = shown(planned);
+    let mut errors = validate::validate(&after);
+    if let Some(before) = before {
+        errors.extend(validate::validate_update(&shown(before), &after));
+    }
+    refused(key, errors)?;
+    Ok(warnings)
+}

@@ -1,0 +1,234 @@
+//! What a request of the Kubernetes API is about: its path read against the kind table, and its query.
+
+use http::Uri;
+use schemas::Kind;
+
+use super::status::{ApiError, ApiResult};
+
+/// The part of an object that a path can name behind the object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Subresource {
+    Status,
+    Scale,
+    Log,
+    /// Known to Kubernetes and not served (yet).
+    Unserved,
+}
+
+/// What a path names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Target {
+    pub(crate) kind: Kind,
+    /// None: a cluster-scoped kind, or all namespaces.
+    pub(crate) namespace: Option<String>,
+    /// None: the collection.
+    pub(crate) name: Option<String>,
+    pub(crate) subresource: Option<Subresource>,
+}
+
+/// Tells which subresources a kind has; discovery lists the same.
+pub(crate) fn subresources(kind: Kind) -> &'static [Subresource] {
+    match kind {
+        Kind::Pod => &[Subresource::Status, Subresource::Log],
+        Kind::Deployment | Kind::ReplicaSet => &[Subresource::Status, Subresource::Scale],
+        Kind::Namespace | Kind::Node | Kind::Service | Kind::Ingress => &[Subresource::Status],
+        Kind::Endpoints
+        | Kind::Event
+        | Kind::EndpointSlice
+        | Kind::Member
+        | Kind::ApiToken
+        | Kind::JoinToken
+        | Kind::DnsWhitelist
+        | Kind::GitInventory => &[],
+    }
+}
+
+/// Tells whether `/status` of a kind is written apart from the rest.
+pub(crate) fn has_status(kind: Kind) -> bool {
+    subresources(kind).contains(&Subresource::Status)
+}
+
+impl Subresource {
+    fn parse(kind: Kind, word: &str) -> Option<Self> {
+        let found = match word {
+            "status" => Self::Status,
+            "scale" => Self::Scale,
+            "log" => Self::Log,
+            "exec"
+            | "attach"
+            | "portforward"
+            | "eviction"
+            | "binding"
+            | "proxy"
+            | "ephemeralcontainers"
+            | "resize" => {
+                return matches!(kind, Kind::Pod | Kind::Service | Kind::Node).then_some(Self::Unserved);
+            }
+            "finalize" => return (kind == Kind::Namespace).then_some(Self::Unserved),
+            _ => return None,
+        };
+        subresources(kind).contains(&found).then_some(found)
+    }
+
+    /// The last word of its path.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Scale => "scale",
+            Self::Log => "log",
+            Self::Unserved => "",
+        }
+    }
+}
+
+impl Target {
+    /// Reads a path; None if it names nothing that is served.
+    pub(crate) fn parse(path: &str) -> Option<Target> {
+        let mut segments: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let (group, skip) = match segments.as_slice() {
+            ["api", "v1", ..] => ("", 2),
+            ["apis", group, "v1", ..] if !group.is_empty() => (*group, 3),
+            _ => return None,
+        };
+        segments.drain(..skip);
+        if segments.iter().any(|segment| segment.is_empty()) {
+            return None;
+        }
+        let served = |plural: &str| Kind::from_plural(group, plural).filter(|kind| kind.row().served);
+        let (kind, namespace, rest) = match segments.as_slice() {
+            // `namespaces/x/status` is the namespace's own; no kind has such a plural.
+            ["namespaces", namespace, plural, rest @ ..]
+                if served(plural).is_some_and(Kind::is_namespaced) =>
+            {
+                (served(plural)?, Some((*namespace).to_owned()), rest)
+            }
+            [plural, rest @ ..] => (served(plural)?, None, rest),
+            [] => return None,
+        };
+        // Objects in namespaces are named through their namespace.
+        if kind.is_namespaced() && namespace.is_none() && !rest.is_empty() {
+            return None;
+        }
+        let (name, subresource) = match rest {
+            [] => (None, None),
+            [name] => (Some((*name).to_owned()), None),
+            [name, word] => (Some((*name).to_owned()), Some(Subresource::parse(kind, word)?)),
+            _ => return None,
+        };
+        Some(Target {
+            kind,
+            namespace,
+            name,
+            subresource,
+        })
+    }
+}
+
+/// The query of a request, as pairs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub(crate) fn of(uri: &Uri) -> ApiResult<Self> {
+        axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri)
+            .map(|query| Self(query.0))
+            .map_err(|error| ApiError::bad_request(format!("the query cannot be read: {error}")))
+    }
+
+    /// Returns a parameter's value, or an empty one.
+    pub(crate) fn text(&self, name: &str) -> &str {
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+            .unwrap_or_default()
+    }
+
+    /// Reads a flag as Kubernetes does: present and neither `0` nor `false`.
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .is_some_and(|(_, value)| !matches!(value.as_str(), "0" | "false"))
+    }
+
+    /// Reads a number; None if it is absent.
+    pub(crate) fn number<T: std::str::FromStr>(&self, name: &str) -> ApiResult<Option<T>> {
+        match self.text(name) {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| {
+                ApiError::bad_request(format!("parameter {name}: `{text}` is not a number in range"))
+            }),
+        }
+    }
+
+    /// Tells whether nothing shall be stored.
+    ///
+    /// # Errors
+    /// 400 for anything but `All`, which is all there is.
+    pub(crate) fn dry_run(&self) -> ApiResult<bool> {
+        match self.text("dryRun") {
+            "" => Ok(false),
+            "All" => Ok(true),
+            other => Err(ApiError::bad_request(format!(
+                "parameter dryRun: Unsupported value: \"{other}\": supported values: \"All\""
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Kind, namespace, name and subresource.
+    type Named<'a> = (Kind, Option<&'a str>, Option<&'a str>, Option<Subresource>);
+
+    #[test]
+    fn paths_name_what_kubernetes_says() {
+        let check = |path: &str, expected: Option<Named<'_>>| {
+            let found = Target::parse(path);
+            let found = found.as_ref().map(|target| {
+                (
+                    target.kind,
+                    target.namespace.as_deref(),
+                    target.name.as_deref(),
+                    target.subresource,
+                )
+            });
+            assert_eq!(found, expected, "{path}");
+        };
+        check("/api/v1/pods", Some((Kind::Pod, None, None, None)));
+        check(
+            "/api/v1/namespaces/a/pods",
+            Some((Kind::Pod, Some("a"), None, None)),
+        );
+        check(
+            "/api/v1/namespaces/a/pods/web",
+            Some((Kind::Pod, Some("a"), Some("web"), None)),
+        );
+        check(
+            "/api/v1/namespaces/a/pods/web/log",
+            Some((Kind::Pod, Some("a"), Some("web"), Some(Subresource::Log))),
+        );
+        check(
+            "/api/v1/namespaces/a",
+            Some((Kind::Namespace, None, Some("a"), None)),
+        );
+        check(
+            "/api/v1/namespaces/a/status",
+            Some((Kind::Namespace, None, Some("a"), Some(Subresource::Status))),
+        );
+        check(
+            "/apis/apps/v1/namespaces/a/deployments/web/scale",
+            Some((Kind::Deployment, Some("a"), Some("web"), Some(Subresource::Scale))),
+        );
+        check("/api/v1/pods/web", None);
+        check("/api/v1/deployments/a/b", None);
+        check("/apis/apps/v1/pods", None);
+        check("/apis/podman-swarm.io/v1/apitokens", None);
+        check("/api/v1/namespaces/a/nodes", None);
+        check("/api/v1/namespaces/a/services/web/log", None);
+        check("/api/v1/namespaces//pods", None);
+    }
+}

@@ -1,0 +1,366 @@
+//! A real kubectl against the listener, over TLS with a token. No controllers run: pods stay Pending.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use schemas::{Kind, ObjectKey};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+
+use super::fixture::Api;
+use super::listener::Served;
+use crate::api::{PlainHttp, admin_kubeconfig, create_token};
+
+/// A call of kubectl on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+const WEB: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: web
+spec:
+  replicas: 2
+  selector:
+    matchLabels: {app: web}
+  template:
+    metadata:
+      labels: {app: web}
+    spec:
+      containers:
+      - name: web
+        image: web:1
+        ports:
+        - containerPort: 8080
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+spec:
+  selector: {app: web}
+  ports:
+  - port: 80
+    targetPort: 8080
+";
+
+/// Every kubectl in the path, and beside where it really is: `kubectl`, `kubectl.1.27`, …
+fn found() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let real = directories
+        .iter()
+        .find_map(|directory| directory.join("kubectl").canonicalize().ok());
+    directories.extend(real.and_then(|real| Some(real.parent()?.to_owned())));
+    let mut programs = BTreeMap::new();
+    for directory in directories {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name == "kubectl" || name.starts_with("kubectl.1.") {
+                programs.entry(name).or_insert_with(|| entry.path());
+            }
+        }
+    }
+    programs.into_values().collect()
+}
+
+struct Kubectl {
+    program: PathBuf,
+    home: tempfile::TempDir,
+}
+
+impl Kubectl {
+    fn new(program: &Path, config: &str) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("config"), config).unwrap();
+        Self {
+            program: program.to_owned(),
+            home,
+        }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(arguments)
+            .env("HOME", self.home.path())
+            .env("KUBECONFIG", self.home.path().join("config"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    async fn output(&self, arguments: &[&str], input: &str) -> Output {
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // It may refuse its arguments without reading.
+        let _ = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        tokio::time::timeout(DEADLINE, child.wait_with_output())
+            .await
+            .expect("kubectl hangs")
+            .unwrap()
+    }
+
+    /// Runs it; it must succeed. Returns what it printed.
+    async fn run(&self, arguments: &[&str], input: &str) -> String {
+        let output = self.output(arguments, input).await;
+        let (text, errors) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert!(
+            output.status.success(),
+            "{} {arguments:?}: {text}{errors}",
+            self.program.display()
+        );
+        text.into_owned()
+    }
+
+    async fn ok(&self, line: &str) -> String {
+        self.run(&line.split_whitespace().collect::<Vec<_>>(), "").await
+    }
+
+    /// Runs it; it must fail. Returns what it complained about.
+    async fn fails(&self, line: &str) -> String {
+        let output = self
+            .output(&line.split_whitespace().collect::<Vec<_>>(), "")
+            .await;
+        assert!(
+            !output.status.success(),
+            "{line}: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everyday_kubectl_works() {
+    let programs = found();
+    if programs.is_empty() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have kubectl");
+        eprintln!("skipped: there is no kubectl in PATH");
+        return;
+    }
+    let api = Api::named("n1", true).await;
+    let (object, secret) = create_token("admin", None);
+    api.state
+        .store
+        .create(object, api.state.author("test", ""))
+        .await
+        .unwrap();
+    let served = Served::start(&api, PlainHttp::Off).await;
+    let config = admin_kubeconfig(
+        &format!("https://{}", served.address),
+        &served.certificate_pem,
+        &secret,
+    );
+    for program in programs {
+        everyday(&api, &Kubectl::new(&program, &config)).await;
+    }
+}
+
+#[track_caller]
+fn contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+}
+
+async fn everyday(api: &Api, kubectl: &Kubectl) {
+    contains(
+        &kubectl.ok("api-resources").await,
+        &["deployments", "deploy", "apps/v1", "Ingress"],
+    );
+    contains(
+        &kubectl.ok("version").await,
+        &["Server Version: ", "v1.33.0+podman-swarm"],
+    );
+
+    // apply, on the client's side and on the server's.
+    contains(
+        &kubectl.run(&["apply", "-f", "-"], WEB).await,
+        &["deployment.apps/web created", "service/web created"],
+    );
+    contains(
+        &kubectl.run(&["apply", "-f", "-"], WEB).await,
+        &["deployment.apps/web unchanged"],
+    );
+    let changed = WEB
+        .replace("web:1", "web:2")
+        .replace("        ports:\n        - containerPort: 8080\n", "");
+    contains(&kubectl.run(&["diff", "-f", "-"], WEB).await, &[]);
+    contains(
+        &kubectl.run(&["apply", "-f", "-"], &changed).await,
+        &["deployment.apps/web configured"],
+    );
+    let spec = "{.spec.template.spec.containers[0].image} {.spec.template.spec.containers[0].ports}";
+    let shown = kubectl
+        .run(
+            &["get", "deployment", "web", "-o", &format!("jsonpath={spec}")],
+            "",
+        )
+        .await;
+    assert_eq!(shown, "web:2 ");
+    let other = WEB
+        .replace("name: web", "name: api")
+        .replace("app: web", "app: api");
+    let applied = kubectl.run(&["apply", "--server-side", "-f", "-"], &other).await;
+    contains(&applied, &["deployment.apps/api serverside-applied"]);
+
+    // Tables and other forms.
+    let table = kubectl.ok("get deploy").await;
+    contains(
+        &table,
+        &["NAME   READY   UP-TO-DATE   AVAILABLE   AGE", "web    0/2"],
+    );
+    contains(
+        &kubectl.ok("get deploy,svc -o wide").await,
+        &["CONTAINERS", "service/web", "80/TCP"],
+    );
+    contains(
+        &kubectl.ok("get deploy web -o yaml").await,
+        &["kind: Deployment", "maxSurge: 25%"],
+    );
+    contains(
+        &kubectl.ok("get all -A --show-labels").await,
+        &["deployment.apps/web"],
+    );
+    contains(&kubectl.ok("describe ns default").await, &["Status:", "Active"]);
+    contains(&kubectl.ok("get ns").await, &["default", "kube-system", "Active"]);
+    contains(&kubectl.ok("get pods").await, &[]);
+    contains(
+        &kubectl.ok("describe deploy web").await,
+        &["Selector:", "app=web", "RollingUpdateStrategy"],
+    );
+    contains(
+        &kubectl.ok("describe svc web").await,
+        &["TargetPort:", "8080/TCP"],
+    );
+
+    // Edits.
+    contains(&kubectl.ok("scale deploy web --replicas=4").await, &["scaled"]);
+    contains(
+        &kubectl
+            .ok("scale deploy web --current-replicas=4 --replicas=3")
+            .await,
+        &["scaled"],
+    );
+    contains(&kubectl.ok("label deploy web tier=front").await, &["labeled"]);
+    contains(&kubectl.ok("annotate deploy web note=x").await, &["annotate"]);
+    contains(
+        &kubectl.ok("set image deploy/web web=web:3").await,
+        &["image updated"],
+    );
+    let patch = [
+        "patch",
+        "deploy",
+        "web",
+        "--type=json",
+        "-p",
+        r#"[{"op":"remove","path":"/metadata/labels/tier"}]"#,
+    ];
+    contains(&kubectl.run(&patch, "").await, &["patched"]);
+    contains(&kubectl.ok("rollout restart deploy/web").await, &["restarted"]);
+    let object: Value = serde_json::from_str(&kubectl.ok("get deploy web -o json").await).unwrap();
+    assert_eq!(
+        (&object["spec"]["replicas"], object["metadata"].get("labels")),
+        (&3.into(), None)
+    );
+    let replaced = object.to_string().replace("web:3", "web:4");
+    contains(
+        &kubectl.run(&["replace", "-f", "-"], &replaced).await,
+        &["replaced"],
+    );
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+    let dry = kubectl
+        .run(&["create", "--dry-run=server", "-f", "-"], namespace)
+        .await;
+    contains(&dry, &["namespace/shop created (server dry run)"]);
+
+    watches(kubectl).await;
+
+    // What goes wrong, in Kubernetes' words.
+    contains(
+        &kubectl.fails("get deploy none").await,
+        &["deployments.apps \"none\" not found"],
+    );
+    contains(
+        &kubectl.fails("get widgets").await,
+        &["doesn't have a resource type \"widgets\""],
+    );
+    let output = kubectl.output(&["create", "-f", "-"], WEB).await;
+    contains(
+        &String::from_utf8_lossy(&output.stderr),
+        &["deployments.apps \"web\" already exists"],
+    );
+    contains(
+        &kubectl.fails("scale deploy web --replicas=-1").await,
+        &["replicas"],
+    );
+    contains(&kubectl.fails("delete ns default").await, &["forbidden"]);
+    let wrong = WEB
+        .replace("targetPort: 8080", "targetPort: 8080\n    colour: red")
+        .replace("name: web", "name: wrong");
+    let output = kubectl.output(&["apply", "-f", "-"], &wrong).await;
+    contains(
+        &String::from_utf8_lossy(&output.stderr),
+        &["unknown field \"spec.ports[0].colour\""],
+    );
+    assert!(!output.status.success(), "kubectl asks for strict validation");
+
+    contains(
+        &kubectl.run(&["delete", "-f", "-"], &other).await,
+        &["deployment.apps \"api\" deleted"],
+    );
+    contains(
+        &kubectl.ok("delete deploy,svc --all").await,
+        &["deployment.apps \"web\" deleted"],
+    );
+    contains(
+        &kubectl.ok("delete pods --all --wait=true").await,
+        &["pod \"watched\" deleted"],
+    );
+    for kind in [Kind::Deployment, Kind::Service, Kind::Pod] {
+        let left: Vec<ObjectKey> = api
+            .state
+            .store
+            .list(kind, None)
+            .items
+            .into_iter()
+            .map(|view| view.key)
+            .collect();
+        assert_eq!(left, [], "{kind}");
+    }
+}
+
+/// `get -w` and `wait`.
+async fn watches(kubectl: &Kubectl) {
+    let mut watch = kubectl.command(&["get", "pods", "-w"]).spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let waits = kubectl
+        .command(&["wait", "--for=delete", "pod/none", "--timeout=30s"])
+        .output();
+    contains(
+        &kubectl.ok("run watched --image=x:1").await,
+        &["pod/watched created"],
+    );
+    let mut seen = Vec::new();
+    while !seen.iter().any(|line: &String| line.starts_with("watched")) {
+        let line = tokio::time::timeout(DEADLINE, lines.next_line()).await;
+        seen.push(
+            line.unwrap_or_else(|_| panic!("no line in time after {seen:?}"))
+                .unwrap()
+                .expect("kubectl ended"),
+        );
+    }
+    contains(&seen.join("\n"), &["READY", "0/1", "Pending"]);
+    watch.kill().await.unwrap();
+    assert!(waits.await.unwrap().status.success());
+}

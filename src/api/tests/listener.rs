@@ -1,0 +1,187 @@
+//! The listener: TLS and plain HTTP on one port, and its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::fixture::{Api, pod};
+use crate::api::{PlainHttp, serve};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// An API behind the listener, on a port of its own.
+pub(super) struct Served {
+    pub(super) address: SocketAddr,
+    pub(super) certificate_pem: String,
+    certificate: CertificateDer<'static>,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Served {
+    pub(super) async fn start(api: &Api, plain: PlainHttp) -> Self {
+        let made =
+            rcgen::generate_simple_self_signed(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        let certificate = made.cert.der().clone();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certificate.clone()], key)
+                .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(serve(
+            listener,
+            api.router.clone(),
+            Arc::new(config),
+            plain,
+            shutdown.clone(),
+        ));
+        Self {
+            address,
+            certificate_pem: made.cert.pem(),
+            certificate,
+            shutdown,
+            task,
+        }
+    }
+
+    async fn connect_tls(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        let config =
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let name = ServerName::try_from("localhost").unwrap();
+        connector
+            .connect(name, TcpStream::connect(self.address).await.unwrap())
+            .await
+            .unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Sends a request of HTTP/1.1 and reads until the other side closes.
+async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer)).await;
+    read.expect("the connection stayed open").unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn one_port_takes_tls_and_plain_http() {
+    let api = Api::open().await;
+    let served = Served::start(&api, PlainHttp::Loopback).await;
+    let plain = get(TcpStream::connect(served.address).await.unwrap(), "/livez").await;
+    assert!(
+        plain.starts_with("HTTP/1.1 200") && plain.ends_with("ok"),
+        "{plain}"
+    );
+    let sealed = get(served.connect_tls().await, "/livez").await;
+    assert!(
+        sealed.starts_with("HTTP/1.1 200") && sealed.ends_with("ok"),
+        "{sealed}"
+    );
+}
+
+#[tokio::test]
+async fn plain_http_can_be_turned_off() {
+    let api = Api::open().await;
+    let served = Served::start(&api, PlainHttp::Off).await;
+    let refused = get(TcpStream::connect(served.address).await.unwrap(), "/livez").await;
+    assert!(
+        refused.starts_with("HTTP/1.1 403") && refused.contains("use https://"),
+        "{refused}"
+    );
+    let sealed = get(served.connect_tls().await, "/livez").await;
+    assert!(sealed.starts_with("HTTP/1.1 200"), "{sealed}");
+}
+
+#[tokio::test]
+async fn a_stop_ends_watches_and_idle_connections() {
+    let api = Api::open().await;
+    api.post("/api/v1/namespaces/default/pods", pod("web"))
+        .await
+        .expect(201);
+    let served = Served::start(&api, PlainHttp::Loopback).await;
+    let idle = TcpStream::connect(served.address).await.unwrap();
+    let mut watch = TcpStream::connect(served.address).await.unwrap();
+    watch
+        .write_all(b"GET /api/v1/pods?watch=1 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    let mut seen = String::new();
+    while !seen.contains("ADDED") {
+        let mut chunk = [0; 4096];
+        let read = tokio::time::timeout(DEADLINE, watch.read(&mut chunk))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(read > 0, "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&chunk[..read]));
+    }
+    served.shutdown.cancel();
+    let mut rest = Vec::new();
+    tokio::time::timeout(DEADLINE, watch.read_to_end(&mut rest))
+        .await
+        .expect("the watch stayed open")
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&rest).ends_with("0\r\n\r\n"),
+        "the stream ended in order"
+    );
+    drop(idle);
+    assert!(TcpStream::connect(served.address).await.is_err());
+}
+
+#[tokio::test]
+async fn garbage_is_dropped() {
+    let api = Api::open().await;
+    let served = Served::start(&api, PlainHttp::Loopback).await;
+    for garbage in [
+        &b"\x16\x03\x01\x00\x05hello"[..],
+        b"\x00\x01\x02",
+        b"NONSENSE\r\n\r\n",
+    ] {
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        stream.write_all(garbage).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await;
+        assert!(read.is_ok(), "{garbage:?}");
+    }
+    let many = "x: y\r\n".repeat(200);
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    stream
+        .write_all(format!("GET /livez HTTP/1.1\r\nhost: a\r\n{many}\r\n").as_bytes())
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+}

@@ -1,0 +1,8 @@
+//! The API over a real store: requests through the router, and a real kubectl through the listener.
+
+mod fixture;
+mod kubectl;
+mod listener;
+mod native;
+mod resources;
+mod streams;

@@ -1,0 +1,106 @@
+//! `/api/v1/tokens`: making, listing and revoking API tokens. A secret is shown once, when it is made.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use schemas::{Kind, Object, time};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use store::{Precondition, View};
+
+use super::auth::{create_token, token_id};
+use super::content::{MAX_OBJECT_BYTES, read_body};
+use super::state::{ApiState, user_of};
+use super::status::{ApiError, ApiResult};
+
+const MANAGER: &str = "api";
+const MAX_NAME_BYTES: usize = 253;
+
+#[derive(Deserialize)]
+struct NewToken {
+    name: String,
+    /// Seconds from now; 0 or absent: for ever.
+    #[serde(default)]
+    expires_in: i64,
+}
+
+/// `POST`: makes a token.
+pub(crate) async fn create(State(state): State<ApiState>, request: Request) -> ApiResult {
+    let user = user_of(request.extensions(), request.headers());
+    let new: NewToken = read_json(request.into_body()).await?;
+    if new.name.is_empty() || new.name.len() > MAX_NAME_BYTES {
+        return Err(ApiError::bad_request(format!(
+            "name: must have 1 to {MAX_NAME_BYTES} bytes"
+        )));
+    }
+    if new.expires_in < 0 {
+        return Err(ApiError::bad_request(
+            "expires_in: must be a number of seconds, or 0 for ever",
+        ));
+    }
+    if tokens(&state).any(|view| view.object.str_at("/spec/name") == new.name) {
+        return Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "AlreadyExists",
+            format!("a token named \"{}\" already exists", new.name),
+        ));
+    }
+    let expires = (new.expires_in > 0).then(|| state.clock.unix_seconds().saturating_add(new.expires_in));
+    let (object, secret) = create_token(&new.name, expires);
+    let view = state.store.create(object, state.author(MANAGER, &user)).await?;
+    let mut shown = summary(&view.object, state.clock.unix_seconds());
+    shown["token"] = secret.into();
+    Ok((StatusCode::CREATED, Json(shown)).into_response())
+}
+
+/// `GET`: names the tokens, without secrets.
+pub(crate) async fn list(State(state): State<ApiState>) -> Response {
+    let now = state.clock.unix_seconds();
+    let all: Vec<Value> = tokens(&state).map(|view| summary(&view.object, now)).collect();
+    Json(json!({"count": all.len(), "tokens": all})).into_response()
+}
+
+/// `DELETE`: revokes a token, by its name, its id or itself.
+pub(crate) async fn delete(
+    State(state): State<ApiState>,
+    Path(word): Path<String>,
+    request: Request,
+) -> ApiResult {
+    let user = user_of(request.extensions(), request.headers());
+    let id = token_id(&word).unwrap_or(&word);
+    let found = tokens(&state).find(|view| view.key.name == id || view.object.str_at("/spec/name") == word);
+    // The word may be a secret: it is not repeated.
+    let view = found.ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "NotFound", "no such token"))?;
+    state
+        .store
+        .remove(&view.key, &Precondition::default(), state.author(MANAGER, &user))
+        .await?;
+    Ok(
+        Json(json!({"id": view.key.name, "name": view.object.str_at("/spec/name"), "result": "revoked"}))
+            .into_response(),
+    )
+}
+
+fn tokens(state: &ApiState) -> impl Iterator<Item = View> {
+    state.store.list(Kind::ApiToken, None).items.into_iter()
+}
+
+fn summary(token: &Object, now_unix_seconds: i64) -> Value {
+    let expires = token.str_at("/spec/expiresAt");
+    json!({
+        "id": token.name(),
+        "name": token.str_at("/spec/name"),
+        "created_at": token.str_at("/metadata/creationTimestamp"),
+        "expires_at": if expires.is_empty() { Value::Null } else { expires.into() },
+        "expired": !expires.is_empty() && time::from_rfc3339(expires).is_none_or(|at| at <= now_unix_seconds),
+    })
+}
+
+/// Reads a small JSON body.
+pub(super) async fn read_json<T: serde::de::DeserializeOwned>(body: Body) -> ApiResult<T> {
+    let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| ApiError::bad_request(format!("the body cannot be read: {error}")))
+}

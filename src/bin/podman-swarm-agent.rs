@@ -1,0 +1,41 @@
+//! `podman-swarm-agent`: the program that runs on every machine of the cluster.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use podman_swarm::config::{Cli, Command, Config};
+use podman_swarm::{agent, cli};
+
+fn main() -> ExitCode {
+    // Wrong usage ends here, with exit code 2.
+    let parsed = Cli::parse();
+    let config = match Config::resolve(parsed.flags) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match parsed.command {
+        Some(Command::Leave) => runtime.block_on(cli::leave(&config.data_dir)),
+        None => {
+            let result = runtime.block_on(agent::run(config));
+            // What still runs is only what ignores its cancellation; the process ends anyway.
+            runtime.shutdown_background();
+            match result {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("error: {error:#}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! HTTP to a node's API.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+
+use super::settings::Settings;
+
+/// How long a node may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it may take to begin its answer. Applying many objects takes a while.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Largest answer that is read whole, bytes: all objects of a full cluster (10,000 of a few KiB) fit.
+const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
+
+const USER_AGENT: &str = concat!("psctl/", env!("CARGO_PKG_VERSION"));
+
+/// A connection to the API.
+pub(super) struct Client {
+    http: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    settings: Settings,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    #[error("cannot reach {server}: {reason}")]
+    Unreachable { server: String, reason: String },
+    #[error("the answer of {server} broke off: {reason}")]
+    Broken { server: String, reason: String },
+    /// The node refused: its `Status`.
+    #[error("{}", status.message)]
+    Refused { status: Box<Refusal> },
+    #[error("the CA certificate cannot be used: {0}")]
+    Ca(String),
+}
+
+/// What matters of a Kubernetes `Status`.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) code: StatusCode,
+    pub(super) message: String,
+}
+
+impl ClientError {
+    pub(super) fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Unreachable { .. } => {
+                Some("is the agent running there? any other node answers as well: --server")
+            }
+            Self::Refused { status } if status.code == StatusCode::UNAUTHORIZED => {
+                Some("give a token: psctl config set-token TOKEN (a node's own is in <data-dir>/api.token)")
+            }
+            Self::Refused { .. } | Self::Broken { .. } | Self::Ca(_) => None,
+        }
+    }
+
+    /// Tells whether the object asked for is not there.
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status } if status.code == StatusCode::NOT_FOUND)
+    }
+}
+
+impl Client {
+    /// Prepares a connection; nothing is sent yet.
+    pub(super) fn new(settings: Settings) -> Result<Self, ClientError> {
+        let http = http_client(settings.ca.as_deref())?;
+        Ok(Self { http, settings })
+    }
+
+    /// Sends a request and returns the answer's head, with its body still to be read.
+    ///
+    /// # Errors
+    /// Not reachable, or an answer other than 2xx.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Option<(&str, Bytes)>,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.settings.server))
+            .header(header::ACCEPT, accept)
+            .header(header::USER_AGENT, USER_AGENT);
+        if let Some(token) = &self.settings.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let body = match body {
+            Some((content_type, bytes)) => {
+                request = request.header(header::CONTENT_TYPE, content_type);
+                bytes
+            }
+            None => Bytes::new(),
+        };
+        let request = request
+            .body(Full::new(body))
+            .map_err(|error| self.unreachable(error))?;
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.http.request(request))
+            .await
+            .map_err(|_| self.unreachable(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))?
+            .map_err(|error| self.unreachable(with_sources(&error)))?;
+        print_warnings(&answer);
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let code = answer.status();
+        let bytes = self.read(answer).await?;
+        let status: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let text = |field: &str| status.get(field).and_then(Value::as_str).map(str::to_owned);
+        let message = text("message").unwrap_or_else(|| {
+            let body = String::from_utf8_lossy(&bytes);
+            format!(
+                "{} answered {code}: {}",
+                self.settings.server,
+                body.trim().chars().take(200).collect::<String>()
+            )
+        });
+        Err(ClientError::Refused {
+            status: Box::new(Refusal { code, message }),
+        })
+    }
+
+    /// Reads the rest of an answer.
+    pub(super) async fn read(&self, answer: Response<Incoming>) -> Result<Bytes, ClientError> {
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+        Ok(body.map_err(|error| self.broken(error))?.to_bytes())
+    }
+
+    /// Gets a JSON document.
+    pub(super) async fn get_json(&self, path: &str) -> Result<Value, ClientError> {
+        let answer = self.send(Method::GET, path, "application/json", None).await?;
+        self.parse(answer).await
+    }
+
+    /// Reads an answer as JSON.
+    pub(super) async fn parse(&self, answer: Response<Incoming>) -> Result<Value, ClientError> {
+        let bytes = self.read(answer).await?;
+        serde_json::from_slice(&bytes).map_err(|error| self.broken(error))
+    }
+
+    pub(super) fn broken(&self, reason: impl std::fmt::Display) -> ClientError {
+        ClientError::Broken {
+            server: self.settings.server.clone(),
+            reason: reason.to_string(),
+        }
+    }
+
+    fn unreachable(&self, reason: impl std::fmt::Display) -> ClientError {
+        ClientError::Unreachable {
+            server: self.settings.server.clone(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// Fetches a manifest from the web, trusting the machine's own CAs.
+pub(super) async fn download(url: &str, max_bytes: usize) -> Result<Bytes, String> {
+    let http = http_client(None).map_err(|error| error.to_string())?;
+    let uri: http::Uri = url.parse().map_err(|_| "not a URL".to_owned())?;
+    let request = Request::get(uri)
+        .header(header::USER_AGENT, USER_AGENT)
+        .body(Full::new(Bytes::new()));
+    let request = request.map_err(|error| error.to_string())?;
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, http.request(request))
+        .await
+        .map_err(|_| format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))?
+        .map_err(|error| with_sources(&error))?;
+    if !answer.status().is_success() {
+        return Err(format!("the server answered {}", answer.status()));
+    }
+    let body = Limited::new(answer.into_body(), max_bytes)
+        .collect()
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok(body.to_bytes())
+}
+
+fn http_client(
+    ca: Option<&[u8]>,
+) -> Result<HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>, ClientError> {
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| ClientError::Ca(error.to_string()))?;
+    let mut roots = RootCertStore::empty();
+    match ca {
+        Some(pem) => {
+            for certificate in CertificateDer::pem_slice_iter(pem) {
+                let certificate = certificate.map_err(|error| ClientError::Ca(error.to_string()))?;
+                roots
+                    .add(certificate)
+                    .map_err(|error| ClientError::Ca(error.to_string()))?;
+            }
+        }
+        None => {
+            // Certificates that the machine has but rustls cannot read are none of our business.
+            let found = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(found.certs);
+        }
+    }
+    let tls = builder.with_root_certificates(roots).with_no_client_auth();
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.set_nodelay(true);
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_all_versions()
+        .wrap_connector(connector);
+    Ok(HttpClient::builder(TokioExecutor::new()).build(connector))
+}
+
+/// Prints the `Warning:` headers (RFC 9110 removed them, Kubernetes uses them) as kubectl does.
+fn print_warnings(answer: &Response<Incoming>) {
+    for value in answer.headers().get_all(header::WARNING) {
+        let Ok(text) = value.to_str() else { continue };
+        let message = text
+            .splitn(3, ' ')
+            .nth(2)
+            .unwrap_or(text)
+            .trim_matches('"')
+            .replace("\\\"", "\"");
+        eprintln!("Warning: {message}");
+    }
+}
+
+/// Joins an error and its causes; hyper's own text hides what happened.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

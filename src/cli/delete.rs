@@ -1,0 +1,155 @@
+//! `psctl delete`: by name, by labels, or whatever files name; waits until the objects are gone.
+
+use std::time::Duration;
+
+use clap::Args;
+use http::Method;
+use schemas::{Kind, Object, ObjectKey};
+use serde_json::Value;
+
+use super::{CliError, Client, Global, apply, get, resource};
+
+/// How often a deleted object is asked for while it goes.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+#[derive(Args, Debug)]
+pub(super) struct DeleteArgs {
+    /// What to delete: KIND NAME..., or KIND/NAME...
+    #[arg(
+        value_name = "KIND",
+        required_unless_present = "filename",
+        conflicts_with = "filename"
+    )]
+    words: Vec<String>,
+    /// Delete what a file names: a file, a folder, a URL, or -
+    #[arg(long, short, value_name = "FILE|DIR|-|URL")]
+    filename: Vec<String>,
+    /// Also read the folders below a folder
+    #[arg(long, short = 'R', requires = "filename")]
+    recursive: bool,
+    /// All objects of the kind with these labels
+    #[arg(long, short = 'l', value_name = "LABELS")]
+    selector: Option<String>,
+    /// All objects of the kind in the namespace
+    #[arg(long, conflicts_with = "selector")]
+    all: bool,
+    /// Return at once, do not wait until they are gone
+    #[arg(long)]
+    no_wait: bool,
+    /// It is fine if an object is not there
+    #[arg(long)]
+    ignore_not_found: bool,
+}
+
+/// Carries out the command.
+pub(super) async fn run(client: &Client, global: &Global, args: DeleteArgs) -> Result<(), CliError> {
+    let keys = if args.filename.is_empty() {
+        named(client, global, &args).await?
+    } else {
+        let manifest = apply::read_manifests(&args.filename, args.recursive).await?;
+        let objects = schemas::manifest::parse(manifest.as_bytes()).map_err(|error| CliError::Input {
+            what: args.filename.join(", "),
+            reason: error.to_string(),
+        })?;
+        // The last first: namespaces usually stand before what is in them.
+        objects
+            .iter()
+            .rev()
+            .filter_map(|object| key_of(object, &global.namespace))
+            .collect()
+    };
+    if keys.is_empty() {
+        eprintln!("No resources found");
+    }
+    let mut failed = false;
+    let mut going = Vec::new();
+    for key in keys {
+        let path = resource::object_path(key.kind, &key.namespace, &key.name);
+        match client.send(Method::DELETE, &path, "application/json", None).await {
+            Ok(answer) => {
+                println!("{} {:?} deleted", get::named(key.kind), key.name);
+                let uid = client
+                    .parse(answer)
+                    .await?
+                    .pointer("/metadata/uid")
+                    .and_then(Value::as_str)
+                    .map(str::to_owned);
+                going.push((path, uid));
+            }
+            Err(error) if error.is_not_found() && args.ignore_not_found => {}
+            Err(error) => {
+                eprintln!("error: {error}");
+                failed = true;
+            }
+        }
+    }
+    if !args.no_wait {
+        for (path, uid) in going {
+            wait_until_gone(client, &path, uid.as_deref()).await?;
+        }
+    }
+    if failed { Err(CliError::Reported) } else { Ok(()) }
+}
+
+fn key_of(object: &Object, namespace: &str) -> Option<ObjectKey> {
+    let mut key = object.key()?;
+    if key.kind.is_namespaced() && key.namespace.is_empty() {
+        key.namespace = namespace.to_owned();
+    }
+    Some(key)
+}
+
+async fn named(client: &Client, global: &Global, args: &DeleteArgs) -> Result<Vec<ObjectKey>, CliError> {
+    let mut keys = Vec::new();
+    for target in resource::parse(&args.words)? {
+        if target.names.is_empty() {
+            if !args.all && args.selector.is_none() {
+                return Err(CliError::Usage {
+                    message: format!("which {}?", target.kind.row().plural),
+                    hint: "name them, or give --selector LABELS, or --all",
+                });
+            }
+            keys.extend(listed(client, global, target.kind, args.selector.as_deref()).await?);
+        } else {
+            keys.extend(
+                target
+                    .names
+                    .iter()
+                    .map(|name| ObjectKey::new(target.kind, &global.namespace, name)),
+            );
+        }
+    }
+    Ok(keys)
+}
+
+async fn listed(
+    client: &Client,
+    global: &Global,
+    kind: Kind,
+    selector: Option<&str>,
+) -> Result<Vec<ObjectKey>, CliError> {
+    let mut path = resource::list_path(kind, Some(&global.namespace));
+    if let Some(labels) = selector {
+        path += &format!("?labelSelector={}", resource::encode(labels));
+    }
+    let list = client.get_json(&path).await?;
+    let items = list.get("items").and_then(Value::as_array).into_iter().flatten();
+    Ok(items
+        .filter_map(|item| item.pointer("/metadata/name").and_then(Value::as_str))
+        .map(|name| ObjectKey::new(kind, &global.namespace, name))
+        .collect())
+}
+
+/// Waits until the object is not there, or is another one of the same name.
+async fn wait_until_gone(client: &Client, path: &str, uid: Option<&str>) -> Result<(), CliError> {
+    loop {
+        match client.get_json(path).await {
+            Ok(object) if uid.is_some() && object.pointer("/metadata/uid").and_then(Value::as_str) != uid => {
+                return Ok(());
+            }
+            Ok(_) => tokio::time::sleep(POLL_INTERVAL).await,
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! `psctl describe`: an object in words, field by field, then its events.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use clap::Args;
+use serde_json::{Map, Value};
+
+use super::{CliError, Client, Global, resource};
+
+#[derive(Args, Debug)]
+pub(super) struct DescribeArgs {
+    /// What to describe: KIND, KIND NAME..., or KIND/NAME...
+    #[arg(required = true, value_name = "KIND")]
+    words: Vec<String>,
+    /// Only objects with these labels
+    #[arg(long, short = 'l', value_name = "LABELS")]
+    selector: Option<String>,
+}
+
+/// Carries out the command.
+pub(super) async fn run(client: &Client, global: &Global, args: DescribeArgs) -> Result<(), CliError> {
+    let mut first = true;
+    for target in resource::parse(&args.words)? {
+        let mut objects = Vec::new();
+        if target.names.is_empty() {
+            let mut path = resource::list_path(target.kind, Some(&global.namespace));
+            if let Some(labels) = &args.selector {
+                path += &format!("?labelSelector={}", resource::encode(labels));
+            }
+            let mut list = client.get_json(&path).await?;
+            if let Some(items) = list.get_mut("items").and_then(Value::as_array_mut) {
+                objects.append(items);
+            }
+        }
+        for name in &target.names {
+            objects.push(
+                client
+                    .get_json(&resource::object_path(target.kind, &global.namespace, name))
+                    .await?,
+            );
+        }
+        for object in objects {
+            let events = events_of(client, &object).await?;
+            let separator = if std::mem::take(&mut first) { "" } else { "\n\n" };
+            write!(
+                std::io::stdout().lock(),
+                "{separator}{}",
+                describe(&object, &events)
+            )?;
+        }
+    }
+    Ok(())
+}
+
+async fn events_of(client: &Client, object: &Value) -> Result<Vec<Value>, CliError> {
+    let uid = object
+        .pointer("/metadata/uid")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let selector = resource::encode(&format!("involvedObject.uid={uid}"));
+    let mut list = client
+        .get_json(&format!("/api/v1/events?fieldSelector={selector}"))
+        .await?;
+    let mut events = list
+        .get_mut("items")
+        .and_then(Value::as_array_mut)
+        .map(std::mem::take)
+        .unwrap_or_default();
+    events.sort_by_key(|event| text(event, "/lastTimestamp"));
+    Ok(events)
+}
+
+fn text(value: &Value, pointer: &str) -> String {
+    value
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Draws an object: the metadata that people look for, then spec, status and the rest, then events.
+fn describe(object: &Value, events: &[Value]) -> String {
+    let mut out = String::new();
+    let metadata = object.get("metadata").cloned().unwrap_or_default();
+    let mut line = |name: &str, value: String| {
+        if !value.is_empty() {
+            let _ = writeln!(out, "{:<20}{value}", format!("{name}:"));
+        }
+    };
+    line("Name", text(&metadata, "/name"));
+    line("Namespace", text(&metadata, "/namespace"));
+    line("Labels", pairs(metadata.get("labels"), "="));
+    line("Annotations", pairs(metadata.get("annotations"), ": "));
+    line("Created", text(&metadata, "/creationTimestamp"));
+    line("Deletion Asked For", text(&metadata, "/deletionTimestamp"));
+    let controller = metadata
+        .get("ownerReferences")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    for owner in controller.filter(|owner| owner.get("controller") == Some(&Value::Bool(true))) {
+        line(
+            "Controlled By",
+            format!("{}/{}", text(owner, "/kind"), text(owner, "/name")),
+        );
+    }
+    let top = object.as_object().cloned().unwrap_or_default();
+    for (name, value) in top
+        .iter()
+        .filter(|(name, _)| !["apiVersion", "kind", "metadata"].contains(&name.as_str()))
+    {
+        field(&mut out, name, value, 0);
+    }
+    if events.is_empty() {
+        out.push_str("Events:             <none>\n");
+    } else {
+        out.push_str("Events:\n");
+        let _ = writeln!(
+            out,
+            "  {:<9}{:<22}{:<22}{:<24}Message",
+            "Type", "Reason", "Last Seen", "From"
+        );
+        for event in events {
+            let count = event
+                .get("count")
+                .and_then(Value::as_i64)
+                .filter(|count| *count > 1);
+            let seen =
+                text(event, "/lastTimestamp") + &count.map(|count| format!(" x{count}")).unwrap_or_default();
+            let _ = writeln!(
+                out,
+                "  {:<9}{:<22}{seen:<22}{:<24}{}",
+                text(event, "/type"),
+                text(event, "/reason"),
+                text(event, "/source/component"),
+                text(event, "/message").replace('\n', " ")
+            );
+        }
+    }
+    out
+}
+
+fn pairs(map: Option<&Value>, separator: &str) -> String {
+    let Some(map) = map.and_then(Value::as_object).filter(|map| !map.is_empty()) else {
+        return "<none>".into();
+    };
+    let lines: Vec<String> = map
+        .iter()
+        .map(|(key, value)| {
+            format!(
+                "{key}{separator}{}",
+                value.as_str().unwrap_or_default().replace('\n', " ")
+            )
+        })
+        .collect();
+    lines.join(&format!("\n{:20}", ""))
+}
+
+/// Draws a field and all below it, two spaces a level.
+fn field(out: &mut String, name: &str, value: &Value, depth: usize) {
+    let indent = "  ".repeat(depth);
+    let name = title(name);
+    match value {
+        Value::Object(map) if map.is_empty() => _ = writeln!(out, "{indent}{name}:  {{}}"),
+        Value::Object(map) => {
+            let _ = writeln!(out, "{indent}{name}:");
+            fields(out, map, depth + 1);
+        }
+        Value::Array(list) if list.iter().all(|item| !item.is_object() && !item.is_array()) => {
+            let items: Vec<String> = list.iter().map(scalar).collect();
+            let _ = writeln!(out, "{indent}{name}:  {}", items.join(", "));
+        }
+        Value::Array(list) => {
+            let _ = writeln!(out, "{indent}{name}:");
+            for item in list {
+                match item {
+                    Value::Object(map) => {
+                        let mut inner = String::new();
+                        fields(&mut inner, map, depth + 2);
+                        let dash = format!("{indent}  - ");
+                        out.push_str(&dash);
+                        out.push_str(inner.get(dash.len()..).unwrap_or_default());
+                    }
+                    other => _ = writeln!(out, "{indent}  - {}", scalar(other)),
+                }
+            }
+        }
+        other => _ = writeln!(out, "{indent}{name}:  {}", scalar(other)),
+    }
+}
+
+fn fields(out: &mut String, map: &Map<String, Value>, depth: usize) {
+    for (name, value) in map {
+        field(out, name, value, depth);
+    }
+}
+
+fn scalar(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.replace('\n', " "),
+        other => other.to_string(),
+    }
+}
+
+/// `containerPort` → `Container Port`; names that are not field names stay as they are.
+fn title(name: &str) -> String {
+    if name.contains(['.', '/', '-']) {
+        return name.to_owned();
+    }
+    let mut out = String::new();
+    for (index, character) in name.chars().enumerate() {
+        match (index, character.is_ascii_uppercase()) {
+            (0, _) => out.extend(character.to_uppercase()),
+            (_, true) if !out.ends_with(|last: char| last.is_ascii_uppercase()) => {
+                out.push(' ');
+                out.push(character);
+            }
+            _ => out.push(character),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn objects_are_drawn_field_by_field() {
+        let object = json!({
+            "metadata": {"name": "web", "namespace": "default", "labels": {"app": "web"}},
+            "spec": {"containers": [{"name": "a", "args": ["x", "y"]}], "replicas": 3},
+        });
+        let drawn = describe(&object, &[]);
+        for needle in [
+            "Name:               web\n",
+            "Labels:             app=web\n",
+            "  Replicas:  3\n",
+            "    - Name:  a\n",
+            "      Args:  x, y\n",
+        ] {
+            assert!(drawn.contains(needle), "{needle:?} in\n{drawn}");
+        }
+        assert_eq!(title("containerPort"), "Container Port");
+        assert_eq!(title("podIPs"), "Pod IPs");
+    }
+}

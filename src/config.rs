@@ -1,0 +1,407 @@
+//! The agent's flags, their variables and defaults, checked before anything is touched.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use schemas::names;
+use tracing::level_filters::LevelFilter;
+
+use crate::gossip::JoinToken;
+
+/// Default of `--ingress-tls-port`.
+pub const DEFAULT_INGRESS_TLS_PORT: u16 = 443;
+/// Smallest and largest value of `--dns-ttl`, seconds (RFC 2181 allows 2^31 - 1; a day is as much as makes sense).
+const DNS_TTL_SECONDS: std::ops::RangeInclusive<i64> = 0..=86_400;
+
+/// Podman Swarm's agent: one on every machine of the cluster.
+#[derive(Parser, Debug)]
+#[command(name = "podman-swarm-agent", version, about, long_about = None)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Take this node out of its cluster for good: its pods move to other nodes, its data directory is set aside
+    Leave,
+}
+
+/// Who may use plain HTTP on the API's port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum PlainHttp {
+    /// Clients on this machine
+    Loopback,
+    /// Everybody
+    All,
+    /// Nobody
+    Off,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// A `key=value` of `--node-labels`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeLabel(pub String, pub String);
+
+impl FromStr for NodeLabel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text
+            .split_once('=')
+            .ok_or("expected key=value, for instance disk=ssd")?;
+        if let Some(rule) = names::qualified_name(key).or_else(|| names::label_value(value)) {
+            return Err(rule);
+        }
+        Ok(Self(key.to_owned(), value.to_owned()))
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    schemas::time::parse_duration(text)
+        .ok_or_else(|| "expected a duration, for instance 60s or 1m30s".to_owned())
+}
+
+fn parse_join(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let (host, port) = text
+        .rsplit_once(':')
+        .ok_or("expected host:port, for instance 10.0.0.1:7946")?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let named = host.parse::<IpAddr>().is_ok() || names::dns_subdomain(&host.to_ascii_lowercase()).is_none();
+    match port.parse::<u16>() {
+        Ok(1..) if named => Ok(text.to_owned()),
+        Ok(_) | Err(_) => Err("expected host:port, for instance 10.0.0.1:7946".to_owned()),
+    }
+}
+
+/// A level, or a filter of `target=level` parts; a bare word that is no level would silence everything.
+fn parse_log_level(text: &str) -> Result<String, String> {
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let fine = text.split(',').all(|part| {
+        part.rsplit_once('=')
+            .map_or(is_level(part), |(_, level)| is_level(level))
+    });
+    if fine {
+        Ok(text.to_owned())
+    } else {
+        Err("expected error, warn, info, debug, trace or off, or target=level".to_owned())
+    }
+}
+
+fn parse_upstream(text: &str) -> Result<SocketAddr, String> {
+    text.parse::<SocketAddr>()
+        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)))
+        .map_err(|_| "expected address:port, for instance 8.8.8.8:53".to_owned())
+}
+
+fn parse_pod_cidr(text: &str) -> Result<IpNet, String> {
+    let net: IpNet = text
+        .parse()
+        .map_err(|_| "expected a range, for instance 10.244.0.0/16".to_owned())?;
+    match net {
+        IpNet::V4(net) if (8..=22).contains(&net.prefix_len()) => Ok(IpNet::V4(net.trunc())),
+        IpNet::V4(_) => {
+            Err("the prefix must be from /8 to /22, so that each node gets a /24 of it".to_owned())
+        }
+        IpNet::V6(_) => Err("only IPv4 ranges are supported".to_owned()),
+    }
+}
+
+/// Flags of `podman-swarm-agent`. Every flag can also be given as a variable of the name shown.
+#[derive(Args, Clone, Debug)]
+pub struct Flags {
+    /// Name of this node in the cluster [default: the host name]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address and port for gossip (UDP) and peers (TCP)
+    #[arg(
+        long,
+        env = "BIND_ADDR",
+        default_value = "0.0.0.0:7946",
+        value_name = "ADDR:PORT"
+    )]
+    pub bind_addr: SocketAddr,
+    /// Address that the other nodes and users reach this node at [default: that of the default route]
+    #[arg(long, env = "ADVERTISE_ADDR", value_name = "ADDR")]
+    pub advertise_addr: Option<IpAddr>,
+    /// Address and port of the API
+    #[arg(
+        long,
+        env = "API_ADDR",
+        default_value = "0.0.0.0:8080",
+        value_name = "ADDR:PORT"
+    )]
+    pub api_addr: SocketAddr,
+    /// Podman's socket [default: unix:///run/podman/podman.sock, the user's own socket when not root]
+    #[arg(long, env = "PODMAN_SOCKET", value_name = "URL")]
+    pub podman_socket: Option<String>,
+    /// Where the node keeps its state [default: /var/lib/podman-swarm, the XDG state folder when not root]
+    #[arg(long, global = true, env = "DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Nodes of the cluster to join, any of them, comma-separated
+    #[arg(long, env = "JOIN", value_delimiter = ',', value_parser = parse_join, value_name = "ADDR:PORT")]
+    pub join: Vec<String>,
+    /// The token to join with, from join.token in the data directory of any node
+    #[arg(long, env = "JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub join_token: Option<String>,
+    /// The cluster's key, 32 bytes in base64 [default: made by the first node, handed over at join]
+    #[arg(long, env = "ENCRYPTION_KEY", hide_env_values = true, value_name = "KEY")]
+    pub encryption_key: Option<String>,
+    /// A certificate of your own for this node (PEM)
+    #[arg(
+        long,
+        env = "TLS_CERT",
+        requires = "tls_key",
+        requires = "tls_ca",
+        value_name = "FILE"
+    )]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, env = "TLS_KEY", requires = "tls_cert", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// The CA that all nodes' certificates come from (PEM)
+    #[arg(long, env = "TLS_CA", requires = "tls_cert", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Do not check names in certificates (the CA is always checked)
+    #[arg(long, env = "TLS_SKIP_VERIFY", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_name = "BOOL")]
+    pub tls_skip_verify: bool,
+    /// Port of the ingress
+    #[arg(long, env = "INGRESS_PORT", default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
+    pub ingress_port: u16,
+    /// Port of the ingress for TLS (not served yet)
+    #[arg(long, env = "INGRESS_TLS_PORT", default_value_t = DEFAULT_INGRESS_TLS_PORT, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
+    pub ingress_tls_port: u16,
+    /// Run the ingress on this node
+    #[arg(long, env = "ENABLE_INGRESS", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_name = "BOOL")]
+    pub enable_ingress: bool,
+    /// Port of the DNS server
+    #[arg(long, env = "DNS_PORT", default_value_t = 53, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
+    pub dns_port: u16,
+    /// Domain of the cluster's names
+    #[arg(
+        long,
+        env = "CLUSTER_DOMAIN",
+        default_value = "cluster.local",
+        value_name = "DOMAIN"
+    )]
+    pub cluster_domain: String,
+    /// Where names outside the cluster are looked up, comma-separated
+    #[arg(long, env = "UPSTREAM_DNS", default_value = "8.8.8.8:53,8.8.4.4:53", value_delimiter = ',', value_parser = parse_upstream, value_name = "ADDR:PORT")]
+    pub upstream_dns: Vec<SocketAddr>,
+    /// How long clients may keep a name of the cluster, seconds
+    #[arg(long, env = "DNS_TTL", default_value_t = 5, value_parser = clap::value_parser!(u32).range(DNS_TTL_SECONDS), value_name = "SECONDS")]
+    pub dns_ttl: u32,
+    /// Ask for a token at the API
+    #[arg(long, env = "ENABLE_API_AUTH", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_name = "BOOL")]
+    pub enable_api_auth: bool,
+    /// Who may use plain HTTP at the API
+    #[arg(long, env = "PLAIN_HTTP", default_value = "loopback", value_name = "WHO")]
+    pub plain_http: PlainHttp,
+    /// How long a stopped or crashed agent may be away before its pods are replaced
+    #[arg(long, env = "RESTART_GRACE", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    pub restart_grace: Duration,
+    /// Range of the pods' addresses; each node takes a /24 of it; the same on all nodes
+    #[arg(long, env = "POD_CIDR", default_value = "10.244.0.0/16", value_parser = parse_pod_cidr, value_name = "CIDR")]
+    pub pod_cidr: IpNet,
+    /// Labels of this node, comma-separated
+    #[arg(long, env = "NODE_LABELS", value_delimiter = ',', value_name = "KEY=VALUE")]
+    pub node_labels: Vec<NodeLabel>,
+    /// Git repository that the cluster follows
+    #[arg(long, env = "GITOPS_REPO", value_name = "URL")]
+    pub gitops_repo: Option<String>,
+    /// Branch to follow
+    #[arg(long, env = "GITOPS_BRANCH", default_value = "main", value_name = "BRANCH")]
+    pub gitops_branch: String,
+    /// Folder of the repository that holds the manifests
+    #[arg(long, env = "GITOPS_PATH", default_value = "./", value_name = "PATH")]
+    pub gitops_path: String,
+    /// How often to look for new commits
+    #[arg(long, env = "GITOPS_INTERVAL", default_value = "1m", value_parser = parse_duration, value_name = "DURATION")]
+    pub gitops_interval: Duration,
+    /// What to log: error, warn, info, debug, trace, or a filter such as info,podman_swarm::dns=debug
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = parse_log_level, value_name = "LEVEL")]
+    pub log_level: String,
+    /// How to log
+    #[arg(long, env = "LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// The flags with every default resolved on this machine.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node_name: String,
+    pub host_name: String,
+    pub advertise: IpAddr,
+    pub podman_socket: PathBuf,
+    pub data_dir: PathBuf,
+    pub flags: Flags,
+}
+
+impl Config {
+    /// Resolves the defaults that depend on the machine.
+    ///
+    /// # Errors
+    /// One sentence that names flag, value and remedy.
+    pub fn resolve(flags: Flags) -> Result<Self> {
+        let root = rustix::process::geteuid().is_root();
+        let host_name = host_name();
+        let node_name = match (&flags.node_name, &host_name) {
+            (Some(name), _) | (None, Some(name)) => name.clone(),
+            (None, None) => bail!("--node-name: the host name cannot be read; name the node yourself"),
+        };
+        if let Some(rule) = names::dns_subdomain(&node_name) {
+            bail!("--node-name: invalid value {node_name:?}: {rule}; choose another with --node-name");
+        }
+        let advertise = match flags.advertise_addr {
+            Some(address) if address.is_unspecified() => {
+                bail!("--advertise-addr: {address} is no address that others can reach; give the one of this machine")
+            }
+            Some(address) => address,
+            None => default_route_address().context(
+                "--advertise-addr: this machine has no default route to take the address from; give its address",
+            )?,
+        };
+        let podman_socket = match &flags.podman_socket {
+            Some(url) => socket_path(url)?,
+            None if root => "/run/podman/podman.sock".into(),
+            None => match std::env::var_os("XDG_RUNTIME_DIR") {
+                Some(directory) => PathBuf::from(directory).join("podman/podman.sock"),
+                None => format!(
+                    "/run/user/{}/podman/podman.sock",
+                    rustix::process::getuid().as_raw()
+                )
+                .into(),
+            },
+        };
+        let data_dir = match &flags.data_dir {
+            Some(directory) => directory.clone(),
+            None if root => "/var/lib/podman-swarm".into(),
+            None => match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
+                (Some(state), _) => PathBuf::from(state).join("podman-swarm"),
+                (None, Some(home)) => PathBuf::from(home).join(".local/state/podman-swarm"),
+                (None, None) => bail!("--data-dir: neither XDG_STATE_HOME nor HOME is set; name a directory"),
+            },
+        };
+        if flags.join_token.is_some() && flags.join.is_empty() {
+            bail!(
+                "--join-token: there is nobody to show it to; name a node of the cluster with --join=ADDR:7946"
+            );
+        }
+        // Not by clap, which would print the value.
+        if let Some(Err(error)) = flags
+            .join_token
+            .as_deref()
+            .map(|token| token.trim().parse::<JoinToken>())
+        {
+            bail!("--join-token: {error}");
+        }
+        if let Some(key) = &flags.encryption_key
+            && STANDARD.decode(key.trim()).map_or(0, |key| key.len()) != 32
+        {
+            bail!(
+                "--encryption-key: expected 32 bytes in base64, for instance from `openssl rand -base64 32`"
+            );
+        }
+        if let Some(rule) = names::dns_subdomain(&flags.cluster_domain) {
+            bail!(
+                "--cluster-domain: invalid value {:?}: {rule}",
+                flags.cluster_domain
+            );
+        }
+        let host_name = host_name.unwrap_or_else(|| node_name.clone());
+        Ok(Self {
+            node_name,
+            host_name,
+            advertise,
+            podman_socket,
+            data_dir,
+            flags,
+        })
+    }
+}
+
+fn socket_path(url: &str) -> Result<PathBuf> {
+    let path = url.strip_prefix("unix://").unwrap_or(url);
+    if !path.starts_with('/') {
+        bail!("--podman-socket: invalid value {url:?}: expected unix:///path/of/the.sock");
+    }
+    Ok(path.into())
+}
+
+fn host_name() -> Option<String> {
+    let name = rustix::system::uname();
+    let name = name.nodename().to_str().ok()?.to_ascii_lowercase();
+    (!name.is_empty()).then_some(name)
+}
+
+/// Returns the address that packets to the Internet would carry. Sends nothing: connecting a UDP socket only looks
+/// up the route.
+fn default_route_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Flags, clap::Error> {
+        Cli::try_parse_from([&["podman-swarm-agent"], arguments].concat()).map(|cli| cli.flags)
+    }
+
+    #[test]
+    fn boolean_flags_take_three_forms() {
+        for (argument, expected) in [
+            ("--enable-api-auth", true),
+            ("--enable-api-auth=true", true),
+            ("--enable-api-auth=false", false),
+        ] {
+            assert_eq!(
+                parse(&[argument]).unwrap().enable_api_auth,
+                expected,
+                "{argument}"
+            );
+        }
+        assert!(parse(&[]).unwrap().enable_ingress);
+        assert!(!parse(&[]).unwrap().tls_skip_verify);
+    }
+
+    #[test]
+    fn bad_values_name_the_flag() {
+        for (argument, needle) in [
+            ("--bind-addr=nowhere", "--bind-addr"),
+            ("--dns-port=0", "--dns-port"),
+            ("--pod-cidr=10.0.0.0/30", "/22"),
+            ("--restart-grace=soon", "60s"),
+            ("--node-labels=a", "key=value"),
+            ("--enable-ingress=perhaps", "--enable-ingress"),
+            ("--plain-http=some", "loopback"),
+        ] {
+            let error = parse(&[argument]).unwrap_err().to_string();
+            assert!(error.contains(needle), "{argument}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_token_without_a_node_to_join_is_refused() {
+        let flags = parse(&["--join-token=PSWTKN-1-x", "--advertise-addr=10.0.0.1"]).unwrap();
+        let error = Config::resolve(flags).unwrap_err().to_string();
+        assert!(error.contains("--join="), "{error}");
+    }
+}

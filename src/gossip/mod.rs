@@ -1,0 +1,38 @@
+//! How nodes find, trust and hear one another: credentials and join, gossip over sealed datagrams, peer streams over
+//! TLS, and the driver of the store's sync.
+//!
+//! Never here: what objects mean, what runs where. Start at [`bootstrap()`], then [`prepare`].
+
+mod admission;
+mod bootstrap;
+mod certificates;
+mod connections;
+mod credentials;
+mod datagram;
+mod error;
+mod files;
+mod join;
+mod members;
+mod membership;
+mod observation;
+mod peer_server;
+mod published;
+mod service;
+mod sync;
+mod tls;
+mod token;
+mod transport;
+
+pub use bootstrap::{Config, Sockets, UserTls, bootstrap, forget};
+pub use credentials::Credentials;
+pub use error::Error;
+pub use files::write as write_private_file;
+pub use members::Member;
+pub use service::{Gossip, Prepared, prepare};
+pub use token::{JoinToken, ParseTokenError, join_token_object};
+
+/// The port that peers listen on, TCP and UDP, unless `--bind-addr` says otherwise.
+pub const DEFAULT_PORT: u16 = 7946;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,455 @@
+//! From what chitchat holds and what probes found to [`Cluster`]. Pure: no socket, no clock of its own.
+//!
+//! Of a node that restarts, the last complete observation is shown until its new start has published everything.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use chitchat::{ChitchatId, NodeState, Version};
+use reconcilers::ports::{Cluster, Liveness, Moment, NodeFacts, NodeObservation};
+use serde_json::Value;
+use store::NodeId;
+use tracing::warn;
+
+use super::published::{DIGEST, FACTS, POD_PREFIX, READY, STATE, STOPPED};
+
+/// What knocking at a silent node's peer port came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Probe {
+    /// The node itself answered, with its certificate: only its datagrams do not come through.
+    Answers,
+    /// The host is there, the agent is not (or does not react).
+    HostOnly,
+    /// Nothing came back.
+    Silent,
+}
+
+/// A peer as the rest of gossip needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    /// chitchat hears it or it answers probes, and it has not announced a stop.
+    pub(super) live: bool,
+    /// The digest of its store; empty until it says.
+    pub(super) digest: String,
+    /// chitchat's generation of its newest start.
+    pub(super) generation: u64,
+}
+
+/// Everything that gossip has shown since this agent started.
+pub(super) struct Observations {
+    me: NodeId,
+    nodes: BTreeMap<NodeId, Node>,
+}
+
+struct Node {
+    /// Of the newest start, whether complete or not.
+    generation: u64,
+    address: SocketAddr,
+    digest: String,
+    /// chitchat hears the shown start or a newer one.
+    heard: bool,
+    /// The last probe's result, since the node fell silent.
+    probe: Option<Probe>,
+    shown: Option<Shown>,
+}
+
+/// The last start of a node that published everything.
+struct Shown {
+    generation: u64,
+    /// What chitchat held when it was read: equal means that there is nothing new.
+    read: (Version, Version),
+    facts: (Version, NodeFacts),
+    pods: BTreeMap<String, (Version, Arc<Value>)>,
+    stopped: bool,
+    observation: Arc<NodeObservation>,
+    /// None until chitchat or a probe has said something of it.
+    known: bool,
+}
+
+impl Observations {
+    pub(super) fn new(me: NodeId) -> Self {
+        Self {
+            me,
+            nodes: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in all starts of all nodes, each with whether chitchat hears it, in the order of their ids.
+    pub(super) fn read<'a>(
+        &mut self,
+        states: impl Iterator<Item = (&'a ChitchatId, &'a NodeState, bool)>,
+        now: Moment,
+    ) {
+        // Nodes that chitchat has forgotten stay, silent.
+        for node in self.nodes.values_mut() {
+            node.heard = false;
+        }
+        for (id, state, heard) in states {
+            let name = NodeId(id.node_id.to_string());
+            let node = self.nodes.entry(name).or_insert_with(|| Node {
+                generation: id.generation_id,
+                address: id.gossip_advertise_addr,
+                digest: String::new(),
+                heard: false,
+                probe: None,
+                shown: None,
+            });
+            if id.generation_id >= node.generation {
+                node.generation = id.generation_id;
+                node.address = id.gossip_advertise_addr;
+                if let Some(digest) = state.get(DIGEST)
+                    && node.digest != digest
+                {
+                    node.digest = digest.to_owned();
+                }
+            }
+            let shown_generation = node.shown.as_ref().map_or(0, |shown| shown.generation);
+            if id.generation_id < shown_generation {
+                continue;
+            }
+            node.heard |= heard;
+            // Before it is ready, a start has not published everything.
+            if matches!(state.get(STATE), Some(READY | STOPPED)) {
+                match &mut node.shown {
+                    Some(shown) if shown.generation == id.generation_id => shown.read(state),
+                    shown => {
+                        let mut fresh = Shown::new(id.generation_id);
+                        // A restart is not news about liveness.
+                        if let Some(before) = shown {
+                            fresh.observation = before.observation.clone();
+                            fresh.known = before.known;
+                        }
+                        fresh.read(state);
+                        *shown = Some(fresh);
+                    }
+                }
+            }
+        }
+        for node in self.nodes.values_mut() {
+            if node.heard {
+                node.probe = None;
+            }
+            node.judge(now);
+        }
+    }
+
+    /// Takes in a probe's result. It is late if chitchat hears the node again.
+    pub(super) fn probed(&mut self, id: &NodeId, probe: Probe, now: Moment) {
+        if let Some(node) = self.nodes.get_mut(id)
+            && !node.heard
+        {
+            node.probe = Some(probe);
+            node.judge(now);
+        }
+    }
+
+    /// Nodes that chitchat does not hear, with their addresses.
+    pub(super) fn silent(&self) -> impl Iterator<Item = (&NodeId, SocketAddr)> {
+        self.nodes
+            .iter()
+            .filter(|(id, node)| !node.heard && **id != self.me)
+            .map(|(id, node)| (id, node.address))
+    }
+
+    /// All nodes but this one, as peers.
+    pub(super) fn peers(&self) -> impl Iterator<Item = (&NodeId, Peer)> {
+        self.nodes
+            .iter()
+            .filter(|(id, _)| **id != self.me)
+            .map(|(id, node)| {
+                let there = node.heard || node.probe == Some(Probe::Answers);
+                let peer = Peer {
+                    address: node.address,
+                    live: there && !node.announced_stop(),
+                    digest: node.digest.clone(),
+                    generation: node.generation,
+                };
+                (id, peer)
+            })
+    }
+
+    /// The highest generation that anybody has gossiped of this node.
+    pub(super) fn own_generation(&self) -> u64 {
+        self.nodes.get(&self.me).map_or(0, |node| node.generation)
+    }
+
+    /// What the rest of the agent sees: admitted nodes that have published everything at least once.
+    pub(super) fn cluster(&self, admitted: impl Fn(&NodeId) -> bool) -> Cluster {
+        Cluster {
+            me: self.me.clone(),
+            nodes: self
+                .nodes
+                .iter()
+                .filter(|(id, _)| **id == self.me || admitted(id))
+                .filter_map(|(id, node)| {
+                    let shown = node.shown.as_ref().filter(|shown| shown.known)?;
+                    Some((id.clone(), shown.observation.clone()))
+                })
+                .collect(),
+        }
+    }
+}
+
+impl Node {
+    /// The newest start said that it stops.
+    fn announced_stop(&self) -> bool {
+        self.shown
+            .as_ref()
+            .is_some_and(|shown| shown.stopped && shown.generation == self.generation)
+    }
+
+    /// Decides the liveness; without news it stays.
+    fn judge(&mut self, now: Moment) {
+        let liveness = match (self.heard, self.probe) {
+            (true, _) | (false, Some(Probe::Answers)) if self.announced_stop() => Liveness::Stopped,
+            (true, _) | (false, Some(Probe::Answers)) => Liveness::Alive,
+            (false, Some(Probe::HostOnly)) if self.announced_stop() => Liveness::Stopped,
+            (false, Some(Probe::HostOnly)) => Liveness::AgentDown,
+            (false, Some(Probe::Silent)) => Liveness::Dead,
+            (false, None) => return,
+        };
+        if let Some(shown) = &mut self.shown
+            && (!shown.known || shown.observation.liveness != liveness)
+        {
+            shown.known = true;
+            let observation = Arc::make_mut(&mut shown.observation);
+            observation.liveness = liveness;
+            observation.since = now;
+        }
+    }
+}
+
+impl Shown {
+    fn new(generation: u64) -> Self {
+        Self {
+            generation,
+            // Versions begin with 1.
+            read: (0, 0),
+            facts: (0, NodeFacts::default()),
+            pods: BTreeMap::new(),
+            stopped: false,
+            observation: Arc::new(NodeObservation {
+                liveness: Liveness::Dead,
+                since: Moment::default(),
+                facts: NodeFacts::default(),
+                pods: BTreeMap::new(),
+            }),
+            known: false,
+        }
+    }
+
+    /// Reads what is new in this start's values.
+    fn read(&mut self, state: &NodeState) {
+        let version = (state.max_version(), state.last_gc_version());
+        if self.read == version {
+            return;
+        }
+        self.read = version;
+        self.stopped = state.get(STATE) == Some(STOPPED);
+        if let Some(value) = state.get_versioned(FACTS)
+            && value.version != self.facts.0
+        {
+            match serde_json::from_str(&value.value) {
+                Ok(facts) => self.facts = (value.version, facts),
+                Err(error) => warn!(node = %state.chitchat_id().node_id, %error, "facts do not parse"),
+            }
+        }
+        let mut pods = BTreeMap::new();
+        for (key, value) in state.iter_prefix(POD_PREFIX) {
+            let uid = &key[POD_PREFIX.len()..];
+            match self.pods.remove(uid) {
+                Some(kept) if kept.0 == value.version => {
+                    pods.insert(uid.to_owned(), kept);
+                }
+                _ => match serde_json::from_str(&value.value) {
+                    Ok(status) => {
+                        pods.insert(uid.to_owned(), (value.version, Arc::new(status)));
+                    }
+                    Err(error) => {
+                        warn!(node = %state.chitchat_id().node_id, pod_uid = uid, %error, "status does not parse");
+                    }
+                },
+            }
+        }
+        self.pods = pods;
+        let same = self.observation.facts == self.facts.1
+            && self.observation.pods.len() == self.pods.len()
+            && self
+                .pods
+                .iter()
+                .all(|(uid, (_, status))| self.observation.pods.get(uid).is_some_and(|old| old == status));
+        if !same {
+            let observation = Arc::make_mut(&mut self.observation);
+            observation.facts = self.facts.1.clone();
+            observation.pods = self
+                .pods
+                .iter()
+                .map(|(uid, (_, status))| (uid.clone(), status.clone()))
+                .collect();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn me() -> NodeId {
+        NodeId("me".into())
+    }
+
+    fn other() -> NodeId {
+        NodeId("other".into())
+    }
+
+    fn id(generation: u64) -> ChitchatId {
+        ChitchatId::new("other", generation, ([10, 0, 0, 2], 7946).into())
+    }
+
+    fn state(values: &[(&str, &str)]) -> NodeState {
+        let mut state = NodeState::for_test();
+        for (key, value) in values {
+            state.set(key, value);
+        }
+        state
+    }
+
+    fn at(seconds: u64) -> Moment {
+        Moment(Duration::from_secs(seconds))
+    }
+
+    const FULL: &[(&str, &str)] = &[
+        ("facts", r#"{"name":"node2"}"#),
+        ("pod/a", r#"{"phase":"Running"}"#),
+        ("digest", "d1"),
+        ("state", "ready"),
+    ];
+
+    fn seen(observations: &Observations) -> Option<Arc<NodeObservation>> {
+        observations.cluster(|_| true).nodes.get(&other()).cloned()
+    }
+
+    #[test]
+    fn a_restart_shows_the_last_complete_observation_until_the_new_one_is() {
+        let mut observations = Observations::new(me());
+        let before = state(FULL);
+        observations.read([(&id(1), &before, true)].into_iter(), at(1));
+        let first = seen(&observations).unwrap();
+        assert_eq!(first.liveness, Liveness::Alive);
+        assert_eq!(first.facts.name, "node2");
+        assert_eq!(first.pods["a"]["phase"], "Running");
+
+        // The new start is heard, and has not published its pods.
+        let mut after = state(&FULL[..1]);
+        observations.read(
+            [(&id(1), &before, false), (&id(2), &after, true)].into_iter(),
+            at(2),
+        );
+        assert_eq!(seen(&observations), Some(first.clone()), "nothing flaps");
+
+        after.set("pod/a", r#"{"phase":"Running"}"#);
+        after.set("state", "ready");
+        observations.read(
+            [(&id(1), &before, false), (&id(2), &after, true)].into_iter(),
+            at(3),
+        );
+        assert_eq!(
+            seen(&observations),
+            Some(first),
+            "the same state is the same observation"
+        );
+
+        after.delete("pod/a");
+        observations.read(
+            [(&id(1), &before, false), (&id(2), &after, true)].into_iter(),
+            at(4),
+        );
+        assert!(seen(&observations).unwrap().pods.is_empty());
+    }
+
+    #[test]
+    fn silence_is_judged_by_what_a_probe_finds() {
+        let check = |state_value: &str, probe: Probe, expected: Liveness| {
+            let mut observations = Observations::new(me());
+            let mut node = state(FULL);
+            observations.read([(&id(1), &node, true)].into_iter(), at(1));
+            node.set("state", state_value);
+            observations.read([(&id(1), &node, true)].into_iter(), at(2));
+            let before = seen(&observations).unwrap();
+            observations.read([(&id(1), &node, false)].into_iter(), at(3));
+            assert_eq!(seen(&observations).unwrap(), before, "silence alone says nothing");
+            assert_eq!(observations.silent().count(), 1);
+
+            observations.probed(&other(), probe, at(4));
+            let judged = seen(&observations).unwrap();
+            assert_eq!(judged.liveness, expected, "{state_value}, {probe:?}");
+            let changed = before.liveness != expected;
+            assert_eq!(judged.since, if changed { at(4) } else { before.since });
+            assert_eq!(judged.pods, before.pods, "hidden, not forgotten");
+
+            // chitchat forgets it: we do not.
+            observations.read(std::iter::empty(), at(5));
+            assert_eq!(seen(&observations).unwrap(), judged);
+        };
+        check("ready", Probe::Answers, Liveness::Alive);
+        check("ready", Probe::HostOnly, Liveness::AgentDown);
+        check("ready", Probe::Silent, Liveness::Dead);
+        check("stopped", Probe::Answers, Liveness::Stopped);
+        check("stopped", Probe::HostOnly, Liveness::Stopped);
+        check("stopped", Probe::Silent, Liveness::Dead);
+    }
+
+    #[test]
+    fn a_node_that_comes_back_is_alive_whatever_the_last_probe_said() {
+        let mut observations = Observations::new(me());
+        let node = state(FULL);
+        observations.read([(&id(1), &node, false)].into_iter(), at(1));
+        assert_eq!(seen(&observations), None, "nobody knows whether it lives");
+        observations.probed(&other(), Probe::Silent, at(2));
+        assert_eq!(seen(&observations).unwrap().liveness, Liveness::Dead);
+        observations.read([(&id(1), &node, true)].into_iter(), at(3));
+        observations.probed(&other(), Probe::Silent, at(4));
+        let back = seen(&observations).unwrap();
+        assert_eq!((back.liveness, back.since), (Liveness::Alive, at(3)));
+    }
+
+    #[test]
+    fn a_stopped_node_that_starts_again_is_alive_before_it_is_ready() {
+        let mut observations = Observations::new(me());
+        let mut before = state(FULL);
+        before.set("state", "stopped");
+        observations.read([(&id(1), &before, true)].into_iter(), at(1));
+        assert_eq!(seen(&observations).unwrap().liveness, Liveness::Stopped);
+        assert!(observations.peers().all(|(_, peer)| !peer.live));
+        let after = state(&FULL[..1]);
+        observations.read(
+            [(&id(1), &before, false), (&id(2), &after, true)].into_iter(),
+            at(2),
+        );
+        let back = seen(&observations).unwrap();
+        assert_eq!(back.liveness, Liveness::Alive);
+        assert_eq!(back.pods.len(), 1);
+        assert!(
+            observations
+                .peers()
+                .all(|(_, peer)| peer.live && peer.generation == 2)
+        );
+    }
+
+    #[test]
+    fn only_admitted_nodes_are_shown() {
+        let mut observations = Observations::new(me());
+        let node = state(FULL);
+        observations.read([(&id(1), &node, true)].into_iter(), at(1));
+        assert!(observations.cluster(|_| false).nodes.is_empty());
+        assert_eq!(
+            observations.peers().count(),
+            1,
+            "but sync may learn from it who is admitted"
+        );
+    }
+}

@@ -1,0 +1,307 @@
+//! The peer port's TCP side: TLS 1.3, then HTTP. `POST /join` for bearers of a token; everything else for members,
+//! known by their certificates: `POST /sync`, `GET /generation`, and the API as [`Caller::Peer`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Extension, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use http::{HeaderMap, StatusCode, header};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use store::{Exchange, NodeId, Store, SyncError};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+use super::admission::Admission;
+use super::connections::{PING_INTERVAL, PING_TIMEOUT, Peers};
+use super::join::{self, JoinRequest, Refusal};
+use super::{certificates, members};
+use crate::caller::Caller;
+
+/// Frames of sync: the store makes none above 4 MiB.
+pub(super) const FRAME_LIMIT: usize = 4 * 1024 * 1024;
+/// Connections whose TLS handshake is under way. More wait in the kernel's queue.
+const HANDSHAKES: usize = 256;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Connections without a certificate, which can only join; each lives for [`STRANGER_TIME`] at most.
+const STRANGERS: usize = 16;
+const STRANGER_TIME: Duration = Duration::from_secs(15);
+/// Connections of certified peers: one each way and a few while reconnecting, for 50 nodes.
+const CERTIFIED: usize = 512;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a request body: a frame of 4 MiB takes 0.4 s at 100 Mbit/s.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Requests under way on one connection; watches and followed logs are long ones.
+const STREAMS: u32 = 1024;
+/// After a failed accept (out of file descriptors), so that it does not spin.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
+
+/// Where peers ask for the generation that was last seen of them.
+pub(super) const GENERATION_PATH: &str = "/generation";
+/// Where frames of the store go.
+pub(super) const SYNC_PATH: &str = "/sync";
+
+/// What the handlers need.
+pub(super) struct PeerServer {
+    pub(super) store: Store,
+    pub(super) admission: Admission,
+    pub(super) peers: watch::Receiver<Arc<Peers>>,
+}
+
+/// The identity that a connection's certificate proves, if it has one.
+#[derive(Clone)]
+struct Certified(Option<NodeId>);
+
+impl PeerServer {
+    fn router(self: Arc<Self>, api: Router) -> Router {
+        Router::new()
+            .route(SYNC_PATH, post(sync))
+            .route(GENERATION_PATH, get(generation))
+            .with_state(self.clone())
+            .fallback_service(api)
+            .layer(middleware::from_fn_with_state(self.clone(), members_only))
+            // Added after the layer: the one thing that strangers may ask for.
+            .merge(
+                Router::new()
+                    .route(join::PATH, post(join_handler))
+                    .with_state(self),
+            )
+    }
+
+    /// Serves until `stop`; connections are then closed.
+    pub(super) async fn run(
+        self,
+        listener: TcpListener,
+        tls: Arc<ServerConfig>,
+        api: Router,
+        stop: CancellationToken,
+    ) {
+        let router = Arc::new(self).router(api);
+        let acceptor = TlsAcceptor::from(tls);
+        let limits = Arc::new(Limits {
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+            strangers: Semaphore::new(STRANGERS),
+            certified: Semaphore::new(CERTIFIED),
+        });
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = accept(&listener, &limits) => accepted,
+            };
+            let (stream, permit) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(%error, "cannot accept a peer, will retry");
+                    sleep(PAUSE_AFTER_ERROR).await;
+                    continue;
+                }
+            };
+            let (acceptor, router, limits) = (acceptor.clone(), router.clone(), limits.clone());
+            connections.spawn(async move {
+                let handshake = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
+                drop(permit);
+                match handshake {
+                    Ok(Ok(stream)) => serve(stream, router, &limits).await,
+                    Ok(Err(error)) => debug!(%error, "handshake of a peer failed"),
+                    Err(_) => debug!("handshake of a peer took too long"),
+                }
+            });
+        }
+        connections.shutdown().await;
+    }
+}
+
+struct Limits {
+    handshakes: Arc<Semaphore>,
+    strangers: Semaphore,
+    certified: Semaphore,
+}
+
+async fn accept(
+    listener: &TcpListener,
+    limits: &Limits,
+) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = limits
+        .handshakes
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
+}
+
+async fn serve(stream: tokio_rustls::server::TlsStream<TcpStream>, router: Router, limits: &Limits) {
+    let certified = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+        .and_then(certificates::node_id);
+    let stranger = certified.is_none();
+    let pool = if stranger {
+        &limits.strangers
+    } else {
+        &limits.certified
+    };
+    let Ok(_permit) = pool.try_acquire() else {
+        debug!(stranger, "too many peer connections");
+        return;
+    };
+    // Answers of a few bytes must not wait for more.
+    if let Err(error) = stream.get_ref().0.set_nodelay(true) {
+        debug!(%error, "cannot set TCP_NODELAY");
+    }
+    let extension = Certified(certified);
+    let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(extension.clone());
+        router.clone().oneshot(request.map(Body::new))
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_concurrent_streams(STREAMS);
+    let connection =
+        builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
+    let ended = if stranger {
+        timeout(STRANGER_TIME, connection).await.unwrap_or(Ok(()))
+    } else {
+        connection.await
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a peer connection ended");
+    }
+}
+
+/// Lets members pass, as [`Caller::Peer`].
+async fn members_only(
+    State(server): State<Arc<PeerServer>>,
+    Extension(Certified(certified)): Extension<Certified>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let Some(node) = certified else {
+        return refusal(StatusCode::UNAUTHORIZED, "a member's certificate is needed");
+    };
+    if !members::is_admitted(&server.store, &node) {
+        return refusal(
+            StatusCode::FORBIDDEN,
+            format!("node {node} is not a member of this cluster (or was removed from it)"),
+        );
+    }
+    request.extensions_mut().insert(Caller::Peer(node));
+    next.run(request).await
+}
+
+async fn sync(
+    State(server): State<Arc<PeerServer>>,
+    Extension(caller): Extension<Caller>,
+    body: Body,
+) -> Response {
+    let Caller::Peer(node) = caller else {
+        return refusal(StatusCode::UNAUTHORIZED, "a member's certificate is needed");
+    };
+    let frame = match read(body, FRAME_LIMIT).await {
+        Ok(frame) => frame,
+        Err(response) => return response,
+    };
+    match server.store.receive(&node, &frame).await {
+        Ok(Exchange::Send(answer)) => answer.into_response(),
+        Ok(Exchange::Done) => StatusCode::NO_CONTENT.into_response(),
+        Err(error) => {
+            warn!(%node, %error, "refused a frame of sync");
+            let status = match error {
+                SyncError::Malformed(_) | SyncError::Version { .. } => StatusCode::BAD_REQUEST,
+                SyncError::Commit(_) => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            refusal(status, error.to_string())
+        }
+    }
+}
+
+/// The generation that was last seen of the caller; 0 for none.
+async fn generation(
+    State(server): State<Arc<PeerServer>>,
+    Extension(caller): Extension<Caller>,
+) -> Json<u64> {
+    let generation = match caller {
+        Caller::Peer(node) => server.peers.borrow().get(&node).map_or(0, |peer| peer.generation),
+        Caller::Anonymous | Caller::Token(_) => 0,
+    };
+    Json(generation)
+}
+
+async fn join_handler(
+    State(server): State<Arc<PeerServer>>,
+    Extension(Certified(certified)): Extension<Certified>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    match join_inner(&server, certified, &headers, body).await {
+        Ok(answer) => Json(answer).into_response(),
+        Err(response) => response,
+    }
+}
+
+async fn join_inner(
+    server: &PeerServer,
+    certified: Option<NodeId>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<join::JoinAnswer, Response> {
+    let refused = |(status, refusal): (StatusCode, Refusal)| (status, Json(refusal)).into_response();
+    let _attempt = server.admission.begin().map_err(refused)?;
+    let bearer = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .unwrap_or_default();
+    let (token_id, counted) = server.admission.authenticate(bearer).map_err(refused)?;
+    let body = read(body, join::REQUEST_LIMIT).await?;
+    let request: JoinRequest = serde_json::from_slice(&body).map_err(|error| {
+        refusal(
+            StatusCode::BAD_REQUEST,
+            format!("the join request does not parse: {error}"),
+        )
+    })?;
+    server
+        .admission
+        .admit(&token_id, counted, certified, request)
+        .await
+        .map_err(refused)
+}
+
+async fn read(body: Body, limit: usize) -> Result<Bytes, Response> {
+    match timeout(BODY_TIMEOUT, to_bytes(body, limit)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())),
+        Err(_) => Err(refusal(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
+    }
+}
+
+fn refusal(status: StatusCode, reason: impl Into<String>) -> Response {
+    let reason = reason.into();
+    (status, Json(Refusal { reason })).into_response()
+}

@@ -1,0 +1,379 @@
+//! Puts the parts together: [`prepare`] and [`Prepared::start`] make a node part of its cluster, [`Gossip`] is what the agent holds of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use chitchat::ChitchatId;
+use http::Request;
+use reconcilers::pod_range;
+use reconcilers::ports::{Announcer, Clock, Cluster, NodeFacts};
+use store::{NodeId, Precondition, Store, WriteError};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::admission::Admission;
+use super::bootstrap::{Config, Sockets, forget};
+use super::connections::{Connections, Peers};
+use super::credentials::Credentials;
+use super::datagram::GossipKey;
+use super::error::Error;
+use super::members::{self, Member};
+use super::membership::{self, Membership};
+use super::peer_server::{GENERATION_PATH, PeerServer};
+use super::published::{Announcements, FACTS, READY, STATE, facts_text};
+use super::sync::Sync;
+use super::tls;
+use super::token::join_token_object;
+use super::transport::SealedTransport;
+use crate::relay::Relay;
+
+/// For all remembered peers together to say which generation they saw last. Those that are there answer in
+/// milliseconds; a start must not wait for those that are not.
+const GENERATION_TIMEOUT: Duration = Duration::from_secs(1);
+/// A number of a few digits.
+const GENERATION_LIMIT: usize = 64;
+
+/// A node's part in its cluster; ends with [`Gossip::stop`]. Dropped, it ends without a word to the others.
+pub struct Gossip {
+    cluster: watch::Receiver<Arc<Cluster>>,
+    announcements: Arc<Announcements>,
+    connections: Arc<Connections>,
+    store: Store,
+    credentials: Arc<Credentials>,
+    sync: Sync,
+    stop: CancellationToken,
+    membership: JoinHandle<()>,
+    others: JoinSet<()>,
+}
+
+/// A node's part in its cluster before it begins: what others of this process need to be made, so that what they
+/// announce is complete when the first peer hears of this start.
+pub struct Prepared {
+    config: Config,
+    credentials: Arc<Credentials>,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    peers: (watch::Sender<Arc<Peers>>, watch::Receiver<Arc<Peers>>),
+    cluster: (watch::Sender<Arc<Cluster>>, watch::Receiver<Arc<Cluster>>),
+    connections: Arc<Connections>,
+    announcements: Arc<Announcements>,
+}
+
+/// Stores this node's membership and prepares its part in the cluster; nothing is sent yet.
+///
+/// # Errors
+/// This node's membership cannot be stored, or its name is another's.
+pub async fn prepare(
+    config: &Config,
+    credentials: Arc<Credentials>,
+    store: Store,
+    clock: Arc<dyn Clock>,
+) -> Result<Prepared, Error> {
+    let me = credentials.node().clone();
+    admit_self(config, &credentials, &store).await?;
+    let known = members::list(&store);
+    let peers = watch::channel(Arc::new(membership::first_peers(
+        &me,
+        &credentials.remembered,
+        &known,
+    )));
+    let connections = Arc::new(Connections::new(credentials.clone(), peers.1.clone()));
+    Ok(Prepared {
+        config: config.clone(),
+        cluster: watch::channel(Arc::new(Cluster {
+            me,
+            nodes: BTreeMap::new(),
+        })),
+        announcements: Arc::new(Announcements::default()),
+        connections,
+        credentials,
+        store,
+        clock,
+        peers,
+    })
+}
+
+impl Prepared {
+    /// The nodes as gossip shows them; none before it begins.
+    pub fn cluster(&self) -> watch::Receiver<Arc<Cluster>> {
+        self.cluster.1.clone()
+    }
+
+    /// Publishes what this node observes; what is announced before the start is part of the first values.
+    pub fn announcer(&self) -> Arc<dyn Announcer> {
+        self.announcements.clone()
+    }
+
+    /// Sends requests to other nodes.
+    pub fn relay(&self) -> Arc<dyn Relay> {
+        self.connections.clone()
+    }
+
+    /// Begins to serve peers, to gossip and to sync, in this order. `api` answers what peers relay; every request
+    /// carries [`crate::caller::Caller::Peer`].
+    ///
+    /// # Errors
+    /// TLS or gossip do not start.
+    pub async fn start(self, sockets: Sockets, api: Router, facts: NodeFacts) -> Result<Gossip, Error> {
+        let Self {
+            config,
+            credentials,
+            store,
+            clock,
+            peers,
+            cluster,
+            connections,
+            announcements,
+        } = self;
+        let ((peers_sender, peers), (cluster_sender, cluster)) = (peers, cluster);
+        let me = credentials.node().clone();
+        let stop = CancellationToken::new();
+        let mut others = JoinSet::new();
+
+        // A joiner's store is empty at first.
+        let caught_up = watch::Sender::new(members::list(&store).contains_key(&me));
+        let server = PeerServer {
+            store: store.clone(),
+            admission: Admission::new(
+                store.clone(),
+                credentials.clone(),
+                config.pod_cidr,
+                caught_up.subscribe(),
+            ),
+            peers: peers.clone(),
+        };
+        let listen = sockets.local_addr().map_err(|source| Error::Bind {
+            address: config.advertise,
+            protocol: "TCP",
+            source,
+        })?;
+        others.spawn(server.run(sockets.tcp, tls::peer_server(&credentials)?, api, stop.clone()));
+
+        let known_peers = peers.borrow().clone();
+        let reported = reported_generation(&connections, &known_peers).await;
+        let generation = u64::try_from(members::unix_seconds())
+            .unwrap_or(0)
+            .max(credentials.remembered.generation + 1)
+            .max(reported + 1);
+
+        let transport =
+            SealedTransport::new(sockets.udp, GossipKey::new(credentials.cluster_key.gossip()), &me)
+                .map_err(|error| Error::Gossip(error.to_string()))?;
+        let membership = Membership {
+            store: store.clone(),
+            credentials: credentials.clone(),
+            connections: connections.clone(),
+            announcements: announcements.clone(),
+            clock,
+            cluster: cluster_sender,
+            peers: peers_sender,
+        }
+        .spawn(
+            transport,
+            ChitchatId::new(me.0.as_str(), generation, config.advertise),
+            first_values(&facts, announcements.take()),
+            stop.clone(),
+        )
+        .await?;
+
+        let sync = Sync {
+            store: store.clone(),
+            connections: connections.clone(),
+            announcements: announcements.clone(),
+            peers,
+            caught_up,
+        };
+        others.spawn(sync.clone().run(stop.clone()));
+        info!(node = %me, %listen, advertise = %config.advertise, generation, "gossip started");
+        Ok(Gossip {
+            cluster,
+            announcements,
+            connections,
+            store,
+            credentials,
+            sync,
+            stop,
+            membership,
+            others,
+        })
+    }
+}
+
+/// The founder admits itself and the join token; every member keeps its name and address up to date.
+async fn admit_self(config: &Config, credentials: &Credentials, store: &Store) -> Result<(), Error> {
+    let me = credentials.node();
+    let known = members::list(store);
+    if let Some(other) = known
+        .values()
+        .find(|member| member.name == config.node_name && member.id != *me)
+    {
+        return Err(Error::Flag {
+            flag: "--node-name",
+            reason: format!(
+                "`{}` is the name of the node at {}: choose another, or remove that node",
+                other.name, other.address
+            ),
+        });
+    }
+    match known.get(me) {
+        Some(member) if member.name == config.node_name && member.address == config.advertise => Ok(()),
+        Some(member) => {
+            let changed = Member {
+                name: config.node_name.clone(),
+                address: config.advertise,
+                ..member.clone()
+            };
+            Ok(members::put(store, &changed).await?)
+        }
+        // Later starts find members, also if this one was removed by others.
+        None if credentials.remembered.founder && known.is_empty() => {
+            let token = join_token_object(&credentials.join_token, None, None);
+            match store.create(token, members::author()).await {
+                Ok(_) | Err(WriteError::Exists(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let member = Member {
+                id: me.clone(),
+                name: config.node_name.clone(),
+                address: config.advertise,
+                pod_cidr: pod_range::first_free(config.pod_cidr, &[]),
+                voter: true,
+            };
+            Ok(members::put(store, &member).await?)
+        }
+        // A joiner's Member object comes from the node that admitted it.
+        None => Ok(()),
+    }
+}
+
+/// Facts and pods first, [`STATE`] last: whoever sees it has seen the rest.
+fn first_values(facts: &NodeFacts, announced: BTreeMap<String, Option<String>>) -> Vec<(String, String)> {
+    let mut values = Vec::new();
+    match facts_text(facts) {
+        Some(text) => values.push((FACTS.to_owned(), text)),
+        None => error!("this node's labels are too large for gossip"),
+    }
+    values.extend(
+        announced
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, value?))),
+    );
+    values.push((STATE.to_owned(), READY.to_owned()));
+    values
+}
+
+/// Asks all peers which generation of this node they saw last: more than was saved, if the directory is an old copy.
+async fn reported_generation(connections: &Arc<Connections>, peers: &Peers) -> u64 {
+    let mut asking = JoinSet::new();
+    for node in peers.keys() {
+        let (connections, node) = (connections.clone(), node.clone());
+        asking.spawn(async move {
+            let request = Request::get(GENERATION_PATH).body(Body::empty()).ok()?;
+            let response = connections.send(&node, request).await.ok()?;
+            if !response.status().is_success() {
+                debug!(%node, status = %response.status(), "a peer does not tell our generation");
+                return None;
+            }
+            let body = to_bytes(response.into_body(), GENERATION_LIMIT).await.ok()?;
+            serde_json::from_slice::<u64>(&body).ok()
+        });
+    }
+    let mut highest = 0;
+    let all = async {
+        while let Some(answer) = asking.join_next().await {
+            highest = highest.max(answer.ok().flatten().unwrap_or(0));
+        }
+    };
+    // What came until then counts.
+    let _ = timeout(GENERATION_TIMEOUT, all).await;
+    highest
+}
+
+impl Gossip {
+    /// The identity of this node.
+    pub fn node(&self) -> &NodeId {
+        self.credentials.node()
+    }
+
+    /// The nodes as gossip shows them; changes are events.
+    pub fn cluster(&self) -> watch::Receiver<Arc<Cluster>> {
+        self.cluster.clone()
+    }
+
+    /// Publishes what this node observes.
+    pub fn announcer(&self) -> Arc<dyn Announcer> {
+        self.announcements.clone()
+    }
+
+    /// Sends requests to other nodes.
+    pub fn relay(&self) -> Arc<dyn Relay> {
+        self.connections.clone()
+    }
+
+    /// The members, as the store knows them.
+    pub fn members(&self) -> BTreeMap<NodeId, Member> {
+        members::list(&self.store)
+    }
+
+    /// Waits until this node holds what the cluster knew when it came to it; at once, unless it has just joined.
+    pub async fn caught_up(&self) {
+        // The sender lives as long as `self`.
+        _ = self
+            .sync
+            .caught_up
+            .subscribe()
+            .wait_for(|caught_up| *caught_up)
+            .await;
+    }
+
+    /// Announces the stop to the others, closes all connections and ends. The node stays a member. Takes less than
+    /// 2 s. The store must still be open.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        if let Err(error) = (&mut self.membership).await {
+            error!(%error, "membership did not end well");
+        }
+        while let Some(ended) = self.others.join_next().await {
+            if let Err(error) = ended {
+                error!(%error, "a task of gossip did not end well");
+            }
+        }
+    }
+
+    /// Takes this node out of the cluster for good: removes its Member object, tells the others, stops, and forgets
+    /// the cluster's files. The store's directory is the caller's to remove.
+    ///
+    /// # Errors
+    /// The removal cannot be stored, or a file not be removed.
+    pub async fn leave(self) -> Result<(), Error> {
+        let key = members::key(self.node());
+        match self
+            .store
+            .remove(&key, &Precondition::default(), members::author())
+            .await
+        {
+            Ok(_) | Err(WriteError::NotFound(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !self.sync.flush().await {
+            warn!("no peer confirmed the removal: the others may go on showing this node");
+        }
+        let directory = self.credentials.directory.clone();
+        self.stop().await;
+        forget(&directory)
+    }
+}
+
+impl Drop for Gossip {
+    fn drop(&mut self) {
+        // After `stop` these have ended.
+        self.stop.cancel();
+        self.membership.abort();
+    }
+}

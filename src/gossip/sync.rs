@@ -1,0 +1,324 @@
+//! Drives the store's sync: pushes fresh changes to live peers, and exchanges with a peer whose digest differs.
+//!
+//! Pushes make changes fast, exchanges make them certain: a push that fails is dropped and never repeated.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use http::{Request, StatusCode};
+use rand::seq::IteratorRandom;
+use store::{Exchange, NodeId, Store, SyncError};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::connections::{Connections, Peers};
+use super::membership::notify_on_change;
+use super::observation::Peer;
+use super::peer_server::{FRAME_LIMIT, SYNC_PATH};
+use super::published::{Announcements, DIGEST};
+use crate::relay::{Relay, RelayError};
+
+/// Pushes under way to one peer; with more, the digests repair all that was dropped in one exchange.
+const PUSHES_PER_PEER: usize = 64;
+/// A push that takes longer is for a peer in trouble.
+const PUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Exchanges that this node begins at a time.
+const EXCHANGES: usize = 3;
+/// For one step: a frame of [`FRAME_LIMIT`] takes 0.4 s at 100 Mbit/s, and the peer stores it durably.
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Steps of one exchange; each narrows ranges or carries changes. What is left over is for the next one.
+const STEPS: usize = 64;
+/// Digests may differ for so long: a push and its digest are on their way.
+const PATIENCE: Duration = Duration::from_millis(400);
+/// Between two exchanges with one peer, after success and after the first failure; then it doubles.
+const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+const TICK: Duration = Duration::from_millis(200);
+/// Changes within this time make one announcement of the digest.
+const DIGEST_PAUSE: Duration = Duration::from_millis(30);
+
+/// Why a frame brought no answer.
+#[derive(Debug, thiserror::Error)]
+enum ExchangeError {
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("status {status}: {reason}")]
+    Refused { status: StatusCode, reason: String },
+    #[error("the answer cannot be read: {0}")]
+    Body(String),
+    #[error(transparent)]
+    Store(#[from] SyncError),
+    #[error("not done after {STEPS} steps")]
+    Endless,
+}
+
+/// What the tasks share.
+#[derive(Clone)]
+pub(super) struct Sync {
+    pub(super) store: Store,
+    pub(super) connections: Arc<Connections>,
+    pub(super) announcements: Arc<Announcements>,
+    pub(super) peers: watch::Receiver<Arc<Peers>>,
+    /// Set once a live peer holds the same as this node. Until then it admits nobody: what it does not find may be
+    /// there.
+    pub(super) caught_up: watch::Sender<bool>,
+}
+
+impl Sync {
+    /// Runs until `stop`.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.clone().push());
+        tasks.spawn(self.clone().announce_digest());
+        tasks.spawn(self.clone().repair());
+        tasks.spawn(async move {
+            // A start asks right away, and does not wait for gossip to show who differs.
+            self.exchange_with_one(|_| true).await;
+        });
+        stop.cancelled().await;
+        tasks.shutdown().await;
+    }
+
+    /// Sends every fresh frame to all live peers at once.
+    async fn push(self) {
+        let mut pushes = self.store.pushes();
+        let mut permits: HashMap<NodeId, Arc<Semaphore>> = HashMap::new();
+        let mut sending = JoinSet::new();
+        loop {
+            let frame = tokio::select! {
+                Some(_) = sending.join_next() => continue,
+                frame = pushes.recv() => match frame {
+                    Ok(push) => push.0,
+                    Err(RecvError::Lagged(frames)) => {
+                        debug!(frames, "pushes were lost, digests will repair");
+                        continue;
+                    }
+                    Err(RecvError::Closed) => return,
+                },
+            };
+            let peers = self.peers.borrow().clone();
+            permits.retain(|node, _| peers.contains_key(node));
+            for node in peers.iter().filter(|(_, peer)| peer.live).map(|(node, _)| node) {
+                let permits = permits
+                    .entry(node.clone())
+                    .or_insert_with(|| Arc::new(Semaphore::new(PUSHES_PER_PEER)));
+                let Ok(permit) = permits.clone().try_acquire_owned() else {
+                    continue;
+                };
+                let (sync, node, frame) = (self.clone(), node.clone(), frame.clone());
+                sending.spawn(async move {
+                    let _permit = permit;
+                    match sync.send(&node, frame, PUSH_TIMEOUT).await {
+                        // The peer misses what this builds on: go on as an exchange.
+                        Ok(Some(answer)) => {
+                            if let Err(error) = sync.exchange(&node, Some(answer)).await {
+                                debug!(%node, %error, "an exchange after a push failed");
+                            }
+                        }
+                        Ok(None) => {}
+                        Err(error) => debug!(%node, %error, "a push was not taken"),
+                    }
+                });
+            }
+        }
+    }
+
+    /// Gossips the digest of the store when it changes.
+    async fn announce_digest(self) {
+        let changed = Arc::new(Notify::new());
+        let mut watching = JoinSet::new();
+        watching.spawn(notify_on_change(self.store.clone(), Vec::new(), changed.clone()));
+        let mut announced = String::new();
+        loop {
+            let digest = self.store.digest();
+            if digest != announced {
+                self.announcements.put(DIGEST, Some(digest.clone()));
+                announced = digest;
+            }
+            // Not every change of a document changes a view: look from time to time.
+            let _ = timeout(PATIENCE, changed.notified()).await;
+            sleep(DIGEST_PAUSE).await;
+        }
+    }
+
+    /// Exchanges with peers whose digest differs from ours for longer than [`PATIENCE`].
+    async fn repair(self) {
+        let mut peers = self.peers.clone();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut differing: BTreeMap<NodeId, Differing> = BTreeMap::new();
+        let mut exchanges: JoinSet<(NodeId, Result<(), ExchangeError>)> = JoinSet::new();
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                Ok(()) = peers.changed() => {}
+                Some(ended) = exchanges.join_next() => {
+                    if let Ok((node, result)) = ended
+                        && let Some(differing) = differing.get_mut(&node)
+                    {
+                        differing.ended(&node, result);
+                    }
+                }
+            }
+            let ours = self.store.digest();
+            let now = Instant::now();
+            let peers = peers.borrow_and_update().clone();
+            let differs = |node: &NodeId| {
+                peers
+                    .get(node)
+                    .is_some_and(|peer| peer.live && !peer.digest.is_empty() && peer.digest != ours)
+            };
+            if peers.values().any(|peer| peer.live && peer.digest == ours) {
+                self.caught_up.send_replace(true);
+            }
+            differing.retain(|node, one| one.running || differs(node));
+            for node in peers.keys().filter(|node| differs(node)) {
+                differing
+                    .entry(node.clone())
+                    .or_insert_with(|| Differing::new(now));
+            }
+            while exchanges.len() < EXCHANGES {
+                // Peers with one digest hold the same: one of them is enough at a time.
+                let busy: Vec<_> = differing
+                    .iter()
+                    .filter(|(_, one)| one.running)
+                    .filter_map(|(node, _)| peers.get(node))
+                    .map(|peer| &peer.digest)
+                    .collect();
+                let next = differing
+                    .iter_mut()
+                    .filter(|(node, one)| {
+                        !one.running
+                            && one.not_before <= now
+                            && peers.get(*node).is_some_and(|peer| !busy.contains(&&peer.digest))
+                    })
+                    .choose(&mut rand::rng());
+                let Some((node, one)) = next else {
+                    break;
+                };
+                one.running = true;
+                let (sync, node) = (self.clone(), node.clone());
+                exchanges.spawn(async move {
+                    let result = sync.exchange(&node, None).await;
+                    (node, result)
+                });
+            }
+        }
+    }
+
+    /// Runs an exchange to its end; `answer`: one that is under way.
+    async fn exchange(&self, node: &NodeId, answer: Option<Bytes>) -> Result<(), ExchangeError> {
+        let mut next = match answer {
+            Some(answer) => self.store.receive(node, &answer).await?,
+            None => self.store.begin_exchange(node),
+        };
+        for _ in 0..STEPS {
+            let frame = match next {
+                Exchange::Done => return Ok(()),
+                Exchange::Send(frame) => frame,
+            };
+            match self.send(node, frame, STEP_TIMEOUT).await? {
+                Some(answer) => next = self.store.receive(node, &answer).await?,
+                None => return Ok(()),
+            }
+        }
+        Err(ExchangeError::Endless)
+    }
+
+    /// Exchanges with a live peer now; true if one confirmed to hold what we hold.
+    pub(super) async fn flush(&self) -> bool {
+        self.exchange_with_one(|peer| peer.live).await
+    }
+
+    /// Exchanges with the first of the suitable peers that can.
+    async fn exchange_with_one(&self, suits: impl Fn(&Peer) -> bool) -> bool {
+        let peers = self.peers.borrow().clone();
+        for node in peers.iter().filter(|(_, peer)| suits(peer)).map(|(node, _)| node) {
+            match self.exchange(node, None).await {
+                Ok(()) => return true,
+                Err(error) => debug!(%node, %error, "cannot exchange changes with this peer"),
+            }
+        }
+        false
+    }
+
+    /// Sends one frame and returns the answer, if there is one.
+    async fn send(
+        &self,
+        node: &NodeId,
+        frame: Bytes,
+        limit: Duration,
+    ) -> Result<Option<Bytes>, ExchangeError> {
+        let request = Request::post(SYNC_PATH)
+            .body(Body::from(frame))
+            .map_err(|error| ExchangeError::Body(error.to_string()))?;
+        let step = async {
+            let response = self.connections.send(node, request).await?;
+            let status = response.status();
+            let body = to_bytes(response.into_body(), FRAME_LIMIT)
+                .await
+                .map_err(|error| ExchangeError::Body(error.to_string()))?;
+            match status {
+                StatusCode::OK => Ok(Some(body)),
+                StatusCode::NO_CONTENT => Ok(None),
+                _ => Err(ExchangeError::Refused {
+                    status,
+                    reason: String::from_utf8_lossy(&body).into_owned(),
+                }),
+            }
+        };
+        timeout(limit, step)
+            .await
+            .map_err(|_| ExchangeError::Timeout(limit))?
+    }
+}
+
+/// A peer that holds something else than we do.
+struct Differing {
+    /// When the next exchange may begin.
+    not_before: Instant,
+    /// After the next failure.
+    pause: Duration,
+    running: bool,
+    /// The last failure that was logged: each is told once.
+    told: String,
+}
+
+impl Differing {
+    fn new(now: Instant) -> Self {
+        Self {
+            not_before: now + PATIENCE,
+            pause: PAUSE,
+            running: false,
+            told: String::new(),
+        }
+    }
+
+    fn ended(&mut self, node: &NodeId, result: Result<(), ExchangeError>) {
+        self.running = false;
+        match result {
+            Ok(()) => {
+                self.pause = PAUSE;
+                self.told.clear();
+                self.not_before = Instant::now() + PAUSE;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.told != error {
+                    warn!(%node, error, "cannot exchange changes, will retry");
+                    self.told = error;
+                }
+                self.not_before = Instant::now() + self.pause;
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
