@@ -1,0 +1,48 @@
+# The two commands: `make demo` and `make test`. Everything else serves them.
+
+CARGO ?= cargo
+# Tests that need hosts, Podman and namespaces run as root; a contributor's sudo is asked once.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+
+.PHONY: demo test test-all bench build install-packages lint doc unit cluster clean
+
+## Shows the main job on this machine's own Podman. ONESHOT=1: stops by itself.
+demo:
+	@ONESHOT="$(ONESHOT)" scripts/demo.sh
+
+## What a contributor runs before sending a change.
+test: lint doc unit cluster
+
+## The same, and the long suites.
+test-all: test
+	SEED=3 $(CARGO) test --locked -p reconcilers --test simulation
+
+build:
+	$(CARGO) build --locked --release
+
+## Installs from Debian what is missing to run and to test.
+install-packages:
+	scripts/install-packages.sh
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+
+unit:
+	$(CARGO) test --locked --workspace --lib --bins --test simulation
+
+## Real hosts: network namespaces with a Podman engine and an agent each.
+cluster: build
+	$(CARGO) test --locked --test it --no-run
+	$(SUDO) env PATH="$$PATH" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) test --locked --test it -- --test-threads=1 --nocapture
+
+## Figures for docs/benchmarks.md, each beside its peer.
+bench: build
+	$(CARGO) bench --locked --bench cluster --no-run
+	$(SUDO) env PATH="$$PATH" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) bench --locked --bench cluster
+
+clean:
+	$(CARGO) clean

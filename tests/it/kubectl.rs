@@ -1,0 +1,487 @@
+//! The real kubectl, every version that is installed, against a node on which the pods do not run.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Child;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::cluster::{Cluster, Ran, needs_hosts, text};
+use crate::stories::{HELLO, web};
+
+/// Names of the kubectls on the path: `kubectl`, `kubectl.1.27` and so on.
+fn versions() -> Vec<String> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut found: Vec<String> = path
+        .split(':')
+        .filter_map(|directory| std::fs::read_dir(Path::new(directory)).ok())
+        .flat_map(|entries| entries.flatten())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| {
+            name.strip_prefix("kubectl").is_some_and(|version| {
+                version.is_empty()
+                    || version
+                        .strip_prefix('.')
+                        .is_some_and(|version| version.starts_with(char::is_numeric))
+            })
+        })
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Host 1 answers, host 2 (`place=there`) runs the pods.
+fn two_hosts() -> Cluster {
+    let mut cluster = Cluster::hosts(2);
+    cluster.start(1, &[]);
+    cluster.wait_healthy(1);
+    cluster.join(2, &["--node-labels=place=there"]);
+    cluster.wait_healthy(2);
+    cluster.wait_nodes(2);
+    cluster
+}
+
+fn there(manifest: &str) -> String {
+    manifest.replace(
+        "      containers:",
+        "      nodeSelector: {place: there}\n      containers:",
+    )
+}
+
+/// A program that goes on, with what it printed so far.
+struct Following {
+    child: Child,
+    printed: Arc<Mutex<String>>,
+}
+
+impl Following {
+    fn start(cluster: &Cluster, program: &str, arguments: &[&str]) -> Self {
+        let mut child = cluster.child(1, program, arguments);
+        let (stdout, printed) = (child.stdout.take().unwrap(), Arc::new(Mutex::new(String::new())));
+        let sink = printed.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                *sink.lock().unwrap() += &(line + "\n");
+            }
+        });
+        Self { child, printed }
+    }
+
+    #[track_caller]
+    fn wait_for(&self, cluster: &Cluster, what: impl Fn(&str) -> bool) {
+        cluster.wait_for(
+            "the output of a program that follows",
+            Duration::from_secs(10),
+            |_| {
+                let printed = self.printed.lock().unwrap().clone();
+                if what(&printed) { Ok(()) } else { Err(printed) }
+            },
+        );
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// Runs `check` with each kubectl on one cluster, each in a namespace of its own.
+fn with_each(check: impl Fn(&Cluster, &str, &str)) {
+    let versions = versions();
+    if versions.is_empty() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have kubectl");
+        eprintln!("skipped: kubectl is not on this machine");
+        return;
+    }
+    let cluster = two_hosts();
+    for (number, version) in versions.iter().enumerate() {
+        eprintln!("with {version}");
+        let namespace = format!("kubectl-{number}");
+        let file = cluster.write(
+            "namespace.yaml",
+            &format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}"),
+        );
+        kubectl(&cluster, version, &["apply", "-f", &file]).expect("apply a namespace");
+        check(&cluster, version, &namespace);
+        kubectl(
+            &cluster,
+            version,
+            &["delete", "namespace", &namespace, "--timeout=30s"],
+        )
+        .expect("delete namespace");
+        cluster.wait_for("no containers", Duration::from_secs(15), |cluster| {
+            let left = cluster.containers(2);
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        });
+    }
+}
+
+fn kubectl(cluster: &Cluster, version: &str, arguments: &[&str]) -> Ran {
+    cluster.with_kubeconfig(1, "timeout", &[&["60", version], arguments].concat())
+}
+
+#[test]
+fn applies_shows_changes_and_deletes() {
+    needs_hosts!();
+    with_each(|cluster, version, namespace| {
+        let run = |arguments: &[&str]| kubectl(cluster, version, &[&["-n", namespace], arguments].concat());
+        let get = |arguments: &[&str]| -> Value {
+            serde_json::from_str(&run(&[&["get", "-o", "json"], arguments].concat()).expect("get -o json"))
+                .unwrap()
+        };
+
+        // Client-side apply: created, unchanged, changed; what is no longer named goes.
+        let labelled = there(&web(2, "1", HELLO)).replacen(
+            "metadata: {name: web}",
+            "metadata: {name: web, labels: {tier: front}}",
+            1,
+        );
+        let file = cluster.write("kubectl.yaml", &labelled);
+        let applied = run(&["apply", "-f", &file]).expect("apply");
+        assert_eq!(
+            applied,
+            "deployment.apps/web created\nservice/web created\ningress.networking.k8s.io/web created\n"
+        );
+        let waited = run(&["rollout", "status", "deployment/web", "--timeout=30s"]).expect("rollout status");
+        assert!(waited.contains("successfully rolled out"), "{waited}");
+        let ran = run(&["apply", "-f", &file]);
+        assert_eq!(
+            ran.stdout,
+            "deployment.apps/web unchanged\nservice/web unchanged\ningress.networking.k8s.io/web unchanged\n",
+            "{ran:?}"
+        );
+        let file = cluster.write("kubectl.yaml", &there(&web(2, "2", HELLO)));
+        let applied = run(&["apply", "-f", &file]).expect("apply again");
+        assert!(
+            applied.contains("deployment.apps/web configured\nservice/web unchanged"),
+            "{applied}"
+        );
+        let deployment = get(&["deployment", "web"]);
+        assert_eq!(deployment.pointer("/metadata/labels"), None, "the label is gone");
+        assert_eq!(
+            text(&deployment, "/spec/template/spec/containers/0/env/0/value"),
+            "2"
+        );
+        run(&["rollout", "status", "deployment/web", "--timeout=60s"]).expect("rollout status");
+
+        // Tables, YAML, JSONPath.
+        let table = run(&["get", "pods"]).expect("get pods");
+        assert_eq!(
+            table.split_whitespace().take(5).collect::<Vec<_>>(),
+            ["NAME", "READY", "STATUS", "RESTARTS", "AGE"]
+        );
+        assert!(table.matches("Running").count() >= 2, "{table}");
+        let wide = run(&["get", "pods", "-o", "wide", "-l", "app=web"]).expect("get -o wide");
+        assert!(
+            wide.contains("node2") && !wide.contains("node1") && wide.contains("10.244."),
+            "{wide}"
+        );
+        let yaml = run(&["get", "deployment", "web", "-o", "yaml"]).expect("get -o yaml");
+        assert!(
+            yaml.starts_with("apiVersion: apps/v1\nkind: Deployment\n"),
+            "{yaml}"
+        );
+        assert_eq!(
+            run(&[
+                "get",
+                "deployment",
+                "web",
+                "-o",
+                "jsonpath={.status.readyReplicas} {.spec.replicas}"
+            ])
+            .expect("jsonpath"),
+            "2 2"
+        );
+        assert_eq!(
+            run(&["get", "deploy,svc,ing", "-o", "name"]).expect("several kinds"),
+            "deployment.apps/web\nservice/web\ningress.networking.k8s.io/web\n"
+        );
+        assert!(
+            run(&["get", "all"])
+                .expect("get all")
+                .contains("replicaset.apps/web-")
+        );
+        assert!(run(&["get", "pods", "-A"]).expect("-A").contains(namespace));
+        assert!(
+            run(&["get", "nodes", "-L", "place"])
+                .expect("nodes")
+                .contains("there")
+        );
+        run(&["get", "endpoints", "web"]).expect("endpoints");
+        assert!(run(&["get", "events"]).expect("events").contains("Started"));
+
+        // Describe.
+        let pods = run(&[
+            "get",
+            "pods",
+            "-l",
+            "app=web",
+            "-o",
+            "jsonpath={.items[*].metadata.name}",
+        ])
+        .expect("names");
+        let pod = pods.split(' ').next().unwrap().to_owned();
+        for (arguments, words) in [
+            (
+                ["deployment", "web"],
+                vec![
+                    "2 desired",
+                    "2 available",
+                    "RollingUpdate",
+                    HELLO,
+                    "NewReplicaSet:",
+                    "ScalingReplicaSet",
+                ],
+            ),
+            (
+                ["pod", &pod],
+                vec![
+                    "node2/10.231.0.2",
+                    "Running",
+                    "10.244.",
+                    "place=there",
+                    "Started",
+                    "Ready",
+                ],
+            ),
+            (["service", "web"], vec!["app=web", "8080/TCP", "10.244."]),
+            (["ingress", "web"], vec!["web.test", "web:80"]),
+            (
+                ["node", "node2"],
+                vec![
+                    "place=there",
+                    "InternalIP:",
+                    "10.231.0.2",
+                    "Capacity:",
+                    "Allocatable:",
+                    &pod,
+                ],
+            ),
+        ] {
+            let described = run(&[&["describe"], arguments.as_slice()].concat()).expect("describe");
+            for word in words {
+                assert!(
+                    described.contains(word),
+                    "describe {arguments:?}: {word} is missing in:\n{described}"
+                );
+            }
+        }
+
+        // A watch sees a scale, and the scale stays with the next apply that does not name it.
+        let watch = Following::start(
+            cluster,
+            version,
+            &["-n", namespace, "get", "deployment", "web", "-w"],
+        );
+        watch.wait_for(cluster, |printed| printed.contains("2/2"));
+        run(&["scale", "deployment/web", "--replicas=3"]).expect("scale");
+        watch.wait_for(cluster, |printed| printed.contains("3/3"));
+        drop(watch);
+        assert!(!run(&["scale", "deployment/web", "--replicas=1", "--current-replicas=7"]).ok);
+        run(&["rollout", "status", "deployment/web", "--timeout=30s"]).expect("rollout status");
+
+        // Restart: other pods, as many.
+        let names = |cluster: &Cluster| -> Vec<String> {
+            let mut names: Vec<String> = cluster
+                .items(1, &["pods", "-n", namespace, "-l", "app=web"])
+                .iter()
+                .map(|pod| text(pod, "/metadata/name"))
+                .collect();
+            names.sort();
+            names
+        };
+        let before = names(cluster);
+        run(&["rollout", "restart", "deployment/web"]).expect("rollout restart");
+        run(&["rollout", "status", "deployment/web", "--timeout=60s"]).expect("rollout status");
+        cluster.wait_for("three other pods", Duration::from_secs(15), |cluster| {
+            let now = names(cluster);
+            if now.len() == 3 && now.iter().all(|name| !before.contains(name)) {
+                Ok(())
+            } else {
+                Err(now)
+            }
+        });
+        assert!(
+            run(&["rollout", "history", "deployment/web"])
+                .expect("rollout history")
+                .contains("REVISION")
+        );
+
+        // Logs, of a pod on the other node.
+        let pod = names(cluster)[0].clone();
+        assert_eq!(run(&["logs", &pod]).expect("logs"), "listening on port 8080\n");
+        assert_eq!(
+            run(&["logs", &pod, "-c", "web", "--tail=1"]).expect("logs -c"),
+            "listening on port 8080\n"
+        );
+        assert!(
+            run(&["logs", "deployment/web"])
+                .expect("logs of a deployment")
+                .contains("listening on port 8080")
+        );
+        let follow = Following::start(cluster, version, &["-n", namespace, "logs", "-f", &pod]);
+        follow.wait_for(cluster, |printed| printed.contains("listening on port 8080"));
+        drop(follow);
+
+        // Labels and annotations.
+        run(&["label", "pod", &pod, "colour=red"]).expect("label");
+        assert_eq!(text(&get(&["pod", &pod]), "/metadata/labels/colour"), "red");
+        assert!(
+            !run(&["label", "pod", &pod, "colour=blue"]).ok,
+            "without --overwrite"
+        );
+        run(&["label", "pod", &pod, "colour=blue", "--overwrite"]).expect("label --overwrite");
+        run(&["label", "pod", &pod, "colour-"]).expect("label -");
+        assert_eq!(get(&["pod", &pod]).pointer("/metadata/labels/colour"), None);
+        run(&["annotate", "deployment", "web", "note=hello there"]).expect("annotate");
+        assert_eq!(
+            text(&get(&["deployment", "web"]), "/metadata/annotations/note"),
+            "hello there"
+        );
+        run(&["patch", "deployment", "web", "-p", r#"{"spec": {"template": {"spec": {"containers": [{"name": "web", "env": [{"name": "MORE", "value": "1"}]}]}}}}"#]).expect("patch");
+        let env = get(&["deployment", "web"])
+            .pointer("/spec/template/spec/containers/0/env")
+            .cloned()
+            .unwrap();
+        assert_eq!(
+            env.as_array().map(Vec::len),
+            Some(4),
+            "a strategic merge patch adds: {env}"
+        );
+        run(&["set", "env", "deployment/web", "MORE=2"]).expect("set env");
+        run(&[
+            "set",
+            "image",
+            "deployment/web",
+            "web=localhost/podman-swarm-hello:2",
+        ])
+        .expect("set image");
+        run(&["rollout", "status", "deployment/web", "--timeout=60s"]).expect("rollout status");
+        run(&[
+            "wait",
+            "deployment/web",
+            "--for=condition=Available",
+            "--timeout=20s",
+        ])
+        .expect("wait");
+
+        // Deletion waits until it is gone.
+        let pod = names(cluster)[0].clone();
+        run(&["delete", "pod", &pod, "--timeout=30s"]).expect("delete pod");
+        assert!(!run(&["get", "pod", &pod]).ok);
+        let deleted = run(&["delete", "-f", &file, "--timeout=30s"]).expect("delete -f");
+        assert!(deleted.contains("deployment.apps \"web\" deleted"), "{deleted}");
+        for kind in ["deployment", "service", "ingress"] {
+            assert!(run(&["get", kind, "web"]).stderr.contains("NotFound"), "{kind}");
+        }
+        cluster.wait_for("no pods", Duration::from_secs(15), |cluster| {
+            let left = cluster.items(1, &["pods", "-n", namespace]);
+            if left.is_empty() { Ok(()) } else { Err(left.len()) }
+        });
+    });
+}
+
+#[test]
+fn server_side_apply_and_what_is_refused() {
+    needs_hosts!();
+    with_each(|cluster, version, namespace| {
+        let run = |arguments: &[&str]| kubectl(cluster, version, &[&["-n", namespace], arguments].concat());
+        let service = |ports: &str, colour: &str| {
+            cluster.write(
+                "service.yaml",
+                &format!("{{apiVersion: v1, kind: Service, metadata: {{name: s, labels: {{colour: {colour}}}}}, spec: {{selector: {{app: s}}, ports: [{ports}]}}}}"),
+            )
+        };
+        let file = service("{name: a, port: 80}", "red");
+        let applied = run(&["apply", "--server-side", "-f", &file]).expect("apply --server-side");
+        assert_eq!(applied, "service/s serverside-applied\n");
+        // The same by another manager is no conflict, another value is; it names manager and field, and force wins.
+        run(&["apply", "--server-side", "--field-manager=other", "-f", &file]).expect("the same value");
+        let file = service("{name: a, port: 80}", "blue");
+        let refused = run(&["apply", "--server-side", "--field-manager=other", "-f", &file]);
+        refused.refuses(1, &["conflict", ".metadata.labels.colour", "kubectl"]);
+        run(&[
+            "apply",
+            "--server-side",
+            "--field-manager=other",
+            "--force-conflicts",
+            "-f",
+            &file,
+        ])
+        .expect("--force-conflicts");
+        let colour = run(&["get", "service", "s", "-o", "jsonpath={.metadata.labels.colour}"]).expect("get");
+        assert_eq!(colour, "blue");
+
+        // Refused: each names what and why.
+        run(&["get", "service", "none"]).refuses(1, &["NotFound", "services \"none\" not found"]);
+        run(&["delete", "deployment", "none"])
+            .refuses(1, &["NotFound", "deployments.apps \"none\" not found"]);
+        run(&["get", "widgets"]).refuses(1, &["the server doesn't have a resource type \"widgets\""]);
+        let file = service("{name: a, port: 99999}", "red");
+        run(&["apply", "-f", &file]).refuses(1, &["spec.ports[0].port", "99999", "invalid"]);
+        run(&["create", "-f", &service("{name: a, port: 80}", "red")])
+            .refuses(1, &["AlreadyExists", "services \"s\" already exists"]);
+        let widget = cluster.write(
+            "widget.yaml",
+            "{apiVersion: v1, kind: Widget, metadata: {name: w}}",
+        );
+        run(&["apply", "-f", &widget]).refuses(1, &["Widget", "v1"]);
+        let strange = cluster.write("strange.yaml", "{apiVersion: v1, kind: Service, metadata: {name: t}, spec: {colour: red, selector: {a: b}, ports: [{port: 1}]}}");
+        run(&["apply", "-f", &strange]).refuses(1, &["unknown field", "spec.colour"]);
+        let ran = run(&["apply", "-f", &strange, "--validate=warn"]);
+        assert!(ran.ok && ran.stderr.contains("spec.colour"), "{ran:?}");
+        let elsewhere = cluster.write("elsewhere.yaml", "{apiVersion: v1, kind: Service, metadata: {name: t, namespace: nowhere}, spec: {ports: [{port: 1}]}}");
+        run(&["apply", "-f", &elsewhere, "--namespace=nowhere"]).refuses(1, &["NotFound", "nowhere"]);
+
+        // Two write at once: the one that read an older version is told.
+        let old = run(&["get", "service", "s", "-o", "yaml"]).expect("get");
+        run(&["label", "service", "s", "by=another"]).expect("label");
+        let old = cluster.write("old.yaml", &old.replace("colour: blue", "colour: green"));
+        run(&["replace", "-f", &old]).refuses(1, &["Conflict", "the object has been modified"]);
+        // What may not change.
+        let deployment = cluster.write("deployment.yaml", &web(0, "1", HELLO));
+        run(&["apply", "-f", &deployment]).expect("apply");
+        let deployment = cluster.write(
+            "deployment.yaml",
+            &web(0, "1", HELLO).replace("app: web", "app: other"),
+        );
+        run(&["apply", "-f", &deployment]).refuses(1, &["spec.selector", "immutable"]);
+        // Nothing is changed by a dry run.
+        run(&["delete", "deployment", "web", "--dry-run=server"]).expect("dry run");
+        run(&["get", "deployment", "web"]).expect("it is still there");
+        run(&[
+            "apply",
+            "--server-side",
+            "--dry-run=server",
+            "-f",
+            &service("{name: a, port: 80}", "violet"),
+            "--force-conflicts",
+        ])
+        .expect("dry run");
+        assert_eq!(
+            run(&["get", "service", "s", "-o", "jsonpath={.metadata.labels.colour}"]).expect("get"),
+            "blue"
+        );
+        // Discovery.
+        let kinds = run(&["api-resources", "-o", "name"]).expect("api-resources");
+        for kind in [
+            "pods",
+            "services",
+            "namespaces",
+            "nodes",
+            "events",
+            "deployments.apps",
+            "replicasets.apps",
+            "ingresses.networking.k8s.io",
+        ] {
+            assert!(kinds.lines().any(|line| line == kind), "{kind} is in {kinds}");
+        }
+        run(&["version"]).expect("version");
+    });
+}
