@@ -11,7 +11,7 @@ demo:
 	@ONESHOT="$(ONESHOT)" scripts/demo.sh
 
 ## What a contributor runs before sending a change.
-test: lint doc unit cluster
+test: install-packages lint doc unit cluster
 
 ## The same, and the long suites.
 test-all: test
