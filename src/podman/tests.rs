@@ -294,7 +294,7 @@ fn logs_are_read_and_followed() {
         let host = sandbox.host_with_engine(1);
         host.enter(async || {
             let podman = podman(&host);
-            let script = "echo one; echo two >&2; while ! [ -e /tmp/go ]; do sleep 0.02; done; printf three; echo; exec sleep 1000";
+            let script = "echo one; echo two >&2; while ! [ -e /tmp/go ]; do sleep 0.02; done; echo three; exec sleep 1000";
             let id = started(&podman, &spec("talker", script)).await;
             let follow = LogOptions {
                 follow: true,

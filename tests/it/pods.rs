@@ -319,3 +319,36 @@ fn pods_that_do_not_run_say_why() {
         condition(pod, "PodScheduled") == "True"
     });
 }
+
+#[test]
+fn containers_that_end_at_once_are_noticed_at_once() {
+    needs_hosts!();
+    let cluster = Cluster::with_agents(1);
+    let names: Vec<String> = (1..=8).map(|i| format!("short-{i}")).collect();
+    let pod = |name: &String| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{restartPolicy: Never, containers: [{{name: c, \
+             image: \"{SHELL}\", command: [/bin/false]}}]}}}}\n---\n"
+        )
+    };
+    cluster.apply(1, &names.iter().map(pod).collect::<String>());
+    cluster.wait_for("all to end", Duration::from_secs(30), |cluster| {
+        let listed = cluster
+            .exec(1, &["podman", "ps", "-a", "--format", "{{.State}}"])
+            .stdout;
+        let ended = listed.lines().filter(|state| state.starts_with("Exited")).count();
+        if ended == names.len() { Ok(()) } else { Err(listed) }
+    });
+    // Well under the resync: what ends is seen by its event.
+    cluster.wait_for("all to be Failed", Duration::from_secs(3), |cluster| {
+        let phases: Vec<String> = names
+            .iter()
+            .map(|name| text(&cluster.get(1, &["pod", name]), "/status/phase"))
+            .collect();
+        if phases.iter().all(|phase| phase == "Failed") {
+            Ok(())
+        } else {
+            Err(format!("{phases:?}"))
+        }
+    });
+}
