@@ -68,7 +68,7 @@ pub struct Cluster {
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeObservation {
     pub liveness: Liveness,
-    /// When `liveness` took this value.
+    /// When `liveness` took this value; of a node given up because its agent was away for too long, when that went away.
     pub since: Moment,
     pub facts: NodeFacts,
     /// `status` of its pods by pod uid, as Kubernetes writes PodStatus.
@@ -83,7 +83,7 @@ pub enum Liveness {
     Stopped,
     /// Its agent is gone, but the host answers (TCP reset): containers are taken to be running.
     AgentDown,
-    /// Nothing answers.
+    /// Nothing answers, or its agent is away beyond `--restart-grace`.
     Dead,
 }
 

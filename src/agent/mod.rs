@@ -367,6 +367,7 @@ fn gossip_config(config: &Config) -> gossip::Config {
         tls,
         tls_skip_verify: flags.tls_skip_verify,
         pod_cidr: flags.pod_cidr,
+        restart_grace: flags.restart_grace,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use rcgen::{KeyPair, PublicKeyData};
@@ -46,6 +46,8 @@ pub struct Config {
     pub tls_skip_verify: bool,
     /// `--pod-cidr`: nodes get their pod ranges from here.
     pub pod_cidr: IpNet,
+    /// `--restart-grace`: an agent that is away for longer counts as dead with its containers.
+    pub restart_grace: Duration,
 }
 
 /// Certificates that the user brings; the cluster then issues none.
@@ -470,6 +472,7 @@ mod tests {
             tls: None,
             tls_skip_verify: false,
             pod_cidr: "10.244.0.0/16".parse().unwrap(),
+            restart_grace: Duration::from_secs(60),
         }
     }
 

@@ -69,6 +69,7 @@ pub(super) struct Membership {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) cluster: watch::Sender<Arc<Cluster>>,
     pub(super) peers: watch::Sender<Arc<Peers>>,
+    pub(super) restart_grace: Duration,
 }
 
 /// Peers as far as the store and memory know them, before gossip has shown any.
@@ -169,7 +170,7 @@ impl Membership {
             .await
             .map_err(|error| Error::Gossip(format!("{error:#}")))?;
         let task = Task {
-            observations: Observations::new(me.clone()),
+            observations: Observations::new(me.clone(), self.restart_grace),
             me,
             generation,
             remembered,

@@ -5,8 +5,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chitchat::{ChitchatId, NodeState, Version};
+use reconcilers::pod_state::DEAD_GRACE;
 use reconcilers::ports::{Cluster, Liveness, Moment, NodeFacts, NodeObservation};
 use serde_json::Value;
 use store::NodeId;
@@ -40,6 +42,8 @@ pub(super) struct Peer {
 /// Everything that gossip has shown since this agent started.
 pub(super) struct Observations {
     me: NodeId,
+    /// How long an agent may be away before its node counts as dead.
+    restart_grace: Duration,
     nodes: BTreeMap<NodeId, Node>,
 }
 
@@ -69,9 +73,10 @@ struct Shown {
 }
 
 impl Observations {
-    pub(super) fn new(me: NodeId) -> Self {
+    pub(super) fn new(me: NodeId, restart_grace: Duration) -> Self {
         Self {
             me,
+            restart_grace,
             nodes: BTreeMap::new(),
         }
     }
@@ -131,7 +136,7 @@ impl Observations {
             if node.heard {
                 node.probe = None;
             }
-            node.judge(now);
+            node.judge(self.restart_grace, now);
         }
     }
 
@@ -141,7 +146,7 @@ impl Observations {
             && !node.heard
         {
             node.probe = Some(probe);
-            node.judge(now);
+            node.judge(self.restart_grace, now);
         }
     }
 
@@ -201,10 +206,11 @@ impl Node {
     }
 
     /// Decides the liveness; without news it stays.
-    fn judge(&mut self, now: Moment) {
+    fn judge(&mut self, restart_grace: Duration, now: Moment) {
         let liveness = match (self.heard, self.probe) {
             (true, _) | (false, Some(Probe::Answers)) if self.announced_stop() => Liveness::Stopped,
             (true, _) | (false, Some(Probe::Answers)) => Liveness::Alive,
+            (false, Some(Probe::HostOnly)) if self.is_given_up(restart_grace, now) => Liveness::Dead,
             (false, Some(Probe::HostOnly)) if self.announced_stop() => Liveness::Stopped,
             (false, Some(Probe::HostOnly)) => Liveness::AgentDown,
             (false, Some(Probe::Silent)) => Liveness::Dead,
@@ -215,9 +221,26 @@ impl Node {
         {
             shown.known = true;
             let observation = Arc::make_mut(&mut shown.observation);
+            // Its pods were replaced when the grace was over: it is dead as long as it was away.
+            let given_up = liveness == Liveness::Dead && self.probe == Some(Probe::HostOnly);
             observation.liveness = liveness;
-            observation.since = now;
+            if !given_up {
+                observation.since = now;
+            }
         }
+    }
+
+    /// Others run its pods by now: nothing but its agent itself, which knows what still runs, brings it back.
+    fn is_given_up(&self, restart_grace: Duration, now: Moment) -> bool {
+        let Some(shown) = self.shown.as_ref().filter(|shown| shown.known) else {
+            return false;
+        };
+        let grace = match shown.observation.liveness {
+            Liveness::Alive => return false,
+            Liveness::Stopped | Liveness::AgentDown => restart_grace,
+            Liveness::Dead => DEAD_GRACE,
+        };
+        now.since(shown.observation.since) >= grace
     }
 }
 
@@ -298,6 +321,8 @@ mod tests {
 
     use super::*;
 
+    const GRACE: Duration = Duration::from_secs(60);
+
     fn me() -> NodeId {
         NodeId("me".into())
     }
@@ -335,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_restart_shows_the_last_complete_observation_until_the_new_one_is() {
-        let mut observations = Observations::new(me());
+        let mut observations = Observations::new(me(), GRACE);
         let before = state(FULL);
         observations.read([(&id(1), &before, true)].into_iter(), at(1));
         let first = seen(&observations).unwrap();
@@ -374,7 +399,7 @@ mod tests {
     #[test]
     fn silence_is_judged_by_what_a_probe_finds() {
         let check = |state_value: &str, probe: Probe, expected: Liveness| {
-            let mut observations = Observations::new(me());
+            let mut observations = Observations::new(me(), GRACE);
             let mut node = state(FULL);
             observations.read([(&id(1), &node, true)].into_iter(), at(1));
             node.set("state", state_value);
@@ -404,8 +429,57 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_that_is_away_for_too_long_counts_as_dead_until_it_answers() {
+        for state_value in ["ready", "stopped"] {
+            let mut observations = Observations::new(me(), GRACE);
+            let mut node = state(FULL);
+            node.set("state", state_value);
+            observations.read([(&id(1), &node, false)].into_iter(), at(1));
+            let mut liveness_at = |probe, seconds| {
+                observations.probed(&other(), probe, at(seconds));
+                let seen = seen(&observations).unwrap();
+                (seen.liveness, seen.since)
+            };
+            let away = if state_value == "ready" {
+                Liveness::AgentDown
+            } else {
+                Liveness::Stopped
+            };
+            assert_eq!(liveness_at(Probe::HostOnly, 10), (away, at(10)));
+            assert_eq!(liveness_at(Probe::HostOnly, 69), (away, at(10)));
+            assert_eq!(
+                liveness_at(Probe::HostOnly, 70),
+                (Liveness::Dead, at(10)),
+                "no grace on top"
+            );
+            assert_eq!(liveness_at(Probe::HostOnly, 500), (Liveness::Dead, at(10)));
+            observations.read([(&id(2), &state(FULL), true)].into_iter(), at(501));
+            assert_eq!(seen(&observations).unwrap().liveness, Liveness::Alive);
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_powered_on_again_does_not_bring_its_pods_back() {
+        let mut observations = Observations::new(me(), GRACE);
+        observations.read([(&id(1), &state(FULL), true)].into_iter(), at(1));
+        observations.read([(&id(1), &state(FULL), false)].into_iter(), at(2));
+        let mut liveness_at = |probe, seconds| {
+            observations.probed(&other(), probe, at(seconds));
+            seen(&observations).unwrap().liveness
+        };
+        assert_eq!(liveness_at(Probe::Silent, 3), Liveness::Dead);
+        assert_eq!(
+            liveness_at(Probe::HostOnly, 4),
+            Liveness::AgentDown,
+            "one probe was lost"
+        );
+        assert_eq!(liveness_at(Probe::Silent, 5), Liveness::Dead);
+        assert_eq!(liveness_at(Probe::HostOnly, 7), Liveness::Dead);
+    }
+
+    #[test]
     fn a_node_that_comes_back_is_alive_whatever_the_last_probe_said() {
-        let mut observations = Observations::new(me());
+        let mut observations = Observations::new(me(), GRACE);
         let node = state(FULL);
         observations.read([(&id(1), &node, false)].into_iter(), at(1));
         assert_eq!(seen(&observations), None, "nobody knows whether it lives");
@@ -419,7 +493,7 @@ mod tests {
 
     #[test]
     fn a_stopped_node_that_starts_again_is_alive_before_it_is_ready() {
-        let mut observations = Observations::new(me());
+        let mut observations = Observations::new(me(), GRACE);
         let mut before = state(FULL);
         before.set("state", "stopped");
         observations.read([(&id(1), &before, true)].into_iter(), at(1));
@@ -442,7 +516,7 @@ mod tests {
 
     #[test]
     fn only_admitted_nodes_are_shown() {
-        let mut observations = Observations::new(me());
+        let mut observations = Observations::new(me(), GRACE);
         let node = state(FULL);
         observations.read([(&id(1), &node, true)].into_iter(), at(1));
         assert!(observations.cluster(|_| false).nodes.is_empty());

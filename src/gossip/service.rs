@@ -173,6 +173,7 @@ impl Prepared {
             clock,
             cluster: cluster_sender,
             peers: peers_sender,
+            restart_grace: config.restart_grace,
         }
         .spawn(
             transport,

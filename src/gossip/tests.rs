@@ -71,6 +71,7 @@ fn config(directory: &Path, name: &str) -> Config {
         tls: None,
         tls_skip_verify: false,
         pod_cidr: "10.244.0.0/16".parse().unwrap(),
+        restart_grace: Duration::from_secs(60),
     }
 }
 

@@ -531,6 +531,11 @@ fn pods_of_a_crashed_agent_stay_for_the_grace_and_move_after_it() {
         running,
         "nobody stops containers of a host without an agent"
     );
+    // Nobody knows what the old ones do: they do not count as ready beside those that replaced them.
+    cluster.wait_for("only four to be ready", Duration::from_secs(3), |cluster| {
+        let pods = cluster.ready_pods(1, "app=web");
+        if pods.len() == 4 { Ok(()) } else { Err(pods) }
+    });
     // It returns: what was replaced goes.
     cluster.start(2, &[grace]);
     cluster.wait_healthy(2);

@@ -562,7 +562,13 @@ impl PodRunner {
             error = message,
             "container cannot run"
         );
-        self.event(job, EventKind::Warning, "Failed", format!("Error: {reason}"));
+        // Why an image could not be pulled has an event of its own.
+        let cause = if reason.starts_with("ErrImage") {
+            reason
+        } else {
+            &message
+        };
+        self.event(job, EventKind::Warning, "Failed", format!("Error: {cause}"));
         let now = self.ports.clock.now();
         let mut memory = lock(memory);
         let container = memory.containers.entry(container.to_owned()).or_default();
