@@ -32,6 +32,7 @@ image=localhost/podman-swarm-hello:1
 
 # ---------------------------------------------------------------- taking down
 agent_pid="" service_pid="" socket=unix:///run/podman/podman.sock
+answers() { [[ -S $1 ]] && curl -sf -m 5 --unix-socket "$1" http://d/_ping >/dev/null; }   # is Podman there?
 running() { [[ -n $1 && -e /proc/$1/exe && $(readlink "/proc/$1/exe") == "$2"* ]]; }
 down() {
     trap - EXIT INT TERM HUP
@@ -41,7 +42,7 @@ down() {
     [[ -f $state/socket ]] && socket=$(<"$state/socket")
     if [[ -d $state/data ]]; then
         if ! running "$agent_pid" "$agent"; then    # killed: it must run to take back what it made
-            [[ -S ${socket#unix://} ]] || start_podman
+            answers "${socket#unix://}" || start_podman
             start_agent && wait_healthy
         fi
         "$agent" --data-dir="$state/data" leave >>"$state/agent.log" 2>&1 || tail -n 5 "$state/agent.log" >&2
@@ -55,9 +56,7 @@ down() {
 
 # ---------------------------------------------------------------- putting up
 start_podman() {
-    if [[ -S /run/podman/podman.sock ]] && curl -sf -m 5 --unix-socket /run/podman/podman.sock http://d/_ping >/dev/null; then
-        return
-    fi
+    if answers /run/podman/podman.sock; then return; fi
     if [[ -d /run/systemd/system ]]; then
         systemctl start podman.socket
         return
@@ -76,7 +75,7 @@ start_podman() {
     service_pid=$!
     echo "$service_pid" > "$state/service.pid"; echo "$socket" > "$state/socket"
     for _ in {1..100}; do
-        curl -sf -m 5 --unix-socket "${socket#unix://}" http://d/_ping >/dev/null && return
+        answers "${socket#unix://}" && return
         sleep 0.1
     done
     fail "Podman's service did not start: $(tail -n 3 "$state/podman.log")"

@@ -161,6 +161,10 @@ impl Agent {
             "Podman answers"
         );
 
+        if !gossip::has_identity(&config.data_dir) && config.data_dir.join("store").exists() {
+            warn!("this node was interrupted while it left its cluster: what it held is set aside now");
+            set_aside(&config.data_dir)?;
+        }
         let gossip_config = gossip_config(&config);
         let credentials = Arc::new(gossip::bootstrap(&gossip_config).await?);
         info!(cluster = credentials.cluster_id(), node = %credentials.node(), "credentials are there");

@@ -1,6 +1,6 @@
 //! `psctl apply`: reads manifests and hands them to a node, which validates all of them before it stores any.
 
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -49,7 +49,12 @@ pub(super) async fn run(client: &Client, global: &Global, args: ApplyArgs) -> Re
         let name = Kind::from_api(text("apiVersion"), text("kind"))
             .map(get::named)
             .unwrap_or_default();
-        println!("{name}/{} {}{suffix}", text("name"), text("result"));
+        writeln!(
+            std::io::stdout(),
+            "{name}/{} {}{suffix}",
+            text("name"),
+            text("result")
+        )?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! `psctl delete`: by name, by labels, or whatever files name; waits until the objects are gone.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use clap::Args;
@@ -67,7 +68,12 @@ pub(super) async fn run(client: &Client, global: &Global, args: DeleteArgs) -> R
         let path = resource::object_path(key.kind, &key.namespace, &key.name);
         match client.send(Method::DELETE, &path, "application/json", None).await {
             Ok(answer) => {
-                println!("{} {:?} deleted", get::named(key.kind), key.name);
+                writeln!(
+                    std::io::stdout(),
+                    "{} {:?} deleted",
+                    get::named(key.kind),
+                    key.name
+                )?;
                 let uid = client
                     .parse(answer)
                     .await?

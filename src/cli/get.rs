@@ -191,7 +191,7 @@ async fn tables(
         let prefix = (targets.len() > 1).then(|| named(target.kind));
         let sheet = Sheet::new(&table, args, target.kind, prefix.as_deref());
         if !sheet.rows.is_empty() && printed > 0 {
-            println!();
+            writeln!(std::io::stdout())?;
         }
         printed += sheet.rows.len();
         sheet.print(!args.no_headers)?;

@@ -12,6 +12,7 @@ mod logs;
 mod resource;
 mod settings;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -144,20 +145,21 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Describe(args) => describe::run(&connect()?, global, args).await,
         Command::Delete(args) => delete::run(&connect()?, global, args).await,
         Command::Logs(args) => logs::run(&connect()?, global, args).await,
-        Command::Config(command) => Ok(settings::run(command)?),
+        Command::Config(command) => settings::run(command),
         Command::Version => version(connect()).await,
     }
 }
 
 async fn version(client: Result<Client, CliError>) -> Result<(), CliError> {
-    println!("psctl {}", env!("CARGO_PKG_VERSION"));
+    writeln!(std::io::stdout(), "psctl {}", env!("CARGO_PKG_VERSION"))?;
     let answer = client?.get_json("/version").await?;
-    println!(
+    writeln!(
+        std::io::stdout(),
         "server {}",
         answer
             .pointer("/gitVersion")
             .and_then(|version| version.as_str())
             .unwrap_or("unknown")
-    );
+    )?;
     Ok(())
 }

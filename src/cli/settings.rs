@@ -10,7 +10,7 @@ use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Global;
+use super::{CliError, Global};
 
 /// Server, token and CA of a connection.
 #[derive(Clone, Debug)]
@@ -211,7 +211,7 @@ fn load_kubeconfig(path: &Path) -> Result<Settings, SettingsError> {
 }
 
 /// Carries out `psctl config`.
-pub(super) fn run(command: ConfigCommand) -> Result<(), SettingsError> {
+pub(super) fn run(command: ConfigCommand) -> Result<(), CliError> {
     let path = saved_path()?;
     let mut saved = load_saved(&path)?;
     match command {
@@ -230,12 +230,10 @@ pub(super) fn run(command: ConfigCommand) -> Result<(), SettingsError> {
                 token: saved.token.map(|_| "<hidden>".to_owned()),
                 ..saved
             };
-            print!(
-                "{}",
-                serde_yaml::to_string(&shown).map_err(|error| file_error(&path, error))?
-            );
+            let text = serde_yaml::to_string(&shown).map_err(|error| file_error(&path, error))?;
+            write!(std::io::stdout(), "{text}")?;
         }
-        ConfigCommand::GetLocation => println!("{}", path.display()),
+        ConfigCommand::GetLocation => writeln!(std::io::stdout(), "{}", path.display())?,
     }
     Ok(())
 }

@@ -167,6 +167,11 @@ pub fn forget(data_dir: &Path) -> Result<(), Error> {
     files::sync_directory(&data_dir.join(CLUSTER))
 }
 
+/// Tells whether a data directory belongs to a member of a cluster.
+pub fn has_identity(data_dir: &Path) -> bool {
+    data_dir.join(CLUSTER).exists()
+}
+
 /// What `--tls-*` name.
 struct OwnTls {
     chain: Vec<CertificateDer<'static>>,

@@ -380,6 +380,13 @@ fn a_node_that_leaves_leaves_nothing_behind() {
     cluster.join(2, &[]);
     cluster.wait_healthy(2);
     cluster.wait_nodes(2);
+    // Interrupted between forgetting who it was and setting the rest aside, a start finishes it.
+    cluster.kill_agent(2);
+    std::fs::remove_file(cluster.data(2).join("cluster.json")).unwrap();
+    cluster.start(2, &[]);
+    cluster.wait_healthy(2);
+    assert!(cluster.data(2).join("left/store").exists());
+    assert_eq!(cluster.ready_nodes(2), 1, "a cluster of its own");
 }
 
 #[test]

@@ -517,3 +517,28 @@ fn delete_reads_the_files_that_apply_reads() {
         .psctl(1, &["get", "ns", "deep"])
         .expect("what apply -f DIR does not name");
 }
+
+#[test]
+fn a_reader_that_goes_away_ends_it_quietly() {
+    for arguments in [
+        ["version", "--server=http://127.0.0.1:9"],
+        ["config", "get-location"],
+    ] {
+        let mut psctl = Command::new(program("psctl"));
+        let mut child = psctl
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("psctl starts");
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().expect("psctl ends");
+        assert_eq!(
+            (
+                ended.status.code(),
+                String::from_utf8_lossy(&ended.stderr).as_ref()
+            ),
+            (Some(0), "")
+        );
+    }
+}
