@@ -295,6 +295,11 @@ impl<R: Reconciler> Loop<R> {
     }
 }
 
+/// Ends a run that looks at everything: a burst of changes gets a quarter of the time, the rest of the agent the others.
+pub(crate) async fn rest_since(start: Instant) {
+    tokio::time::sleep(start.elapsed() * 3).await;
+}
+
 /// An error with its sources, for one line of log.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -12,8 +12,9 @@ use async_trait::async_trait;
 use schemas::{Kind, Object};
 use serde_json::{Value, json};
 use store::WatchScope;
+use tokio::time::Instant;
 
-use crate::controller::{Context, Next, ReconcileError, Reconciler, Trigger};
+use crate::controller::{Context, Next, ReconcileError, Reconciler, Trigger, rest_since};
 use crate::endpoints::{EndpointIndex, service_ports};
 use crate::ports::{Backend, BackendEndpoint, Cluster, Liveness, PathRoute, RouteSink, RouteTable};
 use crate::zone::Lists;
@@ -259,6 +260,15 @@ impl Reconciler for RouteReconciler {
     }
 
     async fn reconcile(&self, _key: &()) -> Result<Next, ReconcileError> {
+        let start = Instant::now();
+        self.publish();
+        rest_since(start).await;
+        Ok(Next::Done)
+    }
+}
+
+impl RouteReconciler {
+    fn publish(&self) {
         let store = &self.context.store;
         let lists = Lists::of(
             store,
@@ -285,7 +295,6 @@ impl Reconciler for RouteReconciler {
             shown.set(&["status"], status.clone());
             store.project(&key, Some(shown));
         }
-        Ok(Next::Done)
     }
 }
 

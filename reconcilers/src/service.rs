@@ -4,7 +4,7 @@
 //! and [`crate::routes`] read them back from the store's views.
 //! Source of the shapes: Kubernetes API, `discovery.k8s.io/v1` and `Endpoints`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -224,6 +224,8 @@ pub struct ServiceReconciler {
     context: Context,
     /// As of the last event of the cluster: only a change of these concerns services.
     dead: Mutex<Arc<BTreeSet<String>>>,
+    /// The slices that each service has now; services that are gone are in here until theirs are.
+    slices: Mutex<HashMap<ObjectKey, Vec<ObjectKey>>>,
 }
 
 impl ServiceReconciler {
@@ -231,6 +233,7 @@ impl ServiceReconciler {
         ServiceReconciler {
             context,
             dead: Mutex::default(),
+            slices: Mutex::default(),
         }
     }
 
@@ -249,15 +252,24 @@ impl ServiceReconciler {
         concerned.map(|view| view.key).collect()
     }
 
-    /// Takes away what was projected for a service before and is not in `keep`.
-    fn withdraw(&self, service: &ObjectKey, keep: &[Object]) {
+    fn slices(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectKey, Vec<ObjectKey>>> {
+        self.slices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows these slices of a service, and none that it had before.
+    fn show_slices(&self, service: &ObjectKey, slices: Vec<Object>) {
         let store = &self.context.store;
-        for view in store.list(Kind::EndpointSlice, Some(&service.namespace)).items {
-            let ours = view.object.label(MANAGED_BY_LABEL) == Some(MANAGED_BY)
-                && view.object.label(SERVICE_NAME_LABEL) == Some(&service.name);
-            if ours && !keep.iter().any(|slice| slice.name() == view.key.name) {
-                store.project(&view.key, None);
-            }
+        let keys: Vec<ObjectKey> = slices.iter().filter_map(Object::key).collect();
+        let before = if keys.is_empty() {
+            self.slices().remove(service)
+        } else {
+            self.slices().insert(service.clone(), keys.clone())
+        };
+        for gone in before.iter().flatten().filter(|before| !keys.contains(before)) {
+            store.project(gone, None);
+        }
+        for (key, slice) in keys.iter().zip(slices) {
+            store.project(key, Some(slice));
         }
     }
 }
@@ -299,14 +311,10 @@ impl Reconciler for ServiceReconciler {
                 let services = self.context.store.list(Kind::Service, None).items;
                 services.into_iter().map(|view| view.key).collect()
             }
-            // Slices of services that are gone are found by their label.
             Trigger::Resync => {
-                let slices = self.context.store.list(Kind::EndpointSlice, None).items;
-                let service = |slice: &Object| {
-                    let name = slice.label(SERVICE_NAME_LABEL)?;
-                    Some(ObjectKey::new(Kind::Service, slice.namespace(), name))
-                };
-                slices.iter().filter_map(|view| service(&view.object)).collect()
+                let store = &self.context.store;
+                let gone = |service: &&ObjectKey| store.get(service).is_none();
+                self.slices().keys().filter(gone).cloned().collect()
             }
             Trigger::Runtime(_) => Vec::new(),
         }
@@ -316,7 +324,7 @@ impl Reconciler for ServiceReconciler {
         let store = &self.context.store;
         let endpoints_key = ObjectKey::new(Kind::Endpoints, &key.namespace, &key.name);
         let Some(service) = store.get(key) else {
-            self.withdraw(key, &[]);
+            self.show_slices(key, Vec::new());
             store.project(&endpoints_key, None);
             store.project(key, None);
             return Ok(Next::Done);
@@ -325,7 +333,7 @@ impl Reconciler for ServiceReconciler {
         status.set(&["status", "loadBalancer"], json!({}));
         store.project(key, Some(status));
         if !has_selector(&service.object) {
-            self.withdraw(key, &[]);
+            self.show_slices(key, Vec::new());
             store.project(&endpoints_key, None);
             return Ok(Next::Done);
         }
@@ -333,12 +341,7 @@ impl Reconciler for ServiceReconciler {
         let pods: Vec<&Object> = pods.iter().map(|view| &*view.object).collect();
         let dead = self.dead().clone();
         let Projection { slices, endpoints } = project(&service.object, &pods, |node| dead.contains(node));
-        self.withdraw(key, &slices);
-        for slice in slices {
-            if let Some(slice_key) = slice.key() {
-                store.project(&slice_key, Some(slice));
-            }
-        }
+        self.show_slices(key, slices);
         store.project(&endpoints_key, Some(endpoints));
         Ok(Next::Done)
     }

@@ -11,8 +11,9 @@ use async_trait::async_trait;
 use schemas::{Kind, Object, ObjectKey};
 use serde::Deserialize;
 use store::{WatchEvent, WatchScope};
+use tokio::time::Instant;
 
-use crate::controller::{Context, Next, ReconcileError, Reconciler, Trigger};
+use crate::controller::{Context, Next, ReconcileError, Reconciler, Trigger, rest_since};
 use crate::endpoints::{EndpointIndex, is_external_name};
 use crate::ports::{DnsWhitelist, Records, ServiceRecord, Zone, ZoneSink};
 
@@ -240,6 +241,15 @@ impl Reconciler for ZoneReconciler {
     }
 
     async fn reconcile(&self, _key: &()) -> Result<Next, ReconcileError> {
+        let start = Instant::now();
+        self.publish();
+        rest_since(start).await;
+        Ok(Next::Done)
+    }
+}
+
+impl ZoneReconciler {
+    fn publish(&self) {
         let lists = Lists::of(
             &self.context.store,
             &[Kind::Service, Kind::EndpointSlice, Kind::Endpoints, Kind::Pod],
@@ -269,7 +279,6 @@ impl Reconciler for ZoneReconciler {
             self.sink.set_whitelist(whitelist.clone());
         }
         *last = Some((zone, whitelist));
-        Ok(Next::Done)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::config::{Flags, LogFormat};
 const QUIET: &str = "hickory_server=warn,hickory_proto=warn,hickory_resolver=warn,pingora_core=warn,pingora_proxy=off,\
                      chitchat=warn,sled=warn,h2=warn,hyper=warn,rustls=warn";
 
-/// Logs to stderr, as `--log-level` and `--log-format` say.
+/// Logs to stderr, as `--log-level` and `--log-format` say; panics too, with RUST_BACKTRACE=1 from where.
 ///
 /// # Errors
 /// `--log-level` does not parse.
@@ -32,5 +32,9 @@ pub(super) fn init(flags: &Flags) -> Result<()> {
             .try_init()?,
         LogFormat::Json => registry.with(layer.json()).try_init()?,
     }
+    std::panic::set_hook(Box::new(|panicked| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(%backtrace, "{panicked}");
+    }));
     Ok(())
 }

@@ -92,12 +92,16 @@ async fn node(mut config: Config, address: Option<SocketAddr>) -> Result<Node, E
     let sockets = Sockets::bind(address.unwrap_or(([127, 0, 0, 1], 0).into())).await?;
     config.advertise = sockets.local_addr().unwrap();
     let credentials = Arc::new(bootstrap(&config).await?);
-    let options = OpenOptions {
-        cluster_id: credentials.cluster_id().to_owned(),
-        node: credentials.node().clone(),
-        seal_key: credentials.seal_key(),
-    };
-    let store = Store::open(&config.data_dir.join("store"), options).unwrap();
+    // What a node that was killed in this process was doing lets go of it a moment later.
+    let store = wait_for("the store", || {
+        let options = OpenOptions {
+            cluster_id: credentials.cluster_id().to_owned(),
+            node: credentials.node().clone(),
+            seal_key: credentials.seal_key(),
+        };
+        Store::open(&config.data_dir.join("store"), options)
+    })
+    .await;
     let api = Router::new().route("/api/whoami", get(whoami));
     let clock = Arc::new(TestClock(Instant::now()));
     let prepared = prepare(&config, credentials.clone(), store.clone(), clock).await?;

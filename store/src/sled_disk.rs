@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use crate::disk::{Disk, DiskError, Write};
@@ -53,17 +54,17 @@ impl SledDisk {
             TryLockError::Error(source) => io(source),
         })?;
         let folder = directory.join("sled");
-        let database = sled::Config::new()
+        let damaged = |reason: String| OpenError::Damaged { path: path(), reason };
+        let config = sled::Config::new()
             .path(&folder)
             .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(None)
-            .open()
+            .flush_every_ms(None);
+        // sled panics where its log is shorter than its snapshot says; nothing of a failed start is used again.
+        let database = catch_unwind(AssertUnwindSafe(|| config.open()))
+            .map_err(|_| damaged("the log of the database was cut off or is missing".to_owned()))?
             .map_err(|error| match error {
                 sled::Error::Io(source) => io(source),
-                other => OpenError::Damaged {
-                    path: path(),
-                    reason: other.to_string(),
-                },
+                other => damaged(other.to_string()),
             })?;
         let log = File::open(folder.join("db")).map_err(io)?;
         for parent in [&folder, directory] {
@@ -167,6 +168,29 @@ mod tests {
             drop(disk);
             SledDisk::open(folder.path()).unwrap()
         });
+    }
+
+    #[test]
+    fn a_log_that_was_cut_off_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = SledDisk::open(folder.path()).unwrap();
+        for number in 0..2000 {
+            disk.write(vec![Write::put(format!("d/{number}"), "v".repeat(1000))])
+                .unwrap();
+        }
+        disk.sync().unwrap();
+        drop(disk);
+        // A start writes the snapshot that the log is compared with.
+        drop(SledDisk::open(folder.path()).unwrap());
+        let log = File::options()
+            .write(true)
+            .open(folder.path().join("sled/db"))
+            .unwrap();
+        log.set_len(log.metadata().unwrap().len() / 2).unwrap();
+        assert!(matches!(
+            SledDisk::open(folder.path()),
+            Err(OpenError::Damaged { .. })
+        ));
     }
 
     #[test]

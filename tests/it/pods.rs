@@ -321,6 +321,40 @@ fn pods_that_do_not_run_say_why() {
 }
 
 #[test]
+fn a_forced_deletion_does_not_wait_for_the_grace() {
+    needs_hosts!();
+    let cluster = Cluster::with_agents(1);
+    cluster.apply(
+        1,
+        &format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: stubborn}}, spec: {{terminationGracePeriodSeconds: 900, \
+             containers: [{{name: c, image: \"{SHELL}\", command: [/bin/sh, -c, \"trap '' TERM; while :; do sleep 1; done\"]}}]}}}}"
+        ),
+    );
+    wait_pod(&cluster, "stubborn", "Ready", |pod| {
+        condition(pod, "Ready") == "True"
+    });
+    let path = "/api/v1/namespaces/default/pods/stubborn";
+    assert_eq!(cluster.api(1, "DELETE", path, "").0, 200);
+    assert_eq!(
+        cluster.get(1, &["pod", "stubborn"])["metadata"]["deletionGracePeriodSeconds"],
+        900
+    );
+    assert_eq!(
+        cluster.api(1, "DELETE", path, r#"{"gracePeriodSeconds": 0}"#).0,
+        200
+    );
+    assert!(
+        !cluster.psctl(1, &["get", "pod", "stubborn"]).ok,
+        "it is gone at once"
+    );
+    cluster.wait_for("its container to be gone", Duration::from_secs(5), |cluster| {
+        let left = cluster.containers(1);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+}
+
+#[test]
 fn containers_that_end_at_once_are_noticed_at_once() {
     needs_hosts!();
     let cluster = Cluster::with_agents(1);

@@ -59,6 +59,8 @@ struct Known {
     key: ObjectKey,
     /// As its document said last.
     grace: Duration,
+    /// Its document said that it is to end.
+    terminating: bool,
 }
 
 /// What the store says of a pod.
@@ -190,14 +192,25 @@ impl PodReconciler {
     fn remember(&self, pod: &Object) {
         if let Some(key) = pod.key() {
             let grace = DesiredPod::read(Arc::new(pod.clone())).map_or(default_grace(), |pod| grace(&pod));
-            self.index().insert(pod.uid().to_owned(), Known { key, grace });
+            let terminating = pod.is_terminating();
+            let known = Known {
+                key,
+                grace,
+                terminating,
+            };
+            self.index().insert(pod.uid().to_owned(), known);
         }
     }
 
     fn remember_from_labels(&self, uid: &str) {
         if let Some(key) = self.runner.key_of(uid) {
             let grace = default_grace();
-            self.index().entry(uid.to_owned()).or_insert(Known { key, grace });
+            let known = Known {
+                key,
+                grace,
+                terminating: false,
+            };
+            self.index().entry(uid.to_owned()).or_insert(known);
         }
     }
 
@@ -221,13 +234,20 @@ impl PodReconciler {
         let Some(Known {
             key,
             grace: last_grace,
+            terminating: was_terminating,
         }) = self.index().get(uid).cloned()
         else {
             return Found::Unknown;
         };
+        // Removed before its containers had ended: somebody did not want to wait (`kubectl delete --force`).
+        let hurried = if was_terminating {
+            Duration::ZERO
+        } else {
+            last_grace.min(default_grace())
+        };
         let gone = Found::Ended {
             pod: None,
-            grace: last_grace,
+            grace: hurried,
             remove_object: false,
         };
         let Some(view) = self.store.get(&key) else {
