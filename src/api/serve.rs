@@ -3,11 +3,12 @@
 //! The first byte tells a TLS handshake from a plain request. Nothing of a request is interpreted here; the
 //! router's first layer authenticates it.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -30,6 +31,8 @@ use super::status::ApiError;
 
 /// Connections at once: 50 nodes and some hundred clients with watches; at up to 100 KiB each below 100 MiB.
 const MAX_CONNECTIONS: usize = 1024;
+/// Of these from one address, lest one client shut the others out; this machine's own are not counted.
+const MAX_CONNECTIONS_PER_ADDRESS: usize = 256;
 /// Requests at once on one HTTP/2 connection, as Go's server has it.
 const MAX_STREAMS: u32 = 250;
 /// All header lines of a request: a bearer token and kubectl's own fit many times.
@@ -94,6 +97,7 @@ pub async fn serve(
         shutdown: shutdown.clone(),
     });
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let addresses = Arc::new(Addresses::default());
     let tasks = TaskTracker::new();
     let cut_off = CancellationToken::new();
     loop {
@@ -108,11 +112,15 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
+                let Some(place) = addresses.enter(peer.ip().to_canonical()) else {
+                    tracing::debug!(%peer, "api: too many connections from one address");
+                    continue;
+                };
                 let connection = connection.clone();
                 let cut_off = cut_off.clone();
                 tasks.spawn(async move {
                     cut_off.run_until_cancelled(connection.run(stream, peer)).await;
-                    drop(permit);
+                    drop((permit, place));
                 });
             }
             Err(error) => {
@@ -126,6 +134,48 @@ pub async fn serve(
     if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
         tracing::warn!(connections = tasks.len(), "api: requests in flight were cut off");
         cut_off.cancel();
+    }
+}
+
+/// How many connections each address has now.
+#[derive(Default)]
+struct Addresses(Mutex<HashMap<IpAddr, usize>>);
+
+/// One connection's place among those of its address.
+struct Place {
+    addresses: Arc<Addresses>,
+    address: IpAddr,
+}
+
+impl Addresses {
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None: the address has all that it may have.
+    fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+        let mut counts = self.counts();
+        let count = counts.entry(address).or_default();
+        if *count >= MAX_CONNECTIONS_PER_ADDRESS && !address.is_loopback() {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            addresses: self.clone(),
+            address,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.addresses.counts();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
     }
 }
 
@@ -246,5 +296,25 @@ mod tests {
         assert_eq!("all".parse(), Ok(PlainHttp::All));
         assert_eq!("off".parse(), Ok(PlainHttp::Off));
         assert!("on".parse::<PlainHttp>().is_err());
+    }
+
+    #[test]
+    fn one_address_gets_its_share_and_no_more() {
+        let addresses = Arc::new(Addresses::default());
+        let far = IpAddr::from([192, 0, 2, 7]);
+        let mut places: Vec<Place> = std::iter::from_fn(|| addresses.enter(far))
+            .take(2 * MAX_CONNECTIONS_PER_ADDRESS)
+            .collect();
+        assert_eq!(places.len(), MAX_CONNECTIONS_PER_ADDRESS);
+        assert!(addresses.enter(IpAddr::from([192, 0, 2, 8])).is_some());
+        places.pop();
+        assert!(addresses.enter(far).is_some(), "an end makes room");
+        let own = IpAddr::from([127, 0, 0, 1]);
+        let own_places: Vec<_> = (0..=MAX_CONNECTIONS_PER_ADDRESS)
+            .map(|_| addresses.enter(own))
+            .collect();
+        assert!(own_places.iter().all(Option::is_some));
+        drop((places, own_places));
+        assert!(addresses.counts().is_empty());
     }
 }
