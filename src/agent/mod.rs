@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, anyhow};
 use http::{StatusCode, header};
 use reconcilers::controller::Context;
 use reconcilers::ports::{Clock, EventKind, EventRecord, EventSink};
+use schemas::{Kind, ObjectKey};
 use store::{OpenOptions, Store};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -477,14 +478,17 @@ async fn report_conflicts(store: Store, events: Arc<Events>, shutdown: Cancellat
                     .get(&conflict.key)
                     .map(|view| view.object.uid().to_owned())
                     .unwrap_or_default();
-                let message = format!(
-                    "{} was set at once to {} by {} and to {} by {}: the former stays",
-                    conflict.path,
-                    conflict.winner.value,
-                    side(&conflict.winner),
-                    conflict.loser.value,
-                    side(&conflict.loser),
-                );
+                let (winner, loser) = (side(&store, &conflict.winner), side(&store, &conflict.loser));
+                let message = if conflict.path.is_empty() {
+                    format!(
+                        "created at once by {winner} and by {loser}, not alike: what the former made stays"
+                    )
+                } else {
+                    format!(
+                        "{} was set at once to {} by {winner} and to {} by {loser}: the former stays",
+                        conflict.path, conflict.winner.value, conflict.loser.value,
+                    )
+                };
                 events.event(EventRecord {
                     key: conflict.key,
                     uid,
@@ -502,11 +506,13 @@ async fn report_conflicts(store: Store, events: Arc<Events>, shutdown: Cancellat
     }
 }
 
-fn side(side: &store::ConflictSide) -> String {
+fn side(store: &Store, side: &store::ConflictSide) -> String {
+    let member = store.get(&ObjectKey::cluster(Kind::Member, &side.node.0));
+    let name = member.map(|member| member.object.str_at("/spec/name").to_owned());
     let who = if side.user.is_empty() {
         &side.manager
     } else {
         &side.user
     };
-    format!("{who} on node {}", side.node.0.get(..12).unwrap_or(&side.node.0))
+    format!("{who} on node {}", name.as_deref().unwrap_or(&side.node.0))
 }
