@@ -1,7 +1,8 @@
 //! Server-side apply and field ownership over leaves. Pure.
 //!
 //! Owned are value and presence leaves; the order of elements belongs to nobody. An apply by a manager sets and owns
-//! what it names, takes away what only this manager owned and it no longer names, and leaves the rest.
+//! what it names, takes away what only its applies owned and it no longer names, and leaves the rest: also what the same
+//! manager changed by an update, such as a deletion or a scale.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,22 +10,23 @@ use automerge::ScalarValue;
 use schemas::Kind;
 use schemas::fields::{self, ListRule};
 
-use crate::document::Owners;
 use crate::leaves::Leaves;
+use crate::owners::{Operation, Owner, Owners};
 use crate::path::{self, Role, Token};
 
-/// A field that another manager owns with another value: its path and that manager.
+/// A field that another owner has with another value: its path and that owner's manager.
 pub(crate) type Owned = (String, String);
 
 /// Returns the owners after `manager` has changed `before` to `after` by an update: what it changed is its own.
 pub(crate) fn owners_after_update(before: &Leaves, after: &Leaves, owners: &Owners, manager: &str) -> Owners {
+    let updater = Owner::new(Operation::Update, manager);
     let mut result = owners.clone();
     for path in before.keys().filter(|path| !after.contains_key(*path)) {
         result.explicit.remove(path);
     }
     for (path, value) in after {
         if path::role(path) != Role::Order && before.get(path) != Some(value) {
-            result.set(path, BTreeSet::from([manager.to_owned()]));
+            result.set(path, BTreeSet::from([updater.clone()]));
         }
     }
     result
@@ -42,11 +44,12 @@ pub(crate) fn apply(
     manager: &str,
     force: bool,
 ) -> Result<(Leaves, Owners), Vec<Owned>> {
+    let applier = &Owner::new(Operation::Apply, manager);
     let named = without_needless_markers(existing, named);
     let hidden: BTreeSet<&String> = hidden_by(existing, &named).collect();
     let mut conflicts = Conflicts {
         owners,
-        manager,
+        applier,
         found: BTreeMap::new(),
     };
     for path in &hidden {
@@ -61,7 +64,7 @@ pub(crate) fn apply(
         return Err(conflicts.found.into_iter().collect());
     }
 
-    let dropped = Dropped::find(kind, existing, owners, &named, manager);
+    let dropped = Dropped::find(kind, existing, owners, &named, applier);
     let mut leaves: Leaves = existing
         .iter()
         .filter(|(path, value)| {
@@ -77,7 +80,7 @@ pub(crate) fn apply(
     }
     for path in &dropped.shared {
         let mut rest = owners.of(path).clone();
-        rest.remove(manager);
+        rest.remove(applier);
         result.set(path, rest);
     }
     for (path, value) in named.iter().filter(|(path, _)| path::role(path) != Role::Order) {
@@ -85,7 +88,7 @@ pub(crate) fn apply(
             Some(old) if old == value => owners.of(path).clone(),
             Some(_) | None => BTreeSet::new(),
         };
-        new.insert(manager.to_owned());
+        new.insert(applier.clone());
         result.set(path, new);
     }
     Ok((leaves, result))
@@ -93,7 +96,7 @@ pub(crate) fn apply(
 
 struct Conflicts<'a> {
     owners: &'a Owners,
-    manager: &'a str,
+    applier: &'a Owner,
     found: BTreeMap<String, String>,
 }
 
@@ -102,8 +105,8 @@ impl Conflicts<'_> {
         if path::role(path) == Role::Order {
             return;
         }
-        if let Some(other) = self.owners.of(path).iter().find(|owner| *owner != self.manager) {
-            self.found.insert(path::display(path), other.clone());
+        if let Some(other) = self.owners.of(path).iter().find(|owner| *owner != self.applier) {
+            self.found.insert(path::display(path), other.manager.clone());
         }
     }
 }
@@ -150,7 +153,7 @@ fn hidden_by<'a>(existing: &'a Leaves, named: &'a Leaves) -> impl Iterator<Item 
     })
 }
 
-/// What a manager owned and no longer names.
+/// What a manager's applies owned and it no longer names.
 #[derive(Default)]
 struct Dropped {
     /// Nobody else owns it.
@@ -160,7 +163,7 @@ struct Dropped {
 }
 
 impl Dropped {
-    fn find(kind: Kind, existing: &Leaves, owners: &Owners, named: &Leaves, manager: &str) -> Self {
+    fn find(kind: Kind, existing: &Leaves, owners: &Owners, named: &Leaves, applier: &Owner) -> Self {
         let mut dropped = Self::default();
         let mut presences: Vec<&String> = Vec::new();
         for (path, value) in existing {
@@ -168,7 +171,7 @@ impl Dropped {
             if role == Role::Order
                 || is_removed_element(path, value)
                 || named.contains_key(path)
-                || !owners.of(path).contains(manager)
+                || !owners.of(path).contains(applier)
             {
                 continue;
             }

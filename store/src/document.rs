@@ -1,11 +1,10 @@
 //! One object's automerge document: a flat map that holds the object's leaves, who owns which of them, and what was
 //! true at creation. Loaded only to be changed or merged; see `record.rs` for what is kept.
 //!
-//! Beside the leaves (`leaves.rs`) the map has `@creator` (a manager), `@created` (seconds), `@namespace` (the
-//! incarnation of the namespace that the object was created in) and `@owner/<manager>/<path>`. A field without an owner of its own
-//! belongs to the creators, so that an object that one manager wrote has no ownership leaves at all.
+//! Beside the leaves (`leaves.rs`) the map has `@created` (seconds), `@namespace` (the incarnation of the namespace that
+//! the object was created in), and the owners of leaves, `@creator` and `@owner/...` (`owners.rs`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use automerge::legacy::{Key, ObjectId, OpType};
 use automerge::transaction::{CommitOptions, Transactable};
@@ -15,20 +14,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::incarnation::Incarnation;
 use crate::leaves::{self, Edits, Leaves};
+use crate::owners::{self, Operation, Owner, Owners};
 use crate::path::{self, Role};
 use crate::types::NodeId;
 
 const CREATOR: &str = "@creator";
 const CREATED: &str = "@created";
 const NAMESPACE: &str = "@namespace";
-const OWNER: &str = "@owner/";
 
 /// The largest change from a peer: the largest object, twice (as fields and as a group), and its paths.
 pub(crate) const MAX_CHANGE_BYTES: usize = 3_500_000;
 /// The most operations in a change from a peer: an object of the largest size has no more leaves than this.
 const MAX_OPERATIONS: usize = 500_000;
 /// The longest name of a manager or user in a change.
-const MAX_AUTHOR_BYTES: usize = 1024;
+const MAX_AUTHOR_BYTES: usize = owners::MAX_MANAGER_BYTES;
 
 /// A loaded document.
 pub(crate) struct Document {
@@ -51,44 +50,6 @@ pub(crate) struct Birth {
     pub(crate) unix_seconds: i64,
     /// The incarnation of its namespace; None for cluster-scoped objects.
     pub(crate) namespace: Option<Incarnation>,
-}
-
-/// Which managers own which leaves.
-#[derive(Default, Clone, Debug, PartialEq)]
-pub(crate) struct Owners {
-    /// More than one, if the object was created twice at once.
-    pub(crate) creators: BTreeSet<String>,
-    /// Leaves whose owners are others than the creators.
-    pub(crate) explicit: BTreeMap<String, BTreeSet<String>>,
-}
-
-impl Owners {
-    /// Returns the owners of a leaf that is there.
-    pub(crate) fn of(&self, path: &str) -> &BTreeSet<String> {
-        self.explicit.get(path).unwrap_or(&self.creators)
-    }
-
-    /// Sets the owners of a leaf.
-    pub(crate) fn set(&mut self, path: &str, owners: BTreeSet<String>) {
-        if owners == self.creators || owners.is_empty() {
-            self.explicit.remove(path);
-        } else {
-            self.explicit.insert(path.to_owned(), owners);
-        }
-    }
-
-    fn to_leaves(&self) -> Leaves {
-        let mut leaves = Leaves::new();
-        for (path, managers) in &self.explicit {
-            for manager in managers {
-                leaves.insert(
-                    format!("{OWNER}{}/{path}", path::field(manager)),
-                    ScalarValue::Boolean(true),
-                );
-            }
-        }
-        leaves
-    }
 }
 
 /// Who made a change, as the change itself says.
@@ -174,16 +135,13 @@ impl Document {
                 continue;
             }
             match (key, &value) {
-                (CREATOR, _) => contents.owners.creators = self.all_texts(CREATOR),
+                (CREATOR, _) => contents.owners.creators = self.creators(),
                 (CREATED, ScalarValue::Int(seconds)) => contents.birth.unix_seconds = *seconds,
                 (NAMESPACE, ScalarValue::Str(text)) => contents.birth.namespace = text.parse().ok(),
                 (key, _) => {
-                    let owned = key.strip_prefix(OWNER).and_then(|rest| rest.split_once('/'));
-                    if let Some((manager, path)) = owned
-                        && let Some(path::Token::Field(manager)) = path::parse(manager)
-                    {
+                    if let Some((owner, path)) = owners::parse_key(key) {
                         let owners = contents.owners.explicit.entry(path.to_owned()).or_default();
-                        owners.insert(manager.into_owned());
+                        owners.insert(owner);
                     }
                 }
             }
@@ -201,10 +159,10 @@ impl Document {
             .map(ScalarValue::Int)
     }
 
-    fn all_texts(&self, key: &str) -> BTreeSet<String> {
-        let all = self.automerge.get_all(&ROOT, key).unwrap_or_default();
+    fn creators(&self) -> BTreeSet<Owner> {
+        let all = self.automerge.get_all(&ROOT, CREATOR).unwrap_or_default();
         all.into_iter()
-            .filter_map(|(value, _)| value.into_string().ok())
+            .filter_map(|(value, _)| Owner::parse(&value.into_string().ok()?))
             .collect()
     }
 
@@ -242,8 +200,10 @@ impl Document {
         leaves: Leaves,
         birth: &Birth,
         author: &ChangeAuthor,
+        operation: Operation,
     ) -> Result<WrittenChange, BadBytes> {
-        self.put(CREATOR, ScalarValue::Str(author.manager.as_str().into()))?;
+        let creator = Owner::new(operation, &author.manager).to_text();
+        self.put(CREATOR, ScalarValue::Str(creator.into()))?;
         self.put(CREATED, ScalarValue::Int(birth.unix_seconds))?;
         if let Some(namespace) = birth.namespace {
             self.put(NAMESPACE, ScalarValue::Str(namespace.to_string().into()))?;
@@ -471,7 +431,7 @@ fn check_operations(change: &ExpandedChange) -> Result<Vec<String>, BadBytes> {
         let at_path = |reason| bad_leaf(key, reason);
         match &operation.action {
             OpType::Put(value) => check_put(key, value)?,
-            OpType::Delete if key.starts_with(OWNER) => {}
+            OpType::Delete if owners::is_owner_key(key) => {}
             OpType::Delete if key.starts_with('@') => {
                 return Err(at_path("a deletion of what never changes"));
             }
@@ -511,16 +471,11 @@ fn check_put(key: &str, value: &ScalarValue) -> Result<(), BadBytes> {
 
 fn check_meta(key: &str, value: &ScalarValue) -> Result<(), &'static str> {
     let fits = match (key, value) {
-        (CREATOR, ScalarValue::Str(manager)) => manager.len() <= MAX_AUTHOR_BYTES,
+        (CREATOR, ScalarValue::Str(owner)) => Owner::parse(owner).is_some(),
         (CREATED, ScalarValue::Int(_)) => true,
         (NAMESPACE, ScalarValue::Str(text)) => text.parse::<Incarnation>().is_ok(),
         (key, ScalarValue::Boolean(true)) => {
-            let owned = key.strip_prefix(OWNER).and_then(|rest| rest.split_once('/'));
-            owned.is_some_and(|(manager, path)| {
-                manager.len() <= MAX_AUTHOR_BYTES
-                    && matches!(path::parse(manager), Some(path::Token::Field(_)))
-                    && leaves::check_path(path).is_ok()
-            })
+            owners::parse_key(key).is_some_and(|(_, path)| leaves::check_path(path).is_ok())
         }
         _ => false,
     };

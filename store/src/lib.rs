@@ -15,6 +15,7 @@ mod leaves;
 mod memory_disk;
 mod open;
 mod order;
+mod owners;
 mod packed;
 mod path;
 mod prepare;

@@ -7,10 +7,11 @@ use schemas::{Object, ObjectKey};
 use crate::apply;
 use crate::commit::Fresh;
 use crate::disk::Write;
-use crate::document::{Birth, ChangeAuthor, Contents, Document, Owners, WrittenChange};
+use crate::document::{Birth, ChangeAuthor, Contents, Document, WrittenChange};
 use crate::incarnation::{Incarnation, Uids};
 use crate::index::{Change, set_resource_version};
 use crate::leaves::{self, Leaves};
+use crate::owners::{Operation, Owners};
 use crate::record::{Record, Stored, document_key, show, tombstone_key};
 use crate::shared::Shared;
 use crate::types::{Author, Precondition, Revision, View, WriteError};
@@ -103,6 +104,7 @@ impl Shared {
         key: &ObjectKey,
         object: &Object,
         author: &Author,
+        operation: Operation,
     ) -> Result<Prepared, WriteError> {
         let (incarnation, birth) = {
             let index = self.index();
@@ -121,7 +123,7 @@ impl Shared {
         let leaves = leaves::flatten(key.kind, &stripped(object), &Leaves::new());
         let mut document = Document::new(self.actor());
         let written = document
-            .create(key.kind, leaves, &birth, &self.change_author(author))
+            .create(key.kind, leaves, &birth, &self.change_author(author), operation)
             .map_err(|error| internal(key, error))?;
         let contents = document.contents();
         let record = Record::of(&mut document, &contents.birth, incarnation, 0, 1);

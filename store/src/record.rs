@@ -19,7 +19,7 @@ use crate::seal::{Seal, is_confidential};
 
 /// Version of all that is kept on disk and of how objects are laid out in leaves (`schemas::fields::FIELDS_VERSION` is a
 /// part of it).
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 pub(crate) const META_FORMAT: &str = "m/format";
 pub(crate) const META_CANARY: &str = "m/canary";

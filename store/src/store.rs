@@ -11,6 +11,7 @@ use crate::commit::{self, Claim, Commit, Job, QUEUE_CHANGES};
 use crate::disk::Disk;
 use crate::memory_disk::MemoryDisk;
 use crate::open;
+use crate::owners::Operation;
 use crate::prepare::{self, Prepared};
 use crate::shared::Shared;
 use crate::sled_disk::SledDisk;
@@ -120,7 +121,9 @@ impl Store {
     pub async fn create(&self, object: Object, author: Author) -> Result<View, WriteError> {
         let key = prepare::check(&object)?;
         let (permit, claim) = self.claim(&key).await?;
-        let prepared = self.shared.prepare_create(&key, &object, &author)?;
+        let prepared = self
+            .shared
+            .prepare_create(&key, &object, &author, Operation::Update)?;
         self.commit(&key, permit, claim, prepared).await
     }
 
@@ -144,9 +147,10 @@ impl Store {
         }
     }
 
-    /// Server-side apply by `author.manager`: sets the fields that `object` names, removes those that this manager
-    /// owned and no longer names (unless another owns them too), and leaves the rest. Creates if absent. A uid or
-    /// resourceVersion in `object` must be the current one.
+    /// Server-side apply by `author.manager`: sets the fields that `object` names, removes those that an apply of this
+    /// manager owned and that it no longer names (unless another owns them too), and leaves the rest. What the same
+    /// manager changed by updates has another owner, as in Kubernetes. Creates if absent. A uid or resourceVersion in
+    /// `object` must be the current one.
     ///
     /// # Errors
     /// [`WriteError::Owned`] without `force`, where another manager owns a field with another value.
@@ -184,7 +188,9 @@ impl Store {
         force: bool,
     ) -> Result<(Outcome, Option<Prepared>), WriteError> {
         if self.shared.index().record(key).is_none() {
-            let prepared = self.shared.prepare_create(key, object, author)?;
+            let prepared = self
+                .shared
+                .prepare_create(key, object, author, Operation::Apply)?;
             return Ok((Outcome::Created, Some(prepared)));
         }
         let prepared = self.shared.prepare_apply(key, object, author, force)?;

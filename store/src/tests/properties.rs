@@ -11,6 +11,7 @@ use serde_json::{Map, json};
 use super::*;
 use crate::document::{Birth, ChangeAuthor, Document};
 use crate::leaves::{self, Leaves};
+use crate::owners::Operation;
 
 /// So many cases, or as many as `PROPTEST_CASES` says.
 fn cases(cases: u32) -> ProptestConfig {
@@ -214,7 +215,7 @@ proptest! {
     fn what_is_written_is_read((kind, first) in any_object(), rest in prop::collection::vec(any_object(), 0..4)) {
         let mut document = Document::new(ActorId::random());
         let leaves = leaves::flatten(kind, &first, &Leaves::new());
-        document.create(kind, leaves, &Birth::default(), &change_author()).unwrap();
+        document.create(kind, leaves, &Birth::default(), &change_author(), Operation::Update).unwrap();
         let mut document = reload(&mut document);
         prop_assert_eq!(leaves::materialise(&document.contents().leaves), first);
         for (_, next) in rest {

@@ -190,6 +190,47 @@ async fn apply_names_the_owners_of_what_it_would_take() {
 }
 
 #[tokio::test]
+async fn apply_keeps_what_the_same_manager_changed_by_updates() {
+    let store = store("a");
+    let key = key_of(&deployment("web"));
+    store
+        .apply(deployment("web"), author("test"), false)
+        .await
+        .unwrap();
+    let marked = edit(&store, &key, |object| {
+        object.set(&["metadata", "deletionTimestamp"], "2024-05-01T10:01:01Z");
+        object.set(&["spec", "replicas"], 7);
+    })
+    .await;
+    assert!(marked.object.is_terminating());
+    let mut without = deployment("web");
+    without.remove(&["spec", "replicas"]);
+    let applied = store.apply(without.clone(), author("test"), false).await.unwrap();
+    assert!(applied.view.object.is_terminating());
+    assert_eq!(applied.view.object.i64_at("/spec/replicas"), Some(7));
+    let refused = store.apply(deployment("web"), author("test"), false).await;
+    assert!(matches!(refused, Err(WriteError::Owned { .. })), "{refused:?}");
+    // Forced, the apply owns it, and drops it again.
+    store
+        .apply(deployment("web"), author("test"), true)
+        .await
+        .unwrap();
+    let dropped = store.apply(without, author("test"), false).await.unwrap();
+    assert_eq!(dropped.view.object.i64_at("/spec/replicas"), None);
+}
+
+#[tokio::test]
+async fn apply_keeps_what_the_same_manager_created_without_it() {
+    let store = store("a");
+    store.create(deployment("web"), author("x")).await.unwrap();
+    store.apply(deployment("web"), author("x"), false).await.unwrap();
+    let mut without = deployment("web");
+    without.remove(&["metadata", "labels"]);
+    let applied = store.apply(without, author("x"), false).await.unwrap();
+    assert_eq!(applied.view.object.label("app"), Some("web"));
+}
+
+#[tokio::test]
 async fn a_field_stays_while_one_of_its_owners_names_it() {
     let store = store("a");
     store
