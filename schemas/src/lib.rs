@@ -16,7 +16,7 @@ pub mod int_or_string;
 mod json;
 mod kind;
 pub mod manifest;
-mod meta;
+pub mod meta;
 pub mod names;
 mod networking;
 mod node;

@@ -4,6 +4,22 @@ use crate::Kind;
 use crate::names;
 use crate::node::{Errors, Node};
 
+/// Metadata that a server says; what a client says of it in a new object or a manifest goes.
+pub const SERVER_FIELDS: [&str; 8] = [
+    "uid",
+    "creationTimestamp",
+    "generation",
+    "resourceVersion",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "managedFields",
+    "selfLink",
+];
+/// Those of [`SERVER_FIELDS`] that are part of what is stored: a deletion is a change like others.
+pub const DELETION_FIELDS: [&str; 2] = ["deletionTimestamp", "deletionGracePeriodSeconds"];
+/// What an object is found by. Clients say it, and it never changes.
+pub const NAME_FIELDS: [&str; 2] = ["name", "namespace"];
+
 /// All keys and values of an object's annotations together.
 const ANNOTATIONS_MAX_BYTES: usize = 256 << 10;
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use store::{Author, Outcome, Store};
 
 use super::content::{MAX_MANIFEST_BYTES, add_warnings, read_body};
-use super::resources::{DeleteOptions, Validation, check_applied, delete_object, tidied};
+use super::resources::{DeleteOptions, Validation, check_applied, cleaned, delete_object, tidied};
 use super::state::{ApiState, user_of};
 use super::status::{ApiError, ApiResult, Cause};
 use super::target::{Query, has_status};
@@ -179,26 +179,10 @@ fn named_object(
         let message = format!("no matches for kind \"{kind}\" in version \"{api_version}\"");
         return Err((title, ApiError::bad_request(message)));
     };
-    if kind.is_namespaced() {
-        if object.namespace().is_empty() {
-            object.set(&["metadata", "namespace"], default_namespace);
-        }
-    } else {
-        object.remove(&["metadata", "namespace"]);
+    if kind.is_namespaced() && object.namespace().is_empty() {
+        object.set(&["metadata", "namespace"], default_namespace);
     }
-    for field in [
-        "uid",
-        "creationTimestamp",
-        "generation",
-        "resourceVersion",
-        "managedFields",
-        "selfLink",
-    ] {
-        object.remove(&["metadata", field]);
-    }
-    if has_status(kind) {
-        object.remove(&["status"]);
-    }
+    let object = cleaned(kind, object, has_status(kind));
     match object.key() {
         Some(key) => Ok((key, object)),
         None => {

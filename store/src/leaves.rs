@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use automerge::ScalarValue;
 use schemas::fields::{self, ListRule};
-use schemas::{Kind, Object};
+use schemas::{Kind, Object, meta};
 use serde_json::{Map, Number, Value};
 
 use crate::order;
@@ -47,23 +47,17 @@ pub(crate) fn strip_system_fields(object: &mut Object) {
     object.0.remove("apiVersion");
     object.0.remove("kind");
     if let Some(Value::Object(metadata)) = object.0.get_mut("metadata") {
-        metadata.retain(|name, _| !SYSTEM_METADATA.contains(&name.as_str()));
+        metadata.retain(|name, _| !is_said_by_store(name));
         if metadata.is_empty() {
             object.0.remove("metadata");
         }
     }
 }
 
-const SYSTEM_METADATA: [&str; 8] = [
-    "name",
-    "namespace",
-    "uid",
-    "creationTimestamp",
-    "generation",
-    "resourceVersion",
-    "managedFields",
-    "selfLink",
-];
+fn is_said_by_store(field: &str) -> bool {
+    let said = meta::NAME_FIELDS.contains(&field) || meta::SERVER_FIELDS.contains(&field);
+    said && !meta::DELETION_FIELDS.contains(&field)
+}
 
 /// Says why an object cannot be stored, if it cannot.
 pub(crate) fn check_limits(object: &Object) -> Result<(), String> {

@@ -3,7 +3,7 @@
 //! Clients see objects with defaults filled in and send them back whole. Only what they changed shall be stored: edits
 //! of different fields then never undo one another, and defaults stay defaults.
 
-use schemas::{Kind, Object};
+use schemas::{Kind, Object, meta};
 use serde_json::{Map, Value};
 
 /// The half of an object that a request writes.
@@ -13,20 +13,6 @@ pub(super) enum Part {
     Main,
     Status,
 }
-
-/// Metadata that clients cannot change.
-const SYSTEM_METADATA: [&str; 10] = [
-    "name",
-    "namespace",
-    "uid",
-    "creationTimestamp",
-    "generation",
-    "resourceVersion",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "managedFields",
-    "selfLink",
-];
 
 /// Returns what an edit leaves of the object: `edited`, with the system's metadata and the half that the request does
 /// not write as in `base`.
@@ -50,7 +36,7 @@ pub(super) fn confined(base: &Object, mut edited: Object, part: Part, has_status
         }
         return whole;
     }
-    for field in SYSTEM_METADATA {
+    for field in meta::NAME_FIELDS.into_iter().chain(meta::SERVER_FIELDS) {
         keep(&mut edited, &["metadata", field]);
     }
     if has_status {
@@ -156,18 +142,9 @@ fn remove_nulls_below(value: &mut Value) {
     }
 }
 
-/// Removes what a client cannot say of a new object.
-pub(super) fn cleaned(kind: Kind, mut object: Object, has_status: bool) -> Object {
-    for field in [
-        "uid",
-        "creationTimestamp",
-        "generation",
-        "resourceVersion",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "managedFields",
-        "selfLink",
-    ] {
+/// Removes what a client cannot say of an object that it makes or applies.
+pub(crate) fn cleaned(kind: Kind, mut object: Object, has_status: bool) -> Object {
+    for field in meta::SERVER_FIELDS {
         object.remove(&["metadata", field]);
     }
     if has_status {

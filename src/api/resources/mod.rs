@@ -26,7 +26,7 @@ use super::target::{Query, Subresource, Target};
 
 pub use delete::delete_if;
 pub(crate) use delete::{DeleteOptions, delete_object};
-pub(crate) use edit::tidied;
+pub(crate) use edit::{cleaned, tidied};
 pub(crate) use read::{get_object, list_objects};
 pub(crate) use write::{Validation, check_applied, check_namespace};
 

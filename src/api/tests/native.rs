@@ -130,7 +130,9 @@ async fn what_a_scale_set_stays_when_the_bundle_does_not_say_it() {
     let without = SHOP.replace("  replicas: 2\n", "");
     apply(&api, &without).await.expect(200);
     let scale = "/apis/apps/v1/namespaces/shop/deployments/shop/scale";
-    api.patch(scale, "merge", json!({"spec": {"replicas": 5}}))
+    // By the manager that applies: an update by it is no apply.
+    let scale = format!("{scale}?fieldManager=manifests");
+    api.patch(&scale, "merge", json!({"spec": {"replicas": 5}}))
         .await
         .expect(200);
     apply(&api, &without.replace("shop:1", "shop:2"))
@@ -140,6 +142,26 @@ async fn what_a_scale_set_stays_when_the_bundle_does_not_say_it() {
         api.get("/api/v1/deployments/shop/shop").await.json()["spec"]["replicas"],
         5
     );
+}
+
+#[tokio::test]
+async fn a_bundle_cannot_delete() {
+    let api = Api::open().await;
+    let marks = "deletionTimestamp: '2024-05-01T10:01:01Z', deletionGracePeriodSeconds: 0";
+    let manifest =
+        SHOP.replace(
+            "metadata: {name: shop}",
+            &format!("metadata: {{name: shop, {marks}}}"),
+        ) + &format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: default, {marks}}}\n");
+    apply(&api, &manifest).await.expect(200);
+    for name in ["default", "shop"] {
+        let namespace = api
+            .get(&format!("/api/v1/namespaces/{name}"))
+            .await
+            .expect(200)
+            .json();
+        assert_eq!(namespace["metadata"].get("deletionTimestamp"), None, "{name}");
+    }
 }
 
 #[tokio::test]
