@@ -4,7 +4,7 @@ use axum::body::Body;
 use http::StatusCode;
 use schemas::{Object, ObjectKey};
 use serde_json::{Value, json};
-use store::{Precondition, Revision};
+use store::Precondition;
 
 use super::write::{Validation, change_object, parse_json, patched};
 use super::{Call, get_object, plain_answer};
@@ -56,27 +56,26 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
 /// Sets the replicas of the object to those of the scale that `edit` makes of it.
 async fn write(call: &Call<'_>, edit: &(dyn Fn(&Object) -> ApiResult<Value> + Send + Sync)) -> ApiResult {
     let key = call.key()?;
+    // Compared where nobody else writes, so that of two requests with one version one succeeds.
     let change = |object: &Object| {
         let scale = edit(object)?;
+        check_version(&key, object, &scale)?;
         let mut object = object.clone();
         object.set(&["spec", "replicas"], replicas(&key, &scale)?);
         Ok(object)
     };
-    // The version that a client sends with a PUT is one that it read.
-    let current = get_object(call.state, &key)?;
-    let version = edit(&current)?["metadata"]["resourceVersion"]
-        .as_str()
-        .map(str::to_owned);
-    let precondition = match version.as_deref() {
-        None | Some("" | "0") => Precondition::default(),
-        Some(text) if text == current.str_at("/metadata/resourceVersion") => Precondition::default(),
-        Some(text) => Precondition {
-            uid: None,
-            resource_version: Some(Revision(text.parse().map_err(|_| ApiError::modified(&key))?)),
-        },
-    };
-    let (object, _) = change_object(call, &key, &precondition, Validation::Ignore, &change).await?;
+    let anything = Precondition::default();
+    let (object, _) = change_object(call, &key, &anything, Validation::Ignore, &change).await?;
     Ok(plain_answer(call, StatusCode::OK, &scale_of(&object)))
+}
+
+/// The version that a client sends is one that it read; none (or 0) is any.
+fn check_version(key: &ObjectKey, object: &Object, scale: &Value) -> ApiResult<()> {
+    match scale["metadata"]["resourceVersion"].as_str() {
+        None | Some("" | "0") => Ok(()),
+        Some(version) if version == object.str_at("/metadata/resourceVersion") => Ok(()),
+        Some(_) => Err(ApiError::modified(key)),
+    }
 }
 
 fn replicas(key: &ObjectKey, scale: &Value) -> ApiResult<i64> {

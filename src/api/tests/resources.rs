@@ -458,6 +458,23 @@ async fn scale_is_replicas_alone() {
 }
 
 #[tokio::test]
+async fn of_scales_with_one_version_one_succeeds() {
+    let api = Api::open().await;
+    api.post(DEPLOYMENTS, deployment("web", 2)).await.expect(201);
+    let path = format!("{WEB}/scale");
+    let scale = api.get(&path).await.expect(200).json();
+    let requests = (3..11).map(|replicas| {
+        let mut scale = scale.clone();
+        scale["spec"]["replicas"] = replicas.into();
+        api.put(&path, scale)
+    });
+    let answers = futures::future::join_all(requests).await;
+    let mut codes: Vec<u16> = answers.iter().map(|answer| answer.code.as_u16()).collect();
+    codes.sort_unstable();
+    assert_eq!(codes, [200, 409, 409, 409, 409, 409, 409, 409]);
+}
+
+#[tokio::test]
 async fn lists_come_in_pages_and_by_selectors() {
     let api = Api::open().await;
     for name in ["a", "b", "c"] {
