@@ -74,13 +74,8 @@ pub(super) async fn run(client: &Client, global: &Global, args: DeleteArgs) -> R
                     get::named(key.kind),
                     key.name
                 )?;
-                let uid = client
-                    .parse(answer)
-                    .await?
-                    .pointer("/metadata/uid")
-                    .and_then(Value::as_str)
-                    .map(str::to_owned);
-                going.push((path, uid));
+                let answer = client.parse(answer).await?;
+                going.push((path, uid_of(&answer).map(str::to_owned)));
             }
             Err(error) if error.is_not_found() && args.ignore_not_found => {}
             Err(error) => {
@@ -146,6 +141,14 @@ async fn listed(
         .collect())
 }
 
+/// Returns the uid of what a deletion's answer is about: the object as it goes, or a Status about one that is gone.
+fn uid_of(answer: &Value) -> Option<&str> {
+    answer
+        .pointer("/metadata/uid")
+        .or_else(|| answer.pointer("/details/uid"))
+        .and_then(Value::as_str)
+}
+
 /// Waits until the object is not there, or is another one of the same name.
 async fn wait_until_gone(client: &Client, path: &str, uid: Option<&str>) -> Result<(), CliError> {
     loop {
@@ -156,6 +159,30 @@ async fn wait_until_gone(client: &Client, path: &str, uid: Option<&str>) -> Resu
             Ok(_) => tokio::time::sleep(POLL_INTERVAL).await,
             Err(error) if error.is_not_found() => return Ok(()),
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn both_answers_of_a_deletion_say_which_object() {
+        for (answer, expected) in [
+            (
+                json!({"kind": "Pod", "metadata": {"name": "a", "uid": "u1"}}),
+                Some("u1"),
+            ),
+            (
+                json!({"kind": "Status", "metadata": {}, "details": {"name": "a", "uid": "u2"}}),
+                Some("u2"),
+            ),
+            (json!({"kind": "Status", "metadata": {}}), None),
+        ] {
+            assert_eq!(uid_of(&answer), expected, "{answer}");
         }
     }
 }
