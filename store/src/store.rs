@@ -219,10 +219,11 @@ impl Store {
         Ok(view)
     }
 
-    /// Waits for room in the queue and for the right to change `key`.
+    /// Waits for the right to change `key` and for room in the queue: in this order, so that those who wait for one key
+    /// hold no room that others need. The queue is emptied without claims, so that both come.
     pub(crate) async fn claim(&self, key: &ObjectKey) -> Result<(mpsc::Permit<'_, Job>, Claim), CommitError> {
-        let permit = self.queue.reserve().await.map_err(|_| closed())?;
         let claim = self.shared.claims.claim(key).await;
+        let permit = self.permit().await?;
         Ok((permit, claim))
     }
 

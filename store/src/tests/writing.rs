@@ -1,9 +1,12 @@
 //! Create, update, apply and remove on one node.
 
+use std::time::Duration;
+
 use schemas::Kind;
 use serde_json::json;
 
 use super::*;
+use crate::commit::QUEUE_CHANGES;
 use crate::{Outcome, Revision};
 
 #[tokio::test]
@@ -348,4 +351,26 @@ async fn writers_of_one_key_do_not_lose_updates() {
         writer.await.unwrap();
     }
     assert_eq!(store.get(&key).unwrap().object.i64_at("/spec/replicas"), Some(23));
+}
+
+#[tokio::test]
+async fn writers_that_wait_for_one_key_do_not_hold_up_others() {
+    let store = store("a");
+    let key = key_of(&deployment("web"));
+    store.create(deployment("web"), author("x")).await.unwrap();
+    let claim = store.shared.claims.claim(&key).await;
+    let mut writers = tokio::task::JoinSet::new();
+    for _ in 0..=QUEUE_CHANGES {
+        let (store, key) = (store.clone(), key.clone());
+        writers.spawn(async move { edit(&store, &key, |object| object.set(&["spec", "replicas"], 4)).await });
+    }
+    // Begun after all of them.
+    let other = tokio::spawn({
+        let store = store.clone();
+        async move { store.create(deployment("other"), author("x")).await }
+    });
+    let created = tokio::time::timeout(Duration::from_secs(10), other).await;
+    created.expect("no room for another key").unwrap().unwrap();
+    drop(claim);
+    writers.join_all().await;
 }
