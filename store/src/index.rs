@@ -262,6 +262,10 @@ impl Index {
 
     pub(crate) fn project(&mut self, key: &ObjectKey, projection: Option<Object>) {
         let entry = self.entries.entry(key.clone()).or_default();
+        // A status that was computed before its object went and comes after: nothing would ever take it away, and the next
+        // object of this name would begin with it.
+        let projection =
+            projection.filter(|projection| entry.record.is_some() || projection.key().as_ref() == Some(key));
         if entry.projection.as_deref() == projection.as_ref() {
             if entry.shown.is_none() && entry.projection.is_none() {
                 self.entries.remove(key);

@@ -264,8 +264,8 @@ impl Store {
     // -------------------------------------------------------------- projections
 
     /// Lays computed fields over an object (JSON merge: maps merge, the projection's other values win), or, where no
-    /// document exists and `projection` names a whole object, shows that. None takes it away. Costs no disk write;
-    /// moves the revision only if the view changes.
+    /// document exists and `projection` names a whole object, shows that; anything else without a document is as None,
+    /// which takes it away. Costs no disk write; moves the revision only if the view changes.
     pub fn project(&self, key: &ObjectKey, projection: Option<Object>) {
         let mut index = self.shared.index_mut();
         index.project(key, projection);

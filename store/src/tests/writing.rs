@@ -331,6 +331,23 @@ async fn a_new_incarnation_does_not_show_the_status_of_the_old_one() {
 }
 
 #[tokio::test]
+async fn a_status_that_comes_after_the_removal_is_not_kept() {
+    let store = store("a");
+    let key = key_of(&deployment("web"));
+    store.create(deployment("web"), author("x")).await.unwrap();
+    store
+        .remove(&key, &Precondition::default(), author("x"))
+        .await
+        .unwrap();
+    let mut status = Object::default();
+    status.set(&["status", "readyReplicas"], 2);
+    store.project(&key, Some(status));
+    assert!(store.get(&key).is_none());
+    let created = store.create(deployment("web"), author("x")).await.unwrap();
+    assert_eq!(created.object.i64_at("/status/readyReplicas"), None);
+}
+
+#[tokio::test]
 async fn writers_of_one_key_do_not_lose_updates() {
     let store = store("a");
     let key = key_of(&deployment("web"));
