@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::facts;
-use crate::api::{self, ApiState, ApplyOptions, ManifestError};
+use crate::api::{self, ApiState, AppliedObject, ApplyOptions, ManifestError};
 use crate::config::Config;
 use crate::gitops::{Applier, ApplierError, Gitops, GitopsConfig, MANAGER};
 
@@ -40,30 +40,32 @@ impl Applier for ApiApplier {
             default_namespace: DEFAULT_NAMESPACE.to_owned(),
             dry_run: false,
         };
-        let applied =
-            api::apply_all(&self.0.store, objects, &options)
-                .await
-                .map_err(|error| match error {
-                    ManifestError::Refused(refusals) => ApplierError::Refused(
-                        refusals
-                            .iter()
-                            .map(|refusal| format!("{}: {}", refusal.object, refusal.error.message))
-                            .collect(),
-                    ),
-                    ManifestError::Stopped { .. } => ApplierError::Unavailable(error.to_string()),
-                })?;
-        applied
-            .into_iter()
-            .map(|applied| {
-                let view = self.0.store.get(&applied.key).ok_or_else(|| {
-                    ApplierError::Unavailable(format!("{} was deleted while it was applied", applied.key))
-                })?;
-                Ok(Applied {
-                    outcome: applied.outcome,
-                    view,
-                })
-            })
-            .collect()
+        let (done, stopped) = match api::apply_all(&self.0.store, objects, &options).await {
+            Ok(done) => (done, None),
+            Err(ManifestError::Refused(refusals)) => {
+                return Err(ApplierError::Refused(
+                    refusals
+                        .iter()
+                        .map(|refusal| format!("{}: {}", refusal.object, refusal.error.message))
+                        .collect(),
+                ));
+            }
+            Err(ManifestError::Stopped { key, applied, error }) => {
+                let reason = format!("stopped at {key} after {} objects: {error}", applied.len());
+                (applied, Some(reason))
+            }
+        };
+        let (mut applied, mut deleted) = (Vec::with_capacity(done.len()), None);
+        for AppliedObject { key, outcome, .. } in done {
+            match self.0.store.get(&key) {
+                Some(view) => applied.push(Applied { outcome, view }),
+                None => deleted = Some(format!("{key} was deleted while it was applied")),
+            }
+        }
+        match stopped.or(deleted) {
+            None => Ok(applied),
+            Some(reason) => Err(ApplierError::Stopped { applied, reason }),
+        }
     }
 
     async fn delete(&self, key: &ObjectKey, uid: &str) -> Result<(), ApplierError> {

@@ -1,7 +1,8 @@
 //! The loop: fetch, decide, apply, prune, remember; on the one node that owns the repository.
 //!
 //! A round applies even when the commit is the one before: a field that someone changed by hand comes back. What a round
-//! applied is in the inventory only once it ended; after a crash in between, the next round applies the same again.
+//! applied is in the inventory once it ended, also where it stopped half-way; after a crash in between, the next round
+//! applies the same again, unless the commit is another by then.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,7 +52,7 @@ pub trait Applier: Send + Sync {
     /// each, in order.
     ///
     /// # Errors
-    /// [`ApplierError::Refused`]: an object is not valid, and nothing was applied.
+    /// [`ApplierError::Refused`]: an object is not valid, and nothing was applied. [`ApplierError::Stopped`]: some were.
     async fn apply(&self, objects: Vec<Object>, manager: &str) -> Result<Vec<Applied>, ApplierError>;
 
     /// Begins the deletion of an object (gracefully, with what it owns) if it has this uid. Absent, or another uid: Ok.
@@ -64,7 +65,10 @@ pub enum ApplierError {
     /// Each fault with object, field, value and rule.
     #[error("{}", .0.join("; "))]
     Refused(Vec<String>),
-    /// Worth a retry.
+    /// What came after these objects was not applied. Worth a retry.
+    #[error("{reason}")]
+    Stopped { applied: Vec<Applied>, reason: String },
+    /// Nothing was done. Worth a retry.
     #[error("{0}")]
     Unavailable(String),
 }
@@ -188,20 +192,25 @@ impl Gitops {
         if !is_owner() {
             return Ok(false);
         }
-        let applied = self
-            .applier
-            .apply(plan.apply, MANAGER)
-            .await
-            .map_err(|error| at_commit(&error))?;
+        let applied = match self.applier.apply(plan.apply, MANAGER).await {
+            Ok(applied) => applied,
+            Err(error) => {
+                // What was applied is remembered beside what was there: the next commit may no longer have it.
+                if let ApplierError::Stopped { applied, .. } = &error {
+                    let mut known = inventory.clone();
+                    known.add(applied);
+                    round.inventory = Some(known);
+                }
+                return Err(at_commit(&error));
+            }
+        };
         round.commit = Some(snapshot.commit.clone());
         round.changed = applied
             .iter()
             .filter(|applied| applied.outcome != Outcome::Unchanged)
             .count();
         let mut now = Inventory::default();
-        for Applied { view, .. } in &applied {
-            now.objects.insert(view.object.uid().to_owned(), view.key.clone());
-        }
+        now.add(&applied);
         // What cannot be pruned now stays in the inventory, so that the next round tries again.
         let mut failed = None;
         for (uid, key) in plan.prune {

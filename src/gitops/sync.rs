@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Map, Value};
+use store::Applied;
 
 use super::source::Snapshot;
 
@@ -116,6 +117,12 @@ impl Inventory {
         Self {
             objects: objects.into_iter().flatten().filter_map(entry).collect(),
         }
+    }
+
+    /// Adds what was applied.
+    pub fn add(&mut self, applied: &[Applied]) {
+        let entry = |Applied { view, .. }: &Applied| (view.object.uid().to_owned(), view.key.clone());
+        self.objects.extend(applied.iter().map(entry));
     }
 
     /// Writes the inventory as a map, so that entries merge one by one.

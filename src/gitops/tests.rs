@@ -22,7 +22,8 @@ use tokio::io::AsyncWriteExt;
 use super::run::Round;
 use super::{Applier, ApplierError, Gitops, GitopsConfig, Inventory, MANAGER, Source, SourceError};
 
-/// Objects with their uids; refuses all when one has the label `refuse`, as validation does.
+/// Objects with their uids; refuses all when one has the label `refuse`, as validation does, and stops at one with the
+/// label `stop`, as a full disk does.
 #[derive(Default)]
 struct MemoryCluster {
     objects: Mutex<BTreeMap<String, (String, Object)>>,
@@ -80,7 +81,15 @@ impl Applier for MemoryCluster {
                 },
             }
         };
-        Ok(objects.into_iter().map(apply).collect())
+        let mut applied = Vec::new();
+        for object in objects {
+            if object.label("stop").is_some() {
+                let reason = format!("stopped at {}", object.name());
+                return Err(ApplierError::Stopped { applied, reason });
+            }
+            applied.push(apply(object));
+        }
+        Ok(applied)
     }
 
     async fn delete(&self, key: &ObjectKey, uid: &str) -> Result<(), ApplierError> {
@@ -294,6 +303,42 @@ async fn a_broken_manifest_changes_nothing() {
         world.cluster.names(),
         ["services/default/b", "services/default/c"]
     );
+}
+
+#[tokio::test]
+async fn what_a_round_that_stopped_applied_is_pruned_later() {
+    let mut world = World::new("./");
+    let stops = service("b").replace("{name: b}", "{name: b, labels: {stop: x}}");
+    world.repository.write("z.yaml", &service("z"));
+    world.repository.commit();
+    world.synced().await;
+    world
+        .repository
+        .write("a.yaml", &service("a"))
+        .write("b.yaml", &stops);
+    world.repository.commit();
+    let stopped = world.round().await;
+    assert_eq!(
+        stopped
+            .error
+            .as_deref()
+            .map(|error| error.ends_with("stopped at b")),
+        Some(true)
+    );
+    assert_eq!(
+        world.cluster.names(),
+        ["services/default/a", "services/default/z"],
+        "nothing is pruned"
+    );
+    world
+        .repository
+        .remove("a.yaml")
+        .remove("b.yaml")
+        .remove("z.yaml");
+    world.repository.write("c.yaml", &service("c"));
+    world.repository.commit();
+    assert_eq!(world.synced().await.pruned, 2);
+    assert_eq!(world.cluster.names(), ["services/default/c"]);
 }
 
 #[tokio::test]
