@@ -9,8 +9,8 @@ use futures::stream;
 use http::{HeaderValue, StatusCode, header};
 use schemas::{Kind, Object};
 use serde_json::{Value, json};
-use store::{Revision, WatchEvent, WatchScope};
-use tokio::sync::mpsc;
+use store::{Revision, Store, WatchEvent, WatchScope};
+use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::time::{Instant, Interval};
 use tokio_util::sync::CancellationToken;
 
@@ -90,6 +90,7 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
     let mut ticks = tokio::time::interval_at(Instant::now() + BOOKMARK_INTERVAL, BOOKMARK_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let session = Session {
+        store: call.state.store.clone(),
         frames,
         changes,
         ticks,
@@ -116,6 +117,7 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
 
 /// One open watch.
 struct Session {
+    store: Store,
     frames: Frames,
     changes: mpsc::Receiver<WatchEvent>,
     ticks: Interval,
@@ -150,11 +152,28 @@ impl Session {
                         self.ended = true;
                     }
                 },
-                _ = self.ticks.tick(), if self.bookmarks => self.frames.bookmark(false),
+                _ = self.ticks.tick(), if self.bookmarks => self.bookmark(),
                 () = tokio::time::sleep_until(self.deadline) => return None,
                 () = self.stopping.cancelled() => return None,
             }
         }
+    }
+
+    /// Tells the client of the newest version, also where only objects of other kinds changed: the history that it can
+    /// come back to is of all kinds.
+    fn bookmark(&mut self) {
+        // A change is in the channel before others can see its version: what waits now is all up to this one.
+        let seen = self.store.revision();
+        loop {
+            match self.changes.try_recv() {
+                Ok(change) => self.frames.change(change),
+                Err(TryRecvError::Empty) => break,
+                // Changes were left out: what follows is the end.
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+        self.frames.last = self.frames.last.max(seen);
+        self.frames.bookmark(false);
     }
 }
 
@@ -262,5 +281,118 @@ impl Writer {
                 table
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reconcilers::ports::{Clock, Moment};
+    use schemas::ObjectKey;
+    use store::{Author, MemoryDisk, NodeId, OpenOptions};
+
+    use super::*;
+    use crate::api::target::Query;
+
+    struct StoppedClock;
+
+    impl Clock for StoppedClock {
+        fn now(&self) -> Moment {
+            Moment::default()
+        }
+
+        fn unix_seconds(&self) -> i64 {
+            0
+        }
+    }
+
+    fn store() -> Store {
+        let options = OpenOptions {
+            cluster_id: "test".into(),
+            node: NodeId("n1".into()),
+            seal_key: [7; 32],
+        };
+        Store::open_in_memory(MemoryDisk::default(), options).unwrap()
+    }
+
+    fn session(store: &Store, kind: Kind) -> Session {
+        let scope = WatchScope {
+            kinds: vec![kind],
+            namespace: None,
+        };
+        let writer = Writer {
+            kind,
+            shape: Shape::Whole,
+            include: Include::Metadata,
+            clock: std::sync::Arc::new(StoppedClock),
+            columns_sent: false,
+        };
+        Session {
+            store: store.clone(),
+            frames: Frames {
+                writer,
+                selection: Selection::of(kind, &Query::default()).unwrap(),
+                lines: Vec::new(),
+                last: store.revision(),
+            },
+            changes: store.watch(scope, None).unwrap(),
+            ticks: tokio::time::interval(BOOKMARK_INTERVAL),
+            bookmarks: true,
+            deadline: Instant::now() + DEFAULT_TIMEOUT,
+            stopping: CancellationToken::new(),
+            ended: false,
+        }
+    }
+
+    async fn create(store: &Store, kind: Kind, name: &str) -> Revision {
+        let author = Author {
+            manager: "test".into(),
+            user: String::new(),
+            unix_seconds: 0,
+        };
+        let object = Object::new(&ObjectKey::new(kind, "default", name));
+        store.create(object, author).await.unwrap().revision
+    }
+
+    fn lines(session: &mut Session) -> Vec<(String, String)> {
+        let frames = session.frames.lines.drain(..).map(|line| {
+            let frame: Value = serde_json::from_str(&line).unwrap();
+            let text = |pointer| frame.pointer(pointer).and_then(Value::as_str).unwrap().to_owned();
+            (text("/type"), text("/object/metadata/resourceVersion"))
+        });
+        frames.collect()
+    }
+
+    #[tokio::test]
+    async fn bookmarks_of_a_quiet_kind_move_with_the_others() {
+        let store = store();
+        let mut session = session(&store, Kind::Service);
+        let pod = create(&store, Kind::Pod, "a").await;
+        session.bookmark();
+        assert_eq!(lines(&mut session), [("BOOKMARK".to_owned(), pod.to_string())]);
+    }
+
+    #[tokio::test]
+    async fn what_a_bookmark_covers_comes_before_it() {
+        let store = store();
+        let mut session = session(&store, Kind::Service);
+        let service = create(&store, Kind::Service, "a").await;
+        let pod = create(&store, Kind::Pod, "a").await;
+        session.bookmark();
+        assert_eq!(
+            lines(&mut session),
+            [
+                ("ADDED".to_owned(), service.to_string()),
+                ("BOOKMARK".to_owned(), pod.to_string())
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn no_bookmark_covers_changes_that_were_left_out() {
+        let store = store();
+        let mut session = session(&store, Kind::Service);
+        store.close().await;
+        session.bookmark();
+        assert_eq!(lines(&mut session), []);
     }
 }
