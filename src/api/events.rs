@@ -14,13 +14,17 @@ use store::{NodeId, Store};
 use tokio_util::sync::CancellationToken;
 
 use super::auth::hex;
+use super::status::{ApiError, ApiResult};
 
 /// How long an event is shown after it happened last, as in Kubernetes.
 const LIFETIME: Duration = Duration::from_secs(3600);
 /// How often expired ones are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-/// At 1-2 KiB each at most 4 MiB; the one that is longest ago makes room.
+/// The one that is longest ago makes room. At [`MAX_EVENT_BYTES`] each below 8 MiB: what a node answers another with
+/// (`MAX_PEER_EVENTS_BYTES`), and what is kept.
 const MAX_EVENTS: usize = 2000;
+/// The largest event of a client, as JSON: the longest message, four times. Ours have some 700 bytes.
+const MAX_EVENT_BYTES: usize = 4 << 10;
 /// As Kubernetes bounds `message`.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
@@ -30,12 +34,8 @@ pub struct Events {
     node: NodeId,
     node_name: String,
     clock: Arc<dyn Clock>,
-    kept: Mutex<HashMap<ObjectKey, Kept>>,
-}
-
-struct Kept {
-    last: Moment,
-    object: Object,
+    /// When each happened last. The objects are in the store.
+    kept: Mutex<HashMap<ObjectKey, Moment>>,
 }
 
 impl Events {
@@ -62,36 +62,30 @@ impl Events {
     pub fn forget_expired(&self) {
         let now = self.clock.now();
         let mut kept = self.lock();
-        let expired = kept.extract_if(|_, event| now.since(event.last) >= LIFETIME);
+        let expired = kept.extract_if(|_, last| now.since(*last) >= LIFETIME);
         for (key, _) in expired {
             self.store.project(&key, None);
         }
     }
 
-    /// Keeps an event that a client made; it has name and namespace.
+    /// Keeps an event that a client made and that [`check_size`] passed; it has name and namespace.
     pub(crate) fn keep(&self, key: ObjectKey, object: Object) {
         self.insert(&mut self.lock(), key, object);
     }
 
-    fn insert(&self, kept: &mut HashMap<ObjectKey, Kept>, key: ObjectKey, object: Object) {
+    fn insert(&self, kept: &mut HashMap<ObjectKey, Moment>, key: ObjectKey, object: Object) {
         if kept.len() >= MAX_EVENTS
             && !kept.contains_key(&key)
             && let Some(oldest) = kept
                 .iter()
-                .min_by_key(|(_, event)| event.last)
+                .min_by_key(|(_, last)| **last)
                 .map(|(key, _)| key.clone())
         {
             kept.remove(&oldest);
             self.store.project(&oldest, None);
         }
-        self.store.project(&key, Some(object.clone()));
-        kept.insert(
-            key,
-            Kept {
-                last: self.clock.now(),
-                object,
-            },
-        );
+        self.store.project(&key, Some(object));
+        kept.insert(key, self.clock.now());
     }
 
     /// Forgets an event; false if it is not this node's.
@@ -104,15 +98,16 @@ impl Events {
     }
 
     /// No panic can leave the map half changed.
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectKey, Kept>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectKey, Moment>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The event for what happened: the same one again, counted, if it happened before.
-    fn object(&self, before: Option<&Kept>, key: &ObjectKey, id: &str, event: &EventRecord) -> Object {
+    fn object(&self, before: Option<&Object>, key: &ObjectKey, id: &str, event: &EventRecord) -> Object {
         let now = time::to_rfc3339(self.clock.unix_seconds());
         if let Some(before) = before {
-            let mut object = before.object.clone();
+            let mut object = before.clone();
+            object.remove(&["metadata", "resourceVersion"]);
             let count = object.i64_at("/count").unwrap_or(1);
             object.set(&["count"], count.saturating_add(1));
             object.set(&["lastTimestamp"], now);
@@ -167,9 +162,20 @@ impl EventSink for Events {
             format!("{}.{}", event.key.name, &id[..16]),
         );
         let mut kept = self.lock();
-        let object = self.object(kept.get(&key), &key, &id, &event);
+        let before = self.store.get(&key).filter(|_| kept.contains_key(&key));
+        let before = before.as_ref().map(|view| view.object.as_ref());
+        let object = self.object(before, &key, &id, &event);
         self.insert(&mut kept, key, object);
     }
+}
+
+/// Refuses an event that is too large to be kept beside others.
+pub(crate) fn check_size(object: &Object) -> ApiResult<()> {
+    let bytes = serde_json::to_vec(&object.0).map_or(usize::MAX, |json| json.len());
+    if bytes <= MAX_EVENT_BYTES {
+        return Ok(());
+    }
+    Err(ApiError::too_large(MAX_EVENT_BYTES))
 }
 
 /// What makes two events the same one: node, object, reason, type, component and message.

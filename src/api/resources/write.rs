@@ -10,7 +10,7 @@ use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
 use super::{Call, object_answer, shown};
 use crate::api::auth::hex;
 use crate::api::content::{self, MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
-use crate::api::events::uuid;
+use crate::api::events::{self, uuid};
 use crate::api::status::{ApiError, ApiResult, Cause};
 use crate::api::target::{Subresource, has_status};
 
@@ -79,6 +79,9 @@ pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
         let key = key_of(&object, kind)?;
         check_namespace(&call.state.store, &key)?;
         let warnings = check_new(&key, &object, validation)?;
+        if kind == Kind::Event {
+            events::check_size(&object)?;
+        }
         let view = if dry_run {
             dry_created(call, &key, object)?
         } else if kind == Kind::Event {

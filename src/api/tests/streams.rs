@@ -290,6 +290,24 @@ async fn events_are_counted_selected_and_forgotten() {
 }
 
 #[tokio::test]
+async fn events_of_clients_are_small() {
+    let api = Api::open().await;
+    let event = |bytes: usize| {
+        json!({
+            "apiVersion": "v1", "kind": "Event", "metadata": {"generateName": "web-"},
+            "involvedObject": {"kind": "Pod", "namespace": "default", "name": "web"},
+            "reason": "Tested", "message": "m", "type": "Normal",
+            "source": {"component": "x".repeat(bytes)},
+        })
+    };
+    api.post(EVENTS, event(1024)).await.expect(201);
+    api.post(EVENTS, event(8 << 10)).await.expect(413);
+    api.post(&format!("{EVENTS}?dryRun=All"), event(8 << 10))
+        .await
+        .expect(413);
+}
+
+#[tokio::test]
 async fn any_node_lists_the_events_of_all() {
     let (here, there) = (Api::open().await, Api::named("n2", true).await);
     here.join(&there);
