@@ -34,6 +34,26 @@ pub enum Scope {
     Cluster,
 }
 
+/// A part of an object that a path of the API can name behind the object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Subresource {
+    /// Written apart from the rest.
+    Status,
+    Scale,
+    Log,
+}
+
+/// Who takes an object away that a user deletes, once no finalizer holds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// It goes at once.
+    AtOnce,
+    /// The node that it is placed on stops it first.
+    ByNode,
+    /// A controller empties it first.
+    ByController,
+}
+
 /// One row of the kind table.
 #[derive(Debug)]
 pub struct KindRow {
@@ -53,13 +73,23 @@ pub struct KindRow {
     pub in_all: bool,
     /// Computed from other objects and from what nodes observe; a user's write is stored beside it.
     pub derived: bool,
+    /// Sealed at rest; values are kept out of events.
+    pub confidential: bool,
+    /// Controllers make other objects for objects of this kind, which go with them.
+    pub owner: bool,
+    pub subresources: &'static [Subresource],
+    pub ending: Ending,
+    /// What is shown as `status.phase` before anyone observed one; empty: the kind has none.
+    pub first_phase: &'static str,
 }
 
 const INTERNAL_GROUP: &str = "podman-swarm.io";
 
 macro_rules! row {
     ($kind:ident, $group:expr, $plural:literal, $singular:literal, [$($short:literal),*], $scope:ident,
-     served: $served:literal, in_all: $in_all:literal, derived: $derived:literal) => {
+     served: $served:literal, in_all: $in_all:literal, derived: $derived:literal,
+     confidential: $confidential:literal, owner: $owner:literal,
+     [$($subresource:ident),*], $ending:ident, $first_phase:literal) => {
         KindRow {
             kind: Kind::$kind,
             name: stringify!($kind),
@@ -72,6 +102,11 @@ macro_rules! row {
             served: $served,
             in_all: $in_all,
             derived: $derived,
+            confidential: $confidential,
+            owner: $owner,
+            subresources: &[$(Subresource::$subresource),*],
+            ending: Ending::$ending,
+            first_phase: $first_phase,
         }
     };
 }
@@ -79,21 +114,36 @@ macro_rules! row {
 /// Every kind, in the order of [`Kind`].
 #[rustfmt::skip]
 pub const KINDS: &[KindRow] = &[
-    row!(Namespace, "", "namespaces", "namespace", ["ns"], Cluster, served: true, in_all: false, derived: false),
-    row!(Node, "", "nodes", "node", ["no"], Cluster, served: true, in_all: false, derived: true),
-    row!(Pod, "", "pods", "pod", ["po"], Namespaced, served: true, in_all: true, derived: false),
-    row!(Service, "", "services", "service", ["svc"], Namespaced, served: true, in_all: true, derived: false),
-    row!(Endpoints, "", "endpoints", "endpoints", ["ep"], Namespaced, served: true, in_all: false, derived: true),
-    row!(Event, "", "events", "event", ["ev"], Namespaced, served: true, in_all: false, derived: true),
-    row!(Deployment, "apps", "deployments", "deployment", ["deploy"], Namespaced, served: true, in_all: true, derived: false),
-    row!(ReplicaSet, "apps", "replicasets", "replicaset", ["rs"], Namespaced, served: true, in_all: true, derived: false),
-    row!(Ingress, "networking.k8s.io", "ingresses", "ingress", ["ing"], Namespaced, served: true, in_all: false, derived: false),
-    row!(EndpointSlice, "discovery.k8s.io", "endpointslices", "endpointslice", [], Namespaced, served: true, in_all: false, derived: true),
-    row!(Member, INTERNAL_GROUP, "members", "member", [], Cluster, served: false, in_all: false, derived: false),
-    row!(ApiToken, INTERNAL_GROUP, "apitokens", "apitoken", [], Cluster, served: false, in_all: false, derived: false),
-    row!(JoinToken, INTERNAL_GROUP, "jointokens", "jointoken", [], Cluster, served: false, in_all: false, derived: false),
-    row!(DnsWhitelist, INTERNAL_GROUP, "dnswhitelists", "dnswhitelist", [], Cluster, served: false, in_all: false, derived: false),
-    row!(GitInventory, INTERNAL_GROUP, "gitinventories", "gitinventory", [], Cluster, served: false, in_all: false, derived: false),
+    row!(Namespace, "", "namespaces", "namespace", ["ns"], Cluster, served: true, in_all: false, derived: false,
+        confidential: false, owner: false, [Status], ByController, "Active"),
+    row!(Node, "", "nodes", "node", ["no"], Cluster, served: true, in_all: false, derived: true,
+        confidential: false, owner: false, [Status], AtOnce, ""),
+    row!(Pod, "", "pods", "pod", ["po"], Namespaced, served: true, in_all: true, derived: false,
+        confidential: false, owner: false, [Status, Log], ByNode, "Pending"),
+    row!(Service, "", "services", "service", ["svc"], Namespaced, served: true, in_all: true, derived: false,
+        confidential: false, owner: false, [Status], AtOnce, ""),
+    row!(Endpoints, "", "endpoints", "endpoints", ["ep"], Namespaced, served: true, in_all: false, derived: true,
+        confidential: false, owner: false, [], AtOnce, ""),
+    row!(Event, "", "events", "event", ["ev"], Namespaced, served: true, in_all: false, derived: true,
+        confidential: false, owner: false, [], AtOnce, ""),
+    row!(Deployment, "apps", "deployments", "deployment", ["deploy"], Namespaced, served: true, in_all: true, derived: false,
+        confidential: false, owner: true, [Status, Scale], AtOnce, ""),
+    row!(ReplicaSet, "apps", "replicasets", "replicaset", ["rs"], Namespaced, served: true, in_all: true, derived: false,
+        confidential: false, owner: true, [Status, Scale], AtOnce, ""),
+    row!(Ingress, "networking.k8s.io", "ingresses", "ingress", ["ing"], Namespaced, served: true, in_all: false, derived: false,
+        confidential: false, owner: false, [Status], AtOnce, ""),
+    row!(EndpointSlice, "discovery.k8s.io", "endpointslices", "endpointslice", [], Namespaced, served: true, in_all: false, derived: true,
+        confidential: false, owner: false, [], AtOnce, ""),
+    row!(Member, INTERNAL_GROUP, "members", "member", [], Cluster, served: false, in_all: false, derived: false,
+        confidential: false, owner: false, [], AtOnce, ""),
+    row!(ApiToken, INTERNAL_GROUP, "apitokens", "apitoken", [], Cluster, served: false, in_all: false, derived: false,
+        confidential: true, owner: false, [], AtOnce, ""),
+    row!(JoinToken, INTERNAL_GROUP, "jointokens", "jointoken", [], Cluster, served: false, in_all: false, derived: false,
+        confidential: true, owner: false, [], AtOnce, ""),
+    row!(DnsWhitelist, INTERNAL_GROUP, "dnswhitelists", "dnswhitelist", [], Cluster, served: false, in_all: false, derived: false,
+        confidential: false, owner: false, [], AtOnce, ""),
+    row!(GitInventory, INTERNAL_GROUP, "gitinventories", "gitinventory", [], Cluster, served: false, in_all: false, derived: false,
+        confidential: false, owner: false, [], AtOnce, ""),
 ];
 
 impl Kind {
@@ -137,6 +187,11 @@ impl Kind {
                     || row.name.eq_ignore_ascii_case(&word)
             })
             .map(|row| row.kind)
+    }
+
+    /// Tells whether `/status` of objects of this kind is written apart from the rest.
+    pub fn has_status(self) -> bool {
+        self.row().subresources.contains(&Subresource::Status)
     }
 
     /// Tells whether objects of this kind live in a namespace.

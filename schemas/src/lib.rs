@@ -33,5 +33,5 @@ mod yaml;
 mod yaml_write;
 
 pub use field_error::{FieldError, Reason};
-pub use kind::{KINDS, Kind, KindRow, Scope};
+pub use kind::{Ending, KINDS, Kind, KindRow, Scope, Subresource};
 pub use object::{Object, ObjectKey, OwnerReference, ParseKeyError};

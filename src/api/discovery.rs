@@ -4,12 +4,12 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, header};
-use schemas::{KINDS, KindRow, Scope};
+use schemas::{KINDS, KindRow, Scope, Subresource};
 use serde_json::{Value, json};
 
 use super::state::ApiState;
 use super::status::{ApiError, ApiResult};
-use super::target::{Subresource, subresources};
+use super::target::word;
 
 /// The version of Kubernetes whose API is served; `gitVersion` carries our build behind it.
 const KUBERNETES_VERSION: &str = "v1.33.0";
@@ -136,9 +136,9 @@ fn resource_list(group: &str, version: &str) -> ApiResult {
             resource["categories"] = json!(["all"]);
         }
         resources.push(resource);
-        for part in subresources(row.kind) {
+        for part in row.subresources {
             let mut resource = json!({
-                "name": format!("{}/{}", row.plural, part.word()),
+                "name": format!("{}/{}", row.plural, word(*part)),
                 "singularName": "",
                 "namespaced": namespaced,
                 "kind": row.name,
@@ -173,7 +173,6 @@ fn subresource_verbs(part: Subresource) -> &'static [&'static str] {
     match part {
         Subresource::Status | Subresource::Scale => &SUBRESOURCE_VERBS,
         Subresource::Log => &["get"],
-        Subresource::Unserved => &[],
     }
 }
 
@@ -239,14 +238,15 @@ fn aggregated_resource(row: &'static KindRow) -> Value {
     if row.in_all {
         resource["categories"] = json!(["all"]);
     }
-    let parts: Vec<Value> = subresources(row.kind)
+    let parts: Vec<Value> = row
+        .subresources
         .iter()
         .map(|part| {
             let response_kind = match part {
                 Subresource::Scale => kind("autoscaling", "Scale"),
-                Subresource::Status | Subresource::Log | Subresource::Unserved => kind(row.group, row.name),
+                Subresource::Status | Subresource::Log => kind(row.group, row.name),
             };
-            json!({"subresource": part.word(), "responseKind": response_kind, "verbs": subresource_verbs(*part)})
+            json!({"subresource": word(*part), "responseKind": response_kind, "verbs": subresource_verbs(*part)})
         })
         .collect();
     if !parts.is_empty() {

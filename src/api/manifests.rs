@@ -14,7 +14,7 @@ use super::content::{MAX_MANIFEST_BYTES, add_warnings, read_body};
 use super::resources::{DeleteOptions, Validation, check_applied, cleaned, delete_object, tidied};
 use super::state::{ApiState, user_of};
 use super::status::{ApiError, ApiResult, Cause};
-use super::target::{Query, has_status};
+use super::target::Query;
 
 /// The field manager of bundles, where the client names none.
 const DEFAULT_MANAGER: &str = "manifests";
@@ -182,7 +182,7 @@ fn named_object(
     if kind.is_namespaced() && object.namespace().is_empty() {
         object.set(&["metadata", "namespace"], default_namespace);
     }
-    let object = cleaned(kind, object, has_status(kind));
+    let object = cleaned(kind, object);
     match object.key() {
         Some(key) => Ok((key, object)),
         None => {

@@ -1,16 +1,14 @@
 //! What a request of the Kubernetes API is about: its path read against the kind table, and its query.
 
 use http::Uri;
-use schemas::Kind;
+use schemas::{Kind, Subresource};
 
 use super::status::{ApiError, ApiResult};
 
-/// The part of an object that a path can name behind the object.
+/// The part of an object that a path names behind the object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Subresource {
-    Status,
-    Scale,
-    Log,
+pub(crate) enum Behind {
+    Served(Subresource),
     /// Known to Kubernetes and not served (yet).
     Unserved,
 }
@@ -23,37 +21,15 @@ pub(crate) struct Target {
     pub(crate) namespace: Option<String>,
     /// None: the collection.
     pub(crate) name: Option<String>,
-    pub(crate) subresource: Option<Subresource>,
+    pub(crate) behind: Option<Behind>,
 }
 
-/// Tells which subresources a kind has; discovery lists the same.
-pub(crate) fn subresources(kind: Kind) -> &'static [Subresource] {
-    match kind {
-        Kind::Pod => &[Subresource::Status, Subresource::Log],
-        Kind::Deployment | Kind::ReplicaSet => &[Subresource::Status, Subresource::Scale],
-        Kind::Namespace | Kind::Node | Kind::Service | Kind::Ingress => &[Subresource::Status],
-        Kind::Endpoints
-        | Kind::Event
-        | Kind::EndpointSlice
-        | Kind::Member
-        | Kind::ApiToken
-        | Kind::JoinToken
-        | Kind::DnsWhitelist
-        | Kind::GitInventory => &[],
-    }
-}
-
-/// Tells whether `/status` of a kind is written apart from the rest.
-pub(crate) fn has_status(kind: Kind) -> bool {
-    subresources(kind).contains(&Subresource::Status)
-}
-
-impl Subresource {
+impl Behind {
     fn parse(kind: Kind, word: &str) -> Option<Self> {
         let found = match word {
-            "status" => Self::Status,
-            "scale" => Self::Scale,
-            "log" => Self::Log,
+            "status" => Subresource::Status,
+            "scale" => Subresource::Scale,
+            "log" => Subresource::Log,
             "exec"
             | "attach"
             | "portforward"
@@ -67,17 +43,19 @@ impl Subresource {
             "finalize" => return (kind == Kind::Namespace).then_some(Self::Unserved),
             _ => return None,
         };
-        subresources(kind).contains(&found).then_some(found)
+        kind.row()
+            .subresources
+            .contains(&found)
+            .then_some(Self::Served(found))
     }
+}
 
-    /// The last word of its path.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Status => "status",
-            Self::Scale => "scale",
-            Self::Log => "log",
-            Self::Unserved => "",
-        }
+/// The last word of a subresource's path.
+pub(crate) fn word(subresource: Subresource) -> &'static str {
+    match subresource {
+        Subresource::Status => "status",
+        Subresource::Scale => "scale",
+        Subresource::Log => "log",
     }
 }
 
@@ -109,17 +87,17 @@ impl Target {
         if kind.is_namespaced() && namespace.is_none() && !rest.is_empty() {
             return None;
         }
-        let (name, subresource) = match rest {
+        let (name, behind) = match rest {
             [] => (None, None),
             [name] => (Some((*name).to_owned()), None),
-            [name, word] => (Some((*name).to_owned()), Some(Subresource::parse(kind, word)?)),
+            [name, word] => (Some((*name).to_owned()), Some(Behind::parse(kind, word)?)),
             _ => return None,
         };
         Some(Target {
             kind,
             namespace,
             name,
-            subresource,
+            behind,
         })
     }
 }
@@ -181,8 +159,8 @@ impl Query {
 mod tests {
     use super::*;
 
-    /// Kind, namespace, name and subresource.
-    type Named<'a> = (Kind, Option<&'a str>, Option<&'a str>, Option<Subresource>);
+    /// Kind, namespace, name and what is behind it.
+    type Named<'a> = (Kind, Option<&'a str>, Option<&'a str>, Option<Behind>);
 
     #[test]
     fn paths_name_what_kubernetes_says() {
@@ -193,7 +171,7 @@ mod tests {
                     target.kind,
                     target.namespace.as_deref(),
                     target.name.as_deref(),
-                    target.subresource,
+                    target.behind,
                 )
             });
             assert_eq!(found, expected, "{path}");
@@ -209,7 +187,12 @@ mod tests {
         );
         check(
             "/api/v1/namespaces/a/pods/web/log",
-            Some((Kind::Pod, Some("a"), Some("web"), Some(Subresource::Log))),
+            Some((
+                Kind::Pod,
+                Some("a"),
+                Some("web"),
+                Some(Behind::Served(Subresource::Log)),
+            )),
         );
         check(
             "/api/v1/namespaces/a",
@@ -217,11 +200,25 @@ mod tests {
         );
         check(
             "/api/v1/namespaces/a/status",
-            Some((Kind::Namespace, None, Some("a"), Some(Subresource::Status))),
+            Some((
+                Kind::Namespace,
+                None,
+                Some("a"),
+                Some(Behind::Served(Subresource::Status)),
+            )),
         );
         check(
             "/apis/apps/v1/namespaces/a/deployments/web/scale",
-            Some((Kind::Deployment, Some("a"), Some("web"), Some(Subresource::Scale))),
+            Some((
+                Kind::Deployment,
+                Some("a"),
+                Some("web"),
+                Some(Behind::Served(Subresource::Scale)),
+            )),
+        );
+        check(
+            "/api/v1/namespaces/a/pods/web/exec",
+            Some((Kind::Pod, Some("a"), Some("web"), Some(Behind::Unserved))),
         );
         check("/api/v1/pods/web", None);
         check("/api/v1/deployments/a/b", None);

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::document::{BadBytes, Birth, Contents, Document};
 use crate::incarnation::Incarnation;
 use crate::leaves;
-use crate::seal::{Seal, is_confidential};
+use crate::seal::Seal;
 
 /// Version of all that is kept on disk and of how objects are laid out in leaves (`schemas::fields::FIELDS_VERSION` is a
 /// part of it).
@@ -98,7 +98,7 @@ impl Record {
     /// Writes the value for the disk, sealed if the kind is confidential.
     pub(crate) fn encode(&self, key: &ObjectKey, seal: &Seal) -> Result<Vec<u8>, BadRecord> {
         let plain = postcard::to_stdvec(self).map_err(|error| BadRecord::Encoding(error.to_string()))?;
-        let (kind, bytes) = if is_confidential(key.kind) {
+        let (kind, bytes) = if key.kind.row().confidential {
             (SEALED, seal.seal(&document_key(key), &plain)?)
         } else {
             (OPEN, plain)

@@ -1,30 +1,9 @@
-//! Sealing of records of confidential kinds with AES-256-GCM.
+//! Sealing of records of confidential kinds (`schemas::KindRow::confidential`) with AES-256-GCM.
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
-use schemas::Kind;
 
 const NONCE_BYTES: usize = 12;
-
-/// Tells whether records of a kind are sealed at rest, and their values kept out of events.
-pub(crate) fn is_confidential(kind: Kind) -> bool {
-    match kind {
-        Kind::ApiToken | Kind::JoinToken => true,
-        Kind::Namespace
-        | Kind::Node
-        | Kind::Pod
-        | Kind::Service
-        | Kind::Endpoints
-        | Kind::Event
-        | Kind::Deployment
-        | Kind::ReplicaSet
-        | Kind::Ingress
-        | Kind::EndpointSlice
-        | Kind::Member
-        | Kind::DnsWhitelist
-        | Kind::GitInventory => false,
-    }
-}
 
 /// A record that was sealed under another key, or changed.
 #[derive(Debug, thiserror::Error)]

@@ -21,7 +21,6 @@ use crate::leaves;
 use crate::path;
 use crate::prepare::{Prepared, tombstone};
 use crate::record::{META_ROUND, Record, tombstone_key};
-use crate::seal::is_confidential;
 use crate::shared::Shared;
 use crate::store::{Done, Store};
 use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, SyncError};
@@ -548,7 +547,7 @@ impl Shared {
             && !clash.path.ends_with(LAST_APPLIED);
         let side = |(value, author): (automerge::ScalarValue, crate::document::ChangeAuthor)| {
             let json = leaves::to_json(&value).to_string();
-            let value = if is_confidential(key.kind) {
+            let value = if key.kind.row().confidential {
                 redacted(&json)
             } else {
                 json

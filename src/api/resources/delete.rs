@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::response::Response;
 use http::StatusCode;
-use schemas::{Kind, Object, ObjectKey, time};
+use schemas::{Ending, Kind, Object, ObjectKey, time};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{Author, Precondition, Revision, View};
@@ -174,10 +174,9 @@ pub(crate) async fn delete_object(
 fn grace(kind: Kind, object: &Object, asked: Option<i64>) -> Option<i64> {
     let finalizers = object.pointer("/metadata/finalizers").and_then(Value::as_array);
     let held = finalizers.is_some_and(|finalizers| !finalizers.is_empty());
-    match kind {
-        // Its controller empties it first.
-        Kind::Namespace => Some(0),
-        Kind::Pod => {
+    match kind.row().ending {
+        Ending::ByController => Some(0),
+        Ending::ByNode => {
             let placed = !object.str_at("/spec/nodeName").is_empty();
             let own = object
                 .i64_at("/spec/terminationGracePeriodSeconds")
@@ -190,19 +189,7 @@ fn grace(kind: Kind, object: &Object, asked: Option<i64>) -> Option<i64> {
             };
             (held || grace > 0).then_some(grace)
         }
-        Kind::Node
-        | Kind::Service
-        | Kind::Endpoints
-        | Kind::Event
-        | Kind::Deployment
-        | Kind::ReplicaSet
-        | Kind::Ingress
-        | Kind::EndpointSlice
-        | Kind::Member
-        | Kind::ApiToken
-        | Kind::JoinToken
-        | Kind::DnsWhitelist
-        | Kind::GitInventory => held.then_some(0),
+        Ending::AtOnce => held.then_some(0),
     }
 }
 
@@ -298,24 +285,12 @@ impl DeleteOptions {
     fn check_orphan(&self, kind: Kind) -> ApiResult<()> {
         match self.propagation_policy.as_deref() {
             None | Some("Background" | "Foreground") if self.orphan_dependents != Some(true) => Ok(()),
-            None | Some("Orphan" | "Background" | "Foreground") => match kind {
-                Kind::Deployment | Kind::ReplicaSet => Err(ApiError::not_implemented(
+            None | Some("Orphan" | "Background" | "Foreground") if kind.row().owner => {
+                Err(ApiError::not_implemented(
                     "propagationPolicy Orphan is not served yet: what the object owns is deleted with it",
-                )),
-                Kind::Namespace
-                | Kind::Node
-                | Kind::Pod
-                | Kind::Service
-                | Kind::Endpoints
-                | Kind::Event
-                | Kind::Ingress
-                | Kind::EndpointSlice
-                | Kind::Member
-                | Kind::ApiToken
-                | Kind::JoinToken
-                | Kind::DnsWhitelist
-                | Kind::GitInventory => Ok(()),
-            },
+                ))
+            }
+            None | Some("Orphan" | "Background" | "Foreground") => Ok(()),
             Some(other) => Err(ApiError::bad_request(format!(
                 "propagationPolicy: Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\""
             ))),

@@ -143,11 +143,11 @@ fn remove_nulls_below(value: &mut Value) {
 }
 
 /// Removes what a client cannot say of an object that it makes or applies.
-pub(crate) fn cleaned(kind: Kind, mut object: Object, has_status: bool) -> Object {
+pub(crate) fn cleaned(kind: Kind, mut object: Object) -> Object {
     for field in meta::SERVER_FIELDS {
         object.remove(&["metadata", field]);
     }
-    if has_status {
+    if kind.has_status() {
         object.remove(&["status"]);
     }
     if !kind.is_namespaced() {

@@ -14,7 +14,7 @@ mod write;
 use axum::extract::Request;
 use axum::response::Response;
 use http::{HeaderMap, Method, Uri, header};
-use schemas::{Kind, Object, ObjectKey};
+use schemas::{Ending, Kind, Object, ObjectKey, Subresource};
 use store::{NodeId, View};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +22,7 @@ use super::content::{self, Accepted, Format};
 use super::serve::Stopping;
 use super::state::{ApiState, user_of};
 use super::status::{ApiError, ApiResult};
-use super::target::{Query, Subresource, Target};
+use super::target::{Behind, Query, Target};
 
 pub use delete::delete_if;
 pub(crate) use delete::{DeleteOptions, delete_object};
@@ -63,11 +63,17 @@ pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
         target,
     };
     let named = call.target.name.is_some();
-    match (parts.method, call.target.subresource, named) {
-        (_, Some(Subresource::Unserved), _) => Err(ApiError::not_implemented(format!(
-            "this version of Podman Swarm does not serve {}",
-            call.uri.path().rsplit('/').next().unwrap_or_default()
-        ))),
+    let subresource = match call.target.behind {
+        Some(Behind::Unserved) => {
+            return Err(ApiError::not_implemented(format!(
+                "this version of Podman Swarm does not serve {}",
+                call.uri.path().rsplit('/').next().unwrap_or_default()
+            )));
+        }
+        Some(Behind::Served(subresource)) => Some(subresource),
+        None => None,
+    };
+    match (parts.method, subresource, named) {
         (Method::GET, None, _) if call.query.flag("watch") => watch::watch(&call).await,
         (Method::GET | Method::HEAD, None | Some(Subresource::Status), true) => read::get(&call).await,
         (Method::GET | Method::HEAD, None, false) => read::list(&call).await,
@@ -172,25 +178,13 @@ pub(crate) fn shown(view: &View) -> Object {
 /// [`shown`] for an earlier state of a view.
 fn shown_object(kind: Kind, object: &Object) -> Object {
     let mut object = schemas::validate::defaulted(object);
-    let phase = match kind {
-        Kind::Pod => "Pending",
-        Kind::Namespace if object.is_terminating() => "Terminating",
-        Kind::Namespace => "Active",
-        Kind::Node
-        | Kind::Service
-        | Kind::Endpoints
-        | Kind::Event
-        | Kind::Deployment
-        | Kind::ReplicaSet
-        | Kind::Ingress
-        | Kind::EndpointSlice
-        | Kind::Member
-        | Kind::ApiToken
-        | Kind::JoinToken
-        | Kind::DnsWhitelist
-        | Kind::GitInventory => return object,
-    };
-    if object.str_at("/status/phase").is_empty() {
+    let row = kind.row();
+    if !row.first_phase.is_empty() && object.str_at("/status/phase").is_empty() {
+        // While a controller empties it, nobody else says so.
+        let phase = match row.ending {
+            Ending::ByController if object.is_terminating() => "Terminating",
+            Ending::ByController | Ending::ByNode | Ending::AtOnce => row.first_phase,
+        };
         object.set(&["status", "phase"], phase);
     }
     object

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use http::{HeaderMap, StatusCode};
-use schemas::{FieldError, Kind, Object, ObjectKey, manifest, patch as patches, time, validate};
+use schemas::{Ending, FieldError, Kind, Object, ObjectKey, Subresource, manifest, patch as patches, time, validate};
 use serde_json::Value;
 use store::{Outcome, Precondition, Revision, Store, View};
 
@@ -12,7 +12,7 @@ use crate::api::auth::hex;
 use crate::api::content::{self, MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
 use crate::api::events::{self, uuid};
 use crate::api::status::{ApiError, ApiResult, Cause};
-use crate::api::target::{Subresource, has_status};
+use crate::api::target::Behind;
 
 /// What is read where an object is expected.
 const OBJECT_TYPES: [&str; 2] = ["application/json", "application/yaml"];
@@ -68,7 +68,7 @@ pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
             "resourceVersion should not be set on objects to be created",
         ));
     }
-    let object = cleaned(kind, tidied(object), has_status(kind));
+    let object = cleaned(kind, tidied(object));
     let prefix = object.str_at("/metadata/generateName").to_owned();
     let generate = object.name().is_empty() && !prefix.is_empty();
     for attempt in 1.. {
@@ -195,9 +195,9 @@ pub(super) async fn change_object(
     validation: Validation,
     edit: &(dyn Fn(&Object) -> ApiResult<Object> + Send + Sync),
 ) -> ApiResult<(Object, Vec<String>)> {
-    let part = match call.target.subresource {
-        Some(Subresource::Status) => Part::Status,
-        Some(Subresource::Scale | Subresource::Log | Subresource::Unserved) | None => Part::Main,
+    let part = match call.target.behind {
+        Some(Behind::Served(Subresource::Status)) => Part::Status,
+        Some(Behind::Served(Subresource::Scale | Subresource::Log) | Behind::Unserved) | None => Part::Main,
     };
     if key.kind == Kind::Event {
         return Err(ApiError::method_not_allowed());
@@ -219,7 +219,7 @@ pub(super) async fn change_object(
         };
         let edited = edit(&base)?;
         check_identity(&base, &edited)?;
-        let edited = tidied(confined(&base, edited, part, has_status(key.kind)));
+        let edited = tidied(confined(&base, edited, part, key.kind.has_status()));
         if part == Part::Main {
             warnings = check_changed(key, &base, &edited, validation)?;
         }
@@ -258,22 +258,10 @@ async fn finish_deletion(call: &Call<'_>, view: View) -> ApiResult<View> {
         .pointer("/metadata/finalizers")
         .and_then(Value::as_array)
         .is_none_or(Vec::is_empty);
-    let waits_for_others = match view.key.kind {
-        Kind::Pod => !object.str_at("/spec/nodeName").is_empty(),
-        Kind::Namespace => true,
-        Kind::Node
-        | Kind::Service
-        | Kind::Endpoints
-        | Kind::Event
-        | Kind::Deployment
-        | Kind::ReplicaSet
-        | Kind::Ingress
-        | Kind::EndpointSlice
-        | Kind::Member
-        | Kind::ApiToken
-        | Kind::JoinToken
-        | Kind::DnsWhitelist
-        | Kind::GitInventory => false,
+    let waits_for_others = match view.key.kind.row().ending {
+        Ending::ByNode => !object.str_at("/spec/nodeName").is_empty(),
+        Ending::ByController => true,
+        Ending::AtOnce => false,
     };
     if !object.is_terminating() || !finalized || waits_for_others {
         return Ok(view);
@@ -303,7 +291,7 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &[u8], validation: Valid
         )
         .because("FieldValueRequired", "Required value: is required for apply patch", "fieldManager"));
     }
-    if call.target.subresource.is_some() {
+    if call.target.behind.is_some() {
         return Err(ApiError::not_implemented(
             "server-side apply of a subresource is not served yet",
         ));
@@ -319,7 +307,7 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &[u8], validation: Valid
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
     let precondition = precondition(&object)?;
-    let object = cleaned(key.kind, tidied(object), has_status(key.kind));
+    let object = cleaned(key.kind, tidied(object));
     let before = call.state.store.get(key);
     match &before {
         Some(view) => check_precondition(key, view, &precondition)?,
