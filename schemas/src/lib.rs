@@ -10,6 +10,7 @@ mod acted_on;
 mod apps;
 mod core;
 mod defaults;
+pub mod deletion;
 mod field_error;
 pub mod fields;
 pub mod int_or_string;

@@ -10,7 +10,7 @@ use crate::defaults::{self, Tree};
 use crate::fields;
 use crate::node::{Errors, Node};
 use crate::quantity::Quantity;
-use crate::{Kind, names};
+use crate::{Kind, deletion, names};
 
 // ---------------------------------------------------------------- defaults
 
@@ -18,7 +18,11 @@ use crate::{Kind, names};
 pub(crate) fn default_spec(spec: &mut Tree) {
     defaults::set(spec, "restartPolicy", "Always");
     defaults::set(spec, "dnsPolicy", "ClusterFirst");
-    defaults::set(spec, "terminationGracePeriodSeconds", 30);
+    defaults::set(
+        spec,
+        "terminationGracePeriodSeconds",
+        deletion::DEFAULT_GRACE_SECONDS,
+    );
     defaults::set(spec, "schedulerName", "default-scheduler");
     defaults::set(spec, "securityContext", Tree::new());
     defaults::set(spec, "enableServiceLinks", true);

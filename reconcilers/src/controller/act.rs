@@ -1,8 +1,7 @@
 //! Does what planners decided: one match, one write each. What another owner did already is success.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use schemas::time::to_rfc3339;
-use schemas::{Kind, Object, ObjectKey, OwnerReference};
+use schemas::{Kind, Object, ObjectKey, OwnerReference, deletion};
 use store::{Author, Precondition, WriteError};
 use tracing::info;
 
@@ -13,8 +12,6 @@ use crate::ports::{EventKind, EventRecord};
 
 /// Writes in flight at a time: enough to share group commits, few enough to leave the store to others.
 const WRITES_AT_ONCE: usize = 16;
-/// Kubernetes' default of `terminationGracePeriodSeconds`.
-const GRACE_SECONDS: i64 = 30;
 
 /// Who acts, as events and field managers name it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -115,7 +112,10 @@ async fn write(context: &Context, author: Author, action: Action) -> Result<bool
         }
         Action::Delete { key, uid } => {
             let now = author.unix_seconds;
-            update(context, &key, &of(uid), author, |object| terminating(object, now)).await
+            update(context, &key, &of(uid), author, |object| {
+                terminating(key.kind, object, now)
+            })
+            .await
         }
         Action::Remove { key, uid } => store.remove(&key, &of(uid), author).await.map(|_| true),
     }
@@ -138,19 +138,16 @@ async fn update(
     Ok(changed)
 }
 
-/// Marks a pod as being deleted, unless it is already: the mark is written once.
-fn terminating(pod: &Object, unix_seconds: i64) -> Object {
-    let mut pod = pod.clone();
-    if !pod.is_terminating() {
-        let grace = pod
-            .i64_at("/spec/terminationGracePeriodSeconds")
-            .unwrap_or(GRACE_SECONDS)
-            .max(0);
-        let end = to_rfc3339(unix_seconds.saturating_add(grace));
-        pod.set(&["metadata", "deletionTimestamp"], end);
-        pod.set(&["metadata", "deletionGracePeriodSeconds"], grace);
+/// Marks an object as being deleted with its own grace, unless it is already: what a user asked for stays.
+fn terminating(kind: Kind, object: &Object, now_unix_seconds: i64) -> Object {
+    if object.is_terminating() {
+        return object.clone();
     }
-    pod
+    deletion::marked(
+        object,
+        deletion::own_grace_seconds(kind, object),
+        now_unix_seconds,
+    )
 }
 
 fn key(action: &Action) -> Option<ObjectKey> {

@@ -3,9 +3,9 @@
 use axum::body::Body;
 use axum::response::Response;
 use http::StatusCode;
-use schemas::{Ending, Kind, Object, ObjectKey, time};
+use schemas::{Kind, ObjectKey, deletion};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use store::{Author, Precondition, Revision, View};
 
 use super::{Call, object_answer, plain_answer, shown};
@@ -16,8 +16,6 @@ use crate::api::status::{self, ApiError, ApiResult};
 
 /// Namespaces that stay.
 const PROTECTED_NAMESPACES: [&str; 3] = ["default", "kube-system", "kube-public"];
-/// `terminationGracePeriodSeconds` where a pod says nothing.
-const DEFAULT_GRACE_SECONDS: i64 = 30;
 
 /// `DeleteOptions`, from the body or the query.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -149,7 +147,8 @@ pub(crate) async fn delete_object(
         )
         .about(key));
     }
-    let Some(grace) = grace(key.kind, &view.object, options.grace_period_seconds) else {
+    let grace = deletion::grace_seconds(key.kind, &view.object, options.grace_period_seconds);
+    let Some(grace) = grace else {
         if dry_run {
             return Ok(Deleted::Removed(view));
         }
@@ -164,50 +163,10 @@ pub(crate) async fn delete_object(
     let marked = state
         .store
         .update::<ApiError>(key, &precondition, author, |object| {
-            Ok(marked(object, grace, now))
+            Ok(deletion::marked(object, grace, now))
         })
         .await?;
     Ok(Deleted::Terminating(marked))
-}
-
-/// The seconds that an object has before it goes; None if it goes at once.
-fn grace(kind: Kind, object: &Object, asked: Option<i64>) -> Option<i64> {
-    let finalizers = object.pointer("/metadata/finalizers").and_then(Value::as_array);
-    let held = finalizers.is_some_and(|finalizers| !finalizers.is_empty());
-    match kind.row().ending {
-        Ending::ByController => Some(0),
-        Ending::ByNode => {
-            let placed = !object.str_at("/spec/nodeName").is_empty();
-            let own = object
-                .i64_at("/spec/terminationGracePeriodSeconds")
-                .unwrap_or(DEFAULT_GRACE_SECONDS);
-            let ended = matches!(object.str_at("/status/phase"), "Succeeded" | "Failed");
-            let grace = match asked {
-                _ if !placed || ended => 0,
-                Some(seconds) => seconds.max(0),
-                None => own.max(1),
-            };
-            (held || grace > 0).then_some(grace)
-        }
-        Ending::AtOnce => held.then_some(0),
-    }
-}
-
-/// Marks an object as being deleted. The mark is made once; a later deletion can only shorten the grace.
-fn marked(object: &Object, grace: i64, now_unix_seconds: i64) -> Object {
-    let mut object = object.clone();
-    let shorter = match object.i64_at("/metadata/deletionGracePeriodSeconds") {
-        Some(before) if object.is_terminating() => grace < before,
-        _ => !object.is_terminating(),
-    };
-    if shorter {
-        object.set(
-            &["metadata", "deletionTimestamp"],
-            time::to_rfc3339(now_unix_seconds.saturating_add(grace)),
-        );
-        object.set(&["metadata", "deletionGracePeriodSeconds"], grace);
-    }
-    object
 }
 
 async fn options(call: &Call<'_>, body: Body) -> ApiResult<DeleteOptions> {
@@ -295,51 +254,5 @@ impl DeleteOptions {
                 "propagationPolicy: Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\""
             ))),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pod(spec: Value) -> Object {
-        let mut pod = Object::new(&ObjectKey::new(Kind::Pod, "default", "web"));
-        pod.set(&["spec"], spec);
-        pod
-    }
-
-    #[test]
-    fn pods_get_a_grace_only_where_they_run() {
-        let check = |spec: Value, asked: Option<i64>, expected: Option<i64>| {
-            assert_eq!(
-                grace(Kind::Pod, &pod(spec.clone()), asked),
-                expected,
-                "{spec} {asked:?}"
-            );
-        };
-        check(json!({}), None, None);
-        check(json!({"nodeName": "n1"}), None, Some(30));
-        check(
-            json!({"nodeName": "n1", "terminationGracePeriodSeconds": 5}),
-            None,
-            Some(5),
-        );
-        check(json!({"nodeName": "n1"}), Some(2), Some(2));
-        check(json!({"nodeName": "n1"}), Some(0), None);
-    }
-
-    #[test]
-    fn a_second_deletion_only_shortens_the_grace() {
-        let first = marked(&pod(json!({})), 30, 100);
-        assert_eq!(
-            first.str_at("/metadata/deletionTimestamp"),
-            "1970-01-01T00:02:10Z"
-        );
-        assert_eq!(marked(&first, 60, 110), first);
-        let shorter = marked(&first, 5, 110);
-        assert_eq!(
-            shorter.str_at("/metadata/deletionTimestamp"),
-            "1970-01-01T00:01:55Z"
-        );
     }
 }

@@ -2,7 +2,10 @@
 
 use axum::body::Body;
 use http::{HeaderMap, StatusCode};
-use schemas::{Ending, FieldError, Kind, Object, ObjectKey, Subresource, manifest, patch as patches, time, validate};
+use schemas::{
+    Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, manifest, patch as patches, time,
+    validate,
+};
 use serde_json::Value;
 use store::{Outcome, Precondition, Revision, Store, View};
 
@@ -254,16 +257,12 @@ pub(super) async fn change_object(
 /// their node, namespaces by their controller.
 async fn finish_deletion(call: &Call<'_>, view: View) -> ApiResult<View> {
     let object = &view.object;
-    let finalized = object
-        .pointer("/metadata/finalizers")
-        .and_then(Value::as_array)
-        .is_none_or(Vec::is_empty);
     let waits_for_others = match view.key.kind.row().ending {
         Ending::ByNode => !object.str_at("/spec/nodeName").is_empty(),
         Ending::ByController => true,
         Ending::AtOnce => false,
     };
-    if !object.is_terminating() || !finalized || waits_for_others {
+    if !object.is_terminating() || deletion::is_held(object) || waits_for_others {
         return Ok(view);
     }
     let precondition = Precondition {

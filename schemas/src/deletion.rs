@@ -1,0 +1,145 @@
+//! How objects end: the grace that they get, the mark of a deletion, and what holds them. Pure.
+//!
+//! Who takes a marked object away at last is in the kind table ([`crate::KindRow::ending`]).
+
+use serde_json::Value;
+
+use crate::{Ending, Kind, Object, time};
+
+/// Kubernetes' default of `spec.terminationGracePeriodSeconds`.
+pub const DEFAULT_GRACE_SECONDS: i64 = 30;
+
+/// Tells whether a finalizer (`metadata.finalizers`) keeps an object that is being deleted.
+pub fn is_held(object: &Object) -> bool {
+    let finalizers = object.pointer("/metadata/finalizers").and_then(Value::as_array);
+    finalizers.is_some_and(|finalizers| !finalizers.is_empty())
+}
+
+/// Returns the seconds that an object gives itself to end: `spec.terminationGracePeriodSeconds` of a pod, 0 of others.
+pub fn own_grace_seconds(kind: Kind, object: &Object) -> i64 {
+    match kind.row().ending {
+        Ending::ByNode => object
+            .i64_at("/spec/terminationGracePeriodSeconds")
+            .unwrap_or(DEFAULT_GRACE_SECONDS)
+            .max(0),
+        Ending::ByController | Ending::AtOnce => 0,
+    }
+}
+
+/// Returns the seconds that an object has before it goes, when a user deletes it with the grace that was `asked` for
+/// (`DeleteOptions.gracePeriodSeconds`); None if it goes at once.
+pub fn grace_seconds(kind: Kind, object: &Object, asked: Option<i64>) -> Option<i64> {
+    match kind.row().ending {
+        Ending::ByController => Some(0),
+        Ending::ByNode => {
+            let placed = !object.str_at("/spec/nodeName").is_empty();
+            let ended = matches!(object.str_at("/status/phase"), "Succeeded" | "Failed");
+            let grace = match asked {
+                _ if !placed || ended => 0,
+                Some(seconds) => seconds.max(0),
+                // 0 would be a deletion by force, which has to be asked for.
+                None => own_grace_seconds(kind, object).max(1),
+            };
+            (is_held(object) || grace > 0).then_some(grace)
+        }
+        Ending::AtOnce => is_held(object).then_some(0),
+    }
+}
+
+/// Marks an object as being deleted. The mark is made once; a later deletion can only shorten the grace.
+pub fn marked(object: &Object, grace_seconds: i64, now_unix_seconds: i64) -> Object {
+    let mut object = object.clone();
+    let shorter = match object.i64_at("/metadata/deletionGracePeriodSeconds") {
+        Some(before) if object.is_terminating() => grace_seconds < before,
+        _ => !object.is_terminating(),
+    };
+    if shorter {
+        let end = time::to_rfc3339(now_unix_seconds.saturating_add(grace_seconds));
+        object.set(&["metadata", "deletionTimestamp"], end);
+        object.set(&["metadata", "deletionGracePeriodSeconds"], grace_seconds);
+    }
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::ObjectKey;
+
+    fn object(kind: Kind, spec: Value) -> Object {
+        let mut object = Object::new(&ObjectKey::new(kind, "default", "web"));
+        object.set(&["spec"], spec);
+        object
+    }
+
+    #[test]
+    fn pods_get_a_grace_only_where_they_run() {
+        let check = |spec: Value, asked: Option<i64>, expected: Option<i64>| {
+            let pod = object(Kind::Pod, spec.clone());
+            assert_eq!(
+                grace_seconds(Kind::Pod, &pod, asked),
+                expected,
+                "{spec} {asked:?}"
+            );
+        };
+        check(json!({}), None, None);
+        check(json!({"nodeName": "n1"}), None, Some(30));
+        check(
+            json!({"nodeName": "n1", "terminationGracePeriodSeconds": 5}),
+            None,
+            Some(5),
+        );
+        check(
+            json!({"nodeName": "n1", "terminationGracePeriodSeconds": 0}),
+            None,
+            Some(1),
+        );
+        check(json!({"nodeName": "n1"}), Some(2), Some(2));
+        check(json!({"nodeName": "n1"}), Some(0), None);
+    }
+
+    #[test]
+    fn finalizers_hold_what_would_go_at_once() {
+        for kind in [Kind::Pod, Kind::Service, Kind::ReplicaSet] {
+            let mut held = object(kind, json!({}));
+            assert_eq!((is_held(&held), grace_seconds(kind, &held, None)), (false, None));
+            held.set(&["metadata", "finalizers"], json!(["example.com/hold"]));
+            assert_eq!(
+                (is_held(&held), grace_seconds(kind, &held, None)),
+                (true, Some(0))
+            );
+        }
+        assert_eq!(
+            grace_seconds(Kind::Namespace, &object(Kind::Namespace, json!({})), None),
+            Some(0)
+        );
+    }
+
+    #[test]
+    fn only_pods_give_themselves_time() {
+        for (kind, expected) in [(Kind::Pod, 30), (Kind::ReplicaSet, 0), (Kind::Namespace, 0)] {
+            assert_eq!(
+                own_grace_seconds(kind, &object(kind, json!({}))),
+                expected,
+                "{kind}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_second_deletion_only_shortens_the_grace() {
+        let first = marked(&object(Kind::Pod, json!({})), 30, 100);
+        assert_eq!(
+            first.str_at("/metadata/deletionTimestamp"),
+            "1970-01-01T00:02:10Z"
+        );
+        assert_eq!(marked(&first, 60, 110), first);
+        let shorter = marked(&first, 5, 110);
+        assert_eq!(
+            shorter.str_at("/metadata/deletionTimestamp"),
+            "1970-01-01T00:01:55Z"
+        );
+    }
+}
