@@ -13,6 +13,7 @@ mod defaults;
 pub mod deletion;
 mod field_error;
 pub mod fields;
+mod hex;
 pub mod int_or_string;
 mod json;
 mod kind;
@@ -34,5 +35,6 @@ mod yaml;
 mod yaml_write;
 
 pub use field_error::{FieldError, Reason};
+pub use hex::hex;
 pub use kind::{Ending, KINDS, Kind, KindRow, Scope, Subresource};
 pub use object::{Object, ObjectKey, OwnerReference, ParseKeyError};

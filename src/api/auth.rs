@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::{HeaderMap, header};
-use schemas::{Kind, Object, ObjectKey, time};
+use schemas::{Kind, Object, ObjectKey, hex, time};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use store::Store;
@@ -79,10 +79,6 @@ pub(crate) fn token_id(secret: &str) -> Option<&str> {
 
 fn hash(secret: &str) -> String {
     hex(&Sha256::digest(secret.as_bytes()))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Makes a token for a user: the object to store, and the secret, which exists nowhere else.

@@ -7,13 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reconcilers::ports::{Clock, EventKind, EventRecord, EventSink, Moment};
-use schemas::{Kind, Object, ObjectKey, time};
+use schemas::{Kind, Object, ObjectKey, hex, time};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use store::{NodeId, Store};
 use tokio_util::sync::CancellationToken;
 
-use super::auth::hex;
 use super::status::{ApiError, ApiResult};
 
 /// How long an event is shown after it happened last, as in Kubernetes.

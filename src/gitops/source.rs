@@ -13,6 +13,7 @@ use gix::object::tree::EntryKind;
 use gix::progress::Discard;
 use gix::remote::Direction;
 use gix::remote::fetch::{Shallow, Tags};
+use schemas::hex;
 use sha2::{Digest, Sha256};
 
 /// A fetch that takes longer has failed; a shallow one of manifests takes seconds.
@@ -474,8 +475,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

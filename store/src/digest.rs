@@ -1,6 +1,6 @@
 //! Digests of what a store holds, in buckets, so that two stores find their differences without telling all. Pure.
 
-use schemas::ObjectKey;
+use schemas::{ObjectKey, hex};
 use sha2::{Digest, Sha256};
 
 use crate::incarnation::Incarnation;
@@ -59,10 +59,7 @@ impl Digests {
         let mut hasher = Sha256::new();
         hasher.update(round.to_be_bytes());
         self.buckets.iter().for_each(|bucket| hasher.update(bucket));
-        hasher.finalize()[..16]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hex(&hasher.finalize()[..16])
     }
 }
 

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use schemas::ObjectKey;
+use schemas::{ObjectKey, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -69,7 +69,7 @@ impl Uids {
         bytes[6..].copy_from_slice(&self.hash("uid", &key, incarnation)[..10]);
         bytes[6] = bytes[6] & 0x0f | 0x80;
         bytes[8] = bytes[8] & 0x3f | 0x80;
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex(&bytes);
         format!(
             "{}-{}-{}-{}-{}",
             &hex[..8],

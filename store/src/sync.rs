@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use automerge::ChangeHash;
-use schemas::ObjectKey;
+use schemas::{ObjectKey, hex};
 use sha2::{Digest, Sha256};
 
 use crate::digest::{BUCKETS, BucketDigest, bucket_of};
@@ -572,9 +572,7 @@ impl Shared {
 const LAST_APPLIED: &str = "kubectl.kubernetes.io~1last-applied-configuration";
 
 fn redacted(value: &str) -> String {
-    let digest = Sha256::digest(value);
-    let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("<redacted, sha256:{hex}>")
+    format!("<redacted, sha256:{}>", hex(&Sha256::digest(value)[..8]))
 }
 
 async fn finished(done: Done) -> Result<(), CommitError> {

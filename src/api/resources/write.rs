@@ -3,15 +3,14 @@
 use axum::body::Body;
 use http::{HeaderMap, StatusCode};
 use schemas::{
-    Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, manifest, patch as patches, time,
-    validate,
+    Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, hex, manifest, patch as patches,
+    time, validate,
 };
 use serde_json::Value;
 use store::{Outcome, Precondition, Revision, Store, View};
 
 use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
 use super::{Call, object_answer, shown};
-use crate::api::auth::hex;
 use crate::api::content::{self, MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
 use crate::api::events::{self, uuid};
 use crate::api::status::{ApiError, ApiResult, Cause};
