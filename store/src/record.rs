@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use automerge::{ActorId, ChangeHash};
-use schemas::{Object, ObjectKey};
+use schemas::{Object, ObjectKey, time};
 use serde::{Deserialize, Serialize};
 
 use crate::document::{BadBytes, Birth, Contents, Document};
@@ -140,7 +140,7 @@ pub(crate) fn show(key: &ObjectKey, uid: String, record: &Record, tree: Object) 
     let mut metadata = object.0.remove("metadata").unwrap_or_default();
     if let Some(fields) = metadata.as_object_mut() {
         fields.insert("uid".to_owned(), uid.into());
-        let created = rfc3339(record.created_unix_seconds);
+        let created = time::to_rfc3339(record.created_unix_seconds);
         fields.insert("creationTimestamp".to_owned(), created.into());
         fields.insert("generation".to_owned(), record.generation.into());
     }
@@ -160,46 +160,4 @@ pub(crate) fn show(key: &ObjectKey, uid: String, record: &Record, tree: Object) 
         }
     }
     object
-}
-
-/// Writes a time as Kubernetes does (`2024-05-01T10:00:00Z`), from 0000 to 9999.
-fn rfc3339(unix_seconds: i64) -> String {
-    const YEAR_0: i64 = -62_167_219_200;
-    const YEAR_9999: i64 = 253_402_300_799;
-    let seconds = unix_seconds.clamp(YEAR_0, YEAR_9999);
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Days to date in the proleptic Gregorian calendar, with years that begin in March (H. Hinnant).
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_as_kubernetes_does() {
-        for (seconds, expected) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_714_557_661, "2024-05-01T10:01:01Z"),
-            (-1, "1969-12-31T23:59:59Z"),
-            (i64::MIN, "0000-01-01T00:00:00Z"),
-            (i64::MAX, "9999-12-31T23:59:59Z"),
-        ] {
-            assert_eq!(rfc3339(seconds), expected);
-        }
-    }
 }
