@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use schemas::names;
 use tracing::level_filters::LevelFilter;
 
+use crate::api::PlainHttp;
 use crate::gossip::JoinToken;
 
 /// Default of `--ingress-tls-port`.
@@ -34,17 +35,6 @@ pub struct Cli {
 pub enum Command {
     /// Take this node out of its cluster for good: its pods move to other nodes, its data directory is set aside
     Leave,
-}
-
-/// Who may use plain HTTP on the API's port.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum PlainHttp {
-    /// Clients on this machine
-    Loopback,
-    /// Everybody
-    All,
-    /// Nobody
-    Off,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

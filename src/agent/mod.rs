@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{error, info, warn};
 
-use crate::api::{self, ApiState, Build, Events, PlainHttp};
+use crate::api::{self, ApiState, Build, Events};
 use crate::config::{self, Config};
 use crate::dns::{Dns, DnsConfig};
 use crate::gossip;
@@ -262,18 +262,13 @@ impl Agent {
 
         credentials_for_people::write(&config, &credentials, &store, clock.unix_seconds()).await?;
         let serving = CancellationToken::new();
-        let plain = match flags.plain_http {
-            config::PlainHttp::Loopback => PlainHttp::Loopback,
-            config::PlainHttp::All => PlainHttp::All,
-            config::PlainHttp::Off => PlainHttp::Off,
-        };
         starting.abort();
         let listener = TcpListener::from_std(listener)?;
         let api = tokio::spawn(api::serve(
             listener,
             router,
             credentials.api_tls()?,
-            plain,
+            flags.plain_http,
             serving.clone(),
         ));
         tasks.spawn(follow_gateway(

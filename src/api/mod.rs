@@ -28,6 +28,6 @@ pub use events::Events;
 pub use manifests::{AppliedObject, ApplyOptions, ManifestError, Refusal, apply_all};
 pub use namespaces::ensure_namespaces;
 pub use resources::delete_if;
-pub use serve::{ClientAddress, PlainHttp, Stopping, serve};
+pub use serve::{PlainHttp, Stopping, serve};
 pub use state::{ApiState, Build, router};
 pub use status::{ApiError, ApiResult, Cause, Details};

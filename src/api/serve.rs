@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse;
+use clap::ValueEnum;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -50,32 +50,16 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 /// Pause after `accept` failed (out of file descriptors), lest it spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who may talk plain HTTP on the API's port.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// Who may use plain HTTP on the API's port (`--plain-http`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum PlainHttp {
-    /// Clients on this machine (from a loopback address).
-    #[default]
+    /// Clients on this machine
     Loopback,
+    /// Everybody
     All,
+    /// Nobody
     Off,
 }
-
-impl FromStr for PlainHttp {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "loopback" => Ok(Self::Loopback),
-            "all" => Ok(Self::All),
-            "off" => Ok(Self::Off),
-            _ => Err(format!("`{text}` is none of loopback, all, off")),
-        }
-    }
-}
-
-/// The client's address, as a request extension.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientAddress(pub SocketAddr);
 
 /// Fires when the server stops, as a request extension: streams without an end (watches, logs) end then.
 #[derive(Clone, Debug)]
@@ -238,7 +222,6 @@ impl Connection {
                     return Ok::<_, Infallible>(plain_http_refused().into_response());
                 }
                 let mut request = request.map(Body::new);
-                request.extensions_mut().insert(ClientAddress(peer));
                 request.extensions_mut().insert(stopping);
                 router.oneshot(request).await
             }
@@ -289,14 +272,6 @@ fn plain_http_refused() -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn plain_http_reads_its_three_words() {
-        assert_eq!("loopback".parse(), Ok(PlainHttp::Loopback));
-        assert_eq!("all".parse(), Ok(PlainHttp::All));
-        assert_eq!("off".parse(), Ok(PlainHttp::Off));
-        assert!("on".parse::<PlainHttp>().is_err());
-    }
 
     #[test]
     fn one_address_gets_its_share_and_no_more() {
