@@ -191,7 +191,7 @@ fn identities(kind: Kind, names: &[&str], list: &[Value]) -> Option<Vec<String>>
         ListRule::Atomic => return None,
         ListRule::Set => list
             .iter()
-            .map(|element| Some(path::set_element(element.as_str()?, 1)))
+            .map(|element| Some(path::set_element(element.as_str()?)))
             .collect::<Option<_>>()?,
         ListRule::Keyed { keys } => list
             .iter()
@@ -206,7 +206,7 @@ fn identities(kind: Kind, names: &[&str], list: &[Value]) -> Option<Vec<String>>
                         None => key.default.map(Cow::Borrowed),
                     })
                     .collect::<Option<_>>()?;
-                Some(path::keyed(values.into_iter(), 1))
+                Some(path::keyed(values.into_iter()))
             })
             .collect::<Option<_>>()?,
     };
@@ -217,11 +217,7 @@ fn identities(kind: Kind, names: &[&str], list: &[Value]) -> Option<Vec<String>>
     let identities = plain.iter().map(|identity| {
         let count = seen.entry(identity).or_insert(0);
         *count += 1;
-        if *count > 1 {
-            format!("{identity}#{count}")
-        } else {
-            identity.clone()
-        }
+        path::duplicate(identity, *count)
     });
     Some(identities.collect())
 }

@@ -8,7 +8,7 @@
 //! * `<"x">`, an element of a set, numbered likewise;
 //! * `{union}`, `{element}` and, at the root, `{immutable}`: several fields as one register.
 //!
-//! Leaves that are not the object's own begin with `@` (see `leaves.rs`).
+//! Leaves that are not the object's own begin with `@` (see `document.rs` and `owners.rs`).
 
 use std::borrow::Cow;
 
@@ -68,27 +68,28 @@ pub(crate) fn field(key: &str) -> Cow<'_, str> {
 }
 
 /// Writes the identity of a keyed element from the values of its merge keys.
-pub(crate) fn keyed<'a>(values: impl Iterator<Item = Cow<'a, str>>, duplicate: usize) -> String {
+pub(crate) fn keyed<'a>(values: impl Iterator<Item = Cow<'a, str>>) -> String {
     let parts: Vec<String> = values.map(|part| escape(&part).replace(',', "~3")).collect();
-    with_duplicate(format!("[{}]", parts.join(",")), duplicate)
+    format!("[{}]", parts.join(","))
 }
 
 /// Writes the identity of an element of a set.
-pub(crate) fn set_element(value: &str, duplicate: usize) -> String {
-    with_duplicate(format!("<{}>", escape(value)), duplicate)
+pub(crate) fn set_element(value: &str) -> String {
+    format!("<{}>", escape(value))
+}
+
+/// Writes the identity of the element of a list that is the `count`th of its identity, from 1.
+pub(crate) fn duplicate(identity: &str, count: usize) -> String {
+    if count > 1 {
+        format!("{identity}#{count}")
+    } else {
+        identity.to_owned()
+    }
 }
 
 /// Writes the token of an element's number.
 pub(crate) fn numbered(identity: &str, number: u32) -> String {
     format!("{identity}@{number}")
-}
-
-fn with_duplicate(token: String, duplicate: usize) -> String {
-    if duplicate > 1 {
-        format!("{token}#{duplicate}")
-    } else {
-        token
-    }
 }
 
 fn escape(text: &str) -> String {
@@ -240,8 +241,9 @@ mod tests {
             vec!["/~"],
             vec![""],
         ] {
-            for (duplicate, number) in [(1, None), (2, None), (1, Some(1)), (3, Some(12))] {
-                let identity = keyed(values.iter().map(|value| Cow::Borrowed(*value)), duplicate);
+            for (count, number) in [(1, None), (2, None), (1, Some(1)), (3, Some(12))] {
+                let identity = keyed(values.iter().map(|value| Cow::Borrowed(*value)));
+                let identity = duplicate(&identity, count);
                 let token = number.map_or(identity.clone(), |number| numbered(&identity, number));
                 assert!(!token.contains('/'));
                 let Some(Token::Element(element)) = parse(&token) else {
