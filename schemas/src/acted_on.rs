@@ -54,6 +54,7 @@ const POD_SPEC: &[&str] = &[
     "nodeSelector",
     "nodeName",
     "hostname",
+    "subdomain",
     "hostNetwork",
     "hostAliases",
     "terminationGracePeriodSeconds",

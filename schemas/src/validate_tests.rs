@@ -404,6 +404,8 @@ fn fields_without_effect_are_named() {
         json!({"nodeAffinity": {"x": 1}}),
     );
     object.set(&["spec", "template", "spec", "hostPID"], json!(false));
+    object.set(&["spec", "template", "spec", "hostname"], "web");
+    object.set(&["spec", "template", "spec", "subdomain"], "web");
     object.set(&["spec", "replicaz"], 3);
     object.set(
         &["spec", "template", "spec", "volumes"],
