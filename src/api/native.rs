@@ -103,37 +103,62 @@ struct ServiceEndpoint {
 fn service_endpoints(state: &ApiState, namespace: &str, name: &str) -> ApiResult<Vec<ServiceEndpoint>> {
     get_object(state, &ObjectKey::new(Kind::Service, namespace, name))?;
     let slices = state.store.list(Kind::EndpointSlice, Some(namespace)).items;
-    let own = slices
+    let mut own = slices
         .iter()
-        .filter(|view| view.object.label(SERVICE_LABEL) == Some(name));
-    Ok(own.flat_map(|view| endpoints_of(&view.object)).collect())
+        .filter(|view| view.object.label(SERVICE_LABEL) == Some(name))
+        .peekable();
+    if own.peek().is_some() {
+        return Ok(own.flat_map(|view| of_slice(&view.object)).collect());
+    }
+    // A service without a selector has what someone wrote by hand.
+    let by_hand = state.store.get(&ObjectKey::new(Kind::Endpoints, namespace, name));
+    Ok(by_hand.map_or_else(Vec::new, |view| of_endpoints(&view.object)))
 }
 
-fn endpoints_of(slice: &Object) -> Vec<ServiceEndpoint> {
-    let list = |pointer: &str| {
-        slice
-            .pointer(pointer)
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default()
-    };
-    let (ports, mut found) = (list("/ports"), Vec::new());
-    for endpoint in list("/endpoints") {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        for address in endpoint["addresses"].as_array().into_iter().flatten() {
-            for port in &ports {
-                found.push(ServiceEndpoint {
-                    node_name: text(&endpoint["nodeName"]),
-                    address: text(address),
-                    port: port["port"].as_i64().unwrap_or_default(),
-                    // Absent means ready (discovery.k8s.io/v1, EndpointConditions).
-                    healthy: endpoint["conditions"]["ready"].as_bool().unwrap_or(true),
-                    pod_name: text(&endpoint["targetRef"]["name"]),
-                });
+fn of_slice(slice: &Object) -> Vec<ServiceEndpoint> {
+    let (ports, endpoints) = (list(slice.pointer("/ports")), list(slice.pointer("/endpoints")));
+    let mut found = Vec::new();
+    for endpoint in endpoints {
+        // Absent means ready (discovery.k8s.io/v1, EndpointConditions).
+        let healthy = endpoint["conditions"]["ready"].as_bool().unwrap_or(true);
+        for address in list(endpoint.get("addresses")) {
+            found.extend(
+                ports
+                    .iter()
+                    .map(|port| service_endpoint(endpoint, address, port, healthy)),
+            );
+        }
+    }
+    found
+}
+
+fn of_endpoints(endpoints: &Object) -> Vec<ServiceEndpoint> {
+    let mut found = Vec::new();
+    for subset in list(endpoints.pointer("/subsets")) {
+        let ports = list(subset.get("ports"));
+        for (addresses, healthy) in [("addresses", true), ("notReadyAddresses", false)] {
+            for entry in list(subset.get(addresses)) {
+                let of_port = |port| service_endpoint(entry, &entry["ip"], port, healthy);
+                found.extend(ports.iter().map(of_port));
             }
         }
     }
     found
+}
+
+fn list(value: Option<&Value>) -> &[Value] {
+    value.and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+fn service_endpoint(entry: &Value, address: &Value, port: &Value, healthy: bool) -> ServiceEndpoint {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    ServiceEndpoint {
+        node_name: text(&entry["nodeName"]),
+        address: text(address),
+        port: port["port"].as_i64().unwrap_or_default(),
+        healthy,
+        pod_name: text(&entry["targetRef"]["name"]),
+    }
 }
 
 // ---------------------------------------------------------------- DNS whitelist

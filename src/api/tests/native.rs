@@ -226,6 +226,43 @@ async fn endpoints_of_a_service_are_listed() {
 }
 
 #[tokio::test]
+async fn endpoints_that_someone_wrote_by_hand_are_listed() {
+    let api = Api::open().await;
+    let manifest = "
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {ports: [{port: 5432}]}
+---
+apiVersion: v1
+kind: Endpoints
+metadata: {name: db}
+subsets:
+- addresses: [{ip: 192.0.2.1}]
+  notReadyAddresses: [{ip: 192.0.2.2}]
+  ports: [{port: 5432}]
+";
+    apply(&api, manifest).await.expect(200);
+    let path = "/api/v1/services/default/db";
+    let found = api.get(&format!("{path}/endpoints")).await.expect(200).json();
+    let healthy: Vec<(&Value, &Value)> = found
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| (&entry["address"], &entry["healthy"]))
+        .collect();
+    assert_eq!(
+        healthy,
+        [
+            (&"192.0.2.1".into(), &true.into()),
+            (&"192.0.2.2".into(), &false.into())
+        ]
+    );
+    let found = api.get(&format!("{path}/addresses")).await.expect(200).json();
+    assert_eq!(found, json!({"addresses": ["192.0.2.1:5432"]}));
+}
+
+#[tokio::test]
 async fn the_whitelist_is_set_and_changed() {
     let api = Api::open().await;
     let path = "/api/v1/dns/whitelist";
