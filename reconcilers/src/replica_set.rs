@@ -5,6 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
@@ -15,6 +16,14 @@ use crate::placement::Placement;
 use crate::pod_state::{ATTEMPT_ANNOTATION, Host, MEMBER_ANNOTATION, Now, Phase, PodState, SLOT_ANNOTATION};
 use schemas::time::from_rfc3339;
 
+/// Pods that one plan makes of one ReplicaSet: Kubernetes' `BurstReplicas`. `spec.replicas` goes up to 2^31 - 1, and a plan
+/// holds each pod in memory.
+const CREATES_PER_PLAN: usize = 500;
+/// Pods without a node beyond which no more are made: they show that there is no room, and each is tried again at every
+/// change of a node. As many as one plan makes, more than four nodes can take.
+const UNPLACED_MAX: usize = 500;
+/// When to go on after [`CREATES_PER_PLAN`], should the pods just made not wake the next plan first.
+const CREATES_PAUSE: Duration = Duration::from_secs(1);
 /// Kubernetes' wish of a user which pods to remove first (the lowest).
 const DELETION_COST_ANNOTATION: &str = "controller.kubernetes.io/pod-deletion-cost";
 
@@ -125,6 +134,7 @@ pub fn plan(
         carried,
         placement,
     };
+    let unplaced_before = plan.unplaced.len();
     for slot in slots.values().filter(|slot| slot.kept.host == Host::None) {
         place(slot.kept, &mut chooser, plan);
     }
@@ -135,14 +145,21 @@ pub fn plan(
             Slot::Loose(_) => None,
         })
         .collect();
-    let mut free = (0..u32::MAX).filter({
+    let free = (0..u32::MAX).filter({
         let taken = numbers.clone();
         move |number| !taken.contains(number)
     });
-    for _ in slots.len()..wanted {
-        let Some(number) = free.next() else { break };
+    let missing = wanted.saturating_sub(slots.len());
+    for number in free.take(missing.min(CREATES_PER_PLAN)) {
+        // A node that takes one of them wakes the next plan.
+        if plan.unplaced.len() - unplaced_before >= UNPLACED_MAX {
+            break;
+        }
         numbers.insert(number);
         create(set, number, &mut chooser, plan);
+    }
+    if missing > CREATES_PER_PLAN && plan.unplaced.len() - unplaced_before < UNPLACED_MAX {
+        plan.look_again(CREATES_PAUSE);
     }
     for pod in set.pods.iter().filter(|pod| !pod.is_active()) {
         let slot_is_kept = pod.slot().is_some_and(|number| numbers.contains(&number));

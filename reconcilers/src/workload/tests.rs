@@ -466,6 +466,31 @@ fn a_pod_that_fits_nowhere_waits_and_says_why() {
 }
 
 #[test]
+fn pods_are_made_some_at_a_time_and_none_while_hundreds_wait() {
+    let creates = |plan: &Plan| {
+        let actions = plan.actions.iter();
+        actions
+            .filter(|action| matches!(action, Action::Create(pod) if pod.kind() == Some(Kind::Pod)))
+            .count()
+    };
+    // Kubernetes' largest, and a room of 4 * 110 pods.
+    let mut world = World::new(spec(i32::MAX.unsigned_abs()));
+    world.act(world.plan());
+    for (made, again) in [(500, true), (440, false), (0, false)] {
+        let plan = world.plan();
+        assert_eq!((creates(&plan), plan.again.is_some()), (made, again));
+        world.act(plan);
+    }
+    assert_eq!(world.plan().unplaced.len(), 500);
+    world.nodes.push(node("e"));
+    for made in [110, 0] {
+        let plan = world.plan();
+        assert_eq!(creates(&plan), made);
+        world.act(plan);
+    }
+}
+
+#[test]
 fn two_owners_that_see_the_same_make_the_same() {
     let mut world = World::new(spec(5));
     world.act(world.plan());
