@@ -25,7 +25,7 @@ pub enum Action {
         /// For [`crate::pod_state::MEMBER_ANNOTATION`].
         member: String,
     },
-    /// Begins the graceful deletion of a pod; its node takes the last step.
+    /// Marks an object as being deleted. A pod's node takes the last step, elsewhere who takes its last finalizer does.
     Delete { key: ObjectKey, uid: String },
     /// Removes an object for good.
     Remove { key: ObjectKey, uid: String },

@@ -4,6 +4,8 @@
 //! The queue is in `controller::queue`.
 
 mod act;
+#[cfg(test)]
+mod fixture;
 mod garbage;
 mod network;
 mod node_objects;

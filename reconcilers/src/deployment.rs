@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::action::{Action, Plan};
 use crate::derived::template_hash;
+use crate::garbage::end;
 use crate::pod_state::{Host, Now, PodState};
 use crate::replica_set::{controller_reference, counts, min_ready_seconds};
 use crate::rollout::{Rollout, Scaled, Strategy};
@@ -282,10 +283,6 @@ fn forget_history(deployment: &Object, sets: &mut Vec<ReplicaSetState>, old_coun
         .map(|set| set.object.clone())
         .collect();
     sets.retain(|set| !forgotten.iter().any(|object| Arc::ptr_eq(object, &set.object)));
-    plan.actions.extend(forgotten.iter().filter_map(|object| {
-        Some(Action::Remove {
-            key: object.key()?,
-            uid: object.uid().to_owned(),
-        })
-    }));
+    plan.actions
+        .extend(forgotten.iter().filter_map(|object| end(object)));
 }

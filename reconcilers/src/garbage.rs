@@ -18,11 +18,17 @@ pub fn collect(object: &Object, removed: impl Fn(&ObjectKey, &str) -> bool) -> O
     is_garbage.then(|| end(object)).flatten()
 }
 
-/// Returns what ends an object: a pod on a node gracefully, everything else at once. None: it is ending already.
+/// Tells whether somebody has to finish something before an object may go: `metadata.finalizers`.
+pub(crate) fn is_held(object: &Object) -> bool {
+    object.pointer("/metadata/finalizers/0").is_some()
+}
+
+/// Returns what ends an object: a pod on a node gracefully, what has finalizers with the last of them, everything else at
+/// once. None: it is ending already.
 pub fn end(object: &Object) -> Option<Action> {
     let (key, uid) = (object.key()?, object.uid().to_owned());
     let is_placed_pod = key.kind == Kind::Pod && !object.str_at("/spec/nodeName").is_empty();
-    match (is_placed_pod, object.is_terminating()) {
+    match (is_placed_pod || is_held(object), object.is_terminating()) {
         (true, true) => None,
         (true, false) => Some(Action::Delete { key, uid }),
         (false, _) => Some(Action::Remove { key, uid }),
@@ -60,6 +66,38 @@ mod tests {
                 _ => "remove",
             });
             assert_eq!(action, goes, "{owners}");
+        }
+    }
+
+    #[test]
+    fn finalizers_hold_what_goes() {
+        for (kind, node, finalizers, terminating, expected) in [
+            (Kind::ReplicaSet, "", json!([]), false, Some("remove")),
+            (
+                Kind::ReplicaSet,
+                "",
+                json!(["example.com/hold"]),
+                false,
+                Some("delete"),
+            ),
+            (Kind::ReplicaSet, "", json!(["example.com/hold"]), true, None),
+            (Kind::ReplicaSet, "", json!([]), true, Some("remove")),
+            (Kind::Pod, "", json!(["example.com/hold"]), true, None),
+            (Kind::Pod, "a", json!([]), true, None),
+        ] {
+            let mut object = Object::new(&ObjectKey::new(kind, "default", "web"));
+            object.set(&["metadata", "finalizers"], finalizers.clone());
+            if !node.is_empty() {
+                object.set(&["spec", "nodeName"], node);
+            }
+            if terminating {
+                object.set(&["metadata", "deletionTimestamp"], "2026-01-01T00:00:00Z");
+            }
+            let action = end(&object).map(|action| match action {
+                Action::Delete { .. } => "delete",
+                _ => "remove",
+            });
+            assert_eq!(action, expected, "{kind} {node} {finalizers} {terminating}");
         }
     }
 }

@@ -7,6 +7,7 @@ use schemas::{Object, ObjectKey};
 use serde_json::Value;
 
 use crate::action::Action;
+use crate::garbage::is_held;
 use crate::nodes::Nodes;
 use crate::ports::{Liveness, Moment};
 use schemas::time::from_rfc3339;
@@ -192,13 +193,18 @@ impl PodState {
         Some(Duration::from_secs(rest.unsigned_abs()))
     }
 
-    /// Plans the next step towards the end of this pod, if it is ours: a live node ends it itself.
+    /// Plans the next step towards the end of this pod, if it is ours: a live node ends it itself, and its finalizers hold
+    /// it wherever it is.
     pub fn end(&self) -> Option<Action> {
         let (key, uid) = (self.key(), self.object.uid().to_owned());
-        match self.host {
-            Host::None | Host::Lost | Host::Removed => Some(Action::Remove { key, uid }),
-            Host::Live | Host::Away(_) if self.object.is_terminating() => None,
-            Host::Live | Host::Away(_) => Some(Action::Delete { key, uid }),
+        let goes_at_once = match self.host {
+            Host::None | Host::Lost | Host::Removed => !is_held(&self.object),
+            Host::Live | Host::Away(_) => false,
+        };
+        match (goes_at_once, self.object.is_terminating()) {
+            (true, _) => Some(Action::Remove { key, uid }),
+            (false, true) => None,
+            (false, false) => Some(Action::Delete { key, uid }),
         }
     }
 }
@@ -253,6 +259,33 @@ mod tests {
             let removed = |member: &str| member == "removed/uid";
             let state = PodState::read(Arc::new(pod), &all, removed, Graces::default(), seconds(at));
             assert_eq!(state.host, expected, "{name} at {at} s");
+        }
+    }
+
+    #[test]
+    fn finalizers_hold_a_pod_without_a_node_too() {
+        let all = nodes([node("live")]);
+        for (name, is_held, terminating, expected) in [
+            ("", false, false, Some("remove")),
+            ("", true, false, Some("delete")),
+            ("", true, true, None),
+            ("live", false, false, Some("delete")),
+            ("live", false, true, None),
+        ] {
+            let mut pod = Object::new(&ObjectKey::new(Kind::Pod, "default", "web"));
+            pod.set(&["spec", "nodeName"], name);
+            if is_held {
+                pod.set(&["metadata", "finalizers"], json!(["example.com/hold"]));
+            }
+            if terminating {
+                pod.set(&["metadata", "deletionTimestamp"], "2026-01-01T00:00:00Z");
+            }
+            let state = PodState::read(Arc::new(pod), &all, |_| false, Graces::default(), seconds(1));
+            let action = state.end().map(|action| match action {
+                Action::Delete { .. } => "delete",
+                _ => "remove",
+            });
+            assert_eq!(action, expected, "{name} {is_held} {terminating}");
         }
     }
 

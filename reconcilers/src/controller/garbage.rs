@@ -84,8 +84,7 @@ impl Garbage {
         };
         let left = self.stored_in(name);
         if left.is_empty() {
-            let uid = namespace.uid().to_owned();
-            return vec![(key.clone(), Action::Remove { key, uid })];
+            return end(&namespace).map(|action| (key, action)).into_iter().collect();
         }
         left.iter()
             .filter_map(|object| Some((key.clone(), end(object)?)))
@@ -166,5 +165,49 @@ impl Reconciler for Garbage {
         let (actions, next) = self.mine(found);
         act_all(&self.context, Component::Garbage, actions).await?;
         Ok(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::time::to_rfc3339;
+    use serde_json::json;
+
+    use super::super::fixture::{Fixture, author};
+    use super::*;
+
+    #[tokio::test]
+    async fn finalizers_hold_a_namespace_and_what_is_in_it() {
+        let fixture = Fixture::new();
+        let namespace = ObjectKey::cluster(Kind::Namespace, "shop");
+        let service = ObjectKey::new(Kind::Service, "shop", "web");
+        for key in [&namespace, &service] {
+            let mut object = Object::new(key);
+            object.set(&["metadata", "finalizers"], json!(["example.com/hold"]));
+            if key.kind == Kind::Namespace {
+                object.set(&["metadata", "deletionTimestamp"], to_rfc3339(0));
+            }
+            fixture.store.create(object, author()).await.unwrap();
+        }
+        let garbage = Garbage::new(fixture.context.clone());
+        let object = |key: &ObjectKey| fixture.context.object(key);
+        let key = GarbageKey::Namespace("shop".to_owned());
+        for _ in 0..2 {
+            garbage.reconcile(&key).await.unwrap();
+            let held = object(&service).expect("its finalizer holds it");
+            assert_eq!(
+                held.i64_at("/metadata/deletionGracePeriodSeconds"),
+                Some(0),
+                "only a pod has a grace"
+            );
+        }
+        fixture.remove(&service).await;
+        garbage.reconcile(&key).await.unwrap();
+        assert!(object(&namespace).is_some(), "it has a finalizer of its own");
+        fixture
+            .edit(&namespace, &["metadata", "finalizers"], json!([]))
+            .await;
+        garbage.reconcile(&key).await.unwrap();
+        assert_eq!(object(&namespace), None);
     }
 }

@@ -20,6 +20,7 @@ use super::runner::{Job, PodDocuments, PodPorts, PodRunner, Step};
 use super::spec::{DesiredPod, GRACE_SECONDS_DEFAULT, NodeSettings};
 use super::volumes;
 use crate::controller::{Context, Next, ReconcileError, Reconciler, Trigger};
+use crate::garbage::is_held;
 use crate::ports::{Announcer, Clock, ContainerRuntime, PodNetwork, PortError};
 use crate::redirects::redirects;
 
@@ -276,7 +277,7 @@ impl PodReconciler {
             return Found::Ended {
                 pod: None,
                 grace: last_grace,
-                remove_object: has_no_finalizers(&view.object),
+                remove_object: !is_held(&view.object),
             };
         };
         if !terminating {
@@ -284,7 +285,7 @@ impl PodReconciler {
         }
         Found::Ended {
             grace: grace(&pod),
-            remove_object: has_no_finalizers(&pod.object),
+            remove_object: !is_held(&pod.object),
             pod: Some(pod),
         }
     }
@@ -341,13 +342,6 @@ impl PodReconciler {
 
 fn default_grace() -> Duration {
     Duration::from_secs(GRACE_SECONDS_DEFAULT.into())
-}
-
-fn has_no_finalizers(pod: &Object) -> bool {
-    let finalizers = pod
-        .pointer("/metadata/finalizers")
-        .and_then(|list| list.as_array());
-    finalizers.is_none_or(Vec::is_empty)
 }
 
 /// Tells whether a change of a pod's view can change its plan: everything but its own status coming back.
