@@ -55,6 +55,12 @@ impl FakeEvents {
     pub fn take(&self) -> Vec<EventRecord> {
         std::mem::take(&mut *lock(&self.events))
     }
+
+    /// Returns how many events with this reason were recorded since the last [`FakeEvents::take`].
+    pub fn count(&self, reason: &str) -> usize {
+        let events = lock(&self.events);
+        events.iter().filter(|event| event.reason == reason).count()
+    }
 }
 
 impl EventSink for FakeEvents {

@@ -84,7 +84,7 @@ impl Reconcilers<'_> {
         self.spawn(self.pod_network(), 1);
         self.spawn(NodeObjects::new(context()), 1);
         self.spawn(Statuses::new(context(), graces), WORKERS);
-        self.spawn(Workloads::new(context(), graces), WORKERS);
+        self.spawn(Workloads::new(context(), graces), Workloads::WORKERS);
         self.spawn(Garbage::new(context()), WORKERS);
         self.spawn(ServiceReconciler::new(context()), WORKERS);
         self.spawn(

@@ -16,6 +16,7 @@ pub(super) struct Fixture {
     pub(super) store: Store,
     pub(super) context: Context,
     pub(super) cluster: watch::Sender<Arc<Cluster>>,
+    pub(super) events: Arc<FakeEvents>,
 }
 
 pub(super) fn author() -> Author {
@@ -48,8 +49,9 @@ pub(super) fn cluster(max_pods: u32) -> Arc<Cluster> {
 }
 
 impl Fixture {
-    pub(super) fn new() -> Fixture {
-        let all = cluster(110);
+    /// `max_pods`: how many the one node takes.
+    pub(super) fn new(max_pods: u32) -> Fixture {
+        let all = cluster(max_pods);
         let node = all.me.clone();
         let options = OpenOptions {
             cluster_id: "cluster-1".to_owned(),
@@ -58,17 +60,19 @@ impl Fixture {
         };
         let store = Store::open_in_memory(MemoryDisk::default(), options).expect("an empty disk opens");
         let (cluster, receiver) = watch::channel(all);
+        let events = Arc::new(FakeEvents::default());
         let context = Context {
             store: store.clone(),
             cluster: receiver,
             clock: Arc::new(FakeClock::default()),
-            events: Arc::new(FakeEvents::default()),
+            events: events.clone(),
             node,
         };
         Fixture {
             store,
             context,
             cluster,
+            events,
         }
     }
 

@@ -178,7 +178,7 @@ mod tests {
 
     #[tokio::test]
     async fn finalizers_hold_a_namespace_and_what_is_in_it() {
-        let fixture = Fixture::new();
+        let fixture = Fixture::new(110);
         let namespace = ObjectKey::cluster(Kind::Namespace, "shop");
         let service = ObjectKey::new(Kind::Service, "shop", "web");
         for key in [&namespace, &service] {

@@ -30,6 +30,10 @@ pub struct Workloads {
 }
 
 impl Workloads {
+    /// Roots that are worked on at a time. A plan counts the room of the nodes as the store has it: two at once would give
+    /// the same room away twice, and nothing takes it back. One plan has many writes in flight, so that little is lost.
+    pub const WORKERS: usize = 1;
+
     pub fn new(context: Context, graces: Graces) -> Self {
         Self {
             context,
@@ -158,5 +162,57 @@ impl Reconciler for Workloads {
         self.report(root, &plan.unplaced);
         act_all(context, Component::Workloads, plan.actions).await?;
         Ok(plan.again.map_or(Next::Done, Next::After))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::fixture::{Fixture, author};
+    use super::*;
+
+    /// How long a state may take; thousands of times what it takes.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn the_last_room_of_a_node_is_given_away_once() {
+        let fixture = Fixture::new(2);
+        fixture.admit().await;
+        let keys = ["a", "b", "c", "d"].map(|name| ObjectKey::new(Kind::Pod, "default", name));
+        for key in &keys {
+            let mut pod = schemas::Object::new(key);
+            pod.set(&["spec", "containers"], json!([{"name": "c", "image": "web:1"}]));
+            fixture.store.create(pod, author()).await.unwrap();
+        }
+        let shutdown = CancellationToken::new();
+        let workloads = std::sync::Arc::new(Workloads::new(fixture.context.clone(), Graces::default()));
+        let running = tokio::spawn(super::super::run(
+            workloads,
+            fixture.context.clone(),
+            None,
+            Workloads::WORKERS,
+            shutdown.clone(),
+        ));
+        let end = tokio::time::Instant::now() + DEADLINE;
+        // Every pod is either placed or told why it waits.
+        let placed = loop {
+            let placed = keys.iter().filter(|key| {
+                let pod = fixture.context.object(key);
+                pod.is_some_and(|pod| !pod.str_at("/spec/nodeName").is_empty())
+            });
+            let (placed, waiting) = (placed.count(), fixture.events.count("FailedScheduling"));
+            if placed + waiting >= keys.len() {
+                break placed;
+            }
+            assert!(tokio::time::Instant::now() < end, "{placed} placed, {waiting} wait");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        shutdown.cancel();
+        running.await.unwrap();
+        assert_eq!(placed, 2);
     }
 }
