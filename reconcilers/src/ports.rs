@@ -279,8 +279,14 @@ pub struct LogOptions {
 pub trait ContainerRuntime: Send + Sync {
     /// Lists all containers of this cluster on this machine.
     async fn list(&self) -> Result<Vec<Container>, PortError>;
-    /// Makes the image present as the policy says. Refusals: `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
-    async fn ensure_image(&self, image: &str, policy: PullPolicy) -> Result<(), PortError>;
+    /// Makes the image present as the policy says. Calls `pulling` if it has to ask a registry, before it does.
+    /// Refusals: `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
+    async fn ensure_image(
+        &self,
+        image: &str,
+        policy: PullPolicy,
+        pulling: &(dyn Fn() + Send + Sync),
+    ) -> Result<(), PortError>;
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, PortError>;
     async fn start(&self, id: &ContainerId) -> Result<(), PortError>;
     /// SIGTERM (the image's stop signal), then SIGKILL after `grace`; returns when it has exited. Stopped already: Ok.

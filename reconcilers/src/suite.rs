@@ -56,14 +56,16 @@ async fn images(fixture: &RuntimeFixture<'_>) {
         ..
     } = fixture;
     for policy in [PullPolicy::IfNotPresent, PullPolicy::Never] {
-        let present = runtime.ensure_image(&template.image, policy).await;
+        let present = runtime
+            .ensure_image(&template.image, policy, &|| panic!("nothing is to be pulled"))
+            .await;
         assert!(present.is_ok(), "{policy:?}: {present:?}");
     }
     for (image, policy, expected) in [
         (*missing_image, PullPolicy::Never, "ErrImageNeverPull"),
         ("Not A Name", PullPolicy::IfNotPresent, "InvalidImageName"),
     ] {
-        match runtime.ensure_image(image, policy).await {
+        match runtime.ensure_image(image, policy, &|| ()).await {
             Err(PortError::Refused { reason, .. }) => assert_eq!(reason, expected, "{image}"),
             other => panic!("{image} with {policy:?} must be refused with {expected}: {other:?}"),
         }
@@ -296,7 +298,7 @@ mod tests {
     async fn fake_runtime_keeps_the_rules() {
         let runtime = FakeRuntime::new(Arc::new(FakeClock::default()));
         runtime
-            .ensure_image("example/web:1", PullPolicy::Always)
+            .ensure_image("example/web:1", PullPolicy::Always, &|| ())
             .await
             .unwrap();
         runtime.answer_exec(&["echo", "hello"], 3, "hello\n");

@@ -179,7 +179,12 @@ impl Podman {
     }
 
     /// See [`reconcilers::ports::ContainerRuntime::ensure_image`].
-    pub(super) async fn make_present(&self, image: &str, policy: PullPolicy) -> Result<(), PortError> {
+    pub(super) async fn make_present(
+        &self,
+        image: &str,
+        policy: PullPolicy,
+        pulling: &(dyn Fn() + Send + Sync),
+    ) -> Result<(), PortError> {
         let name = ImageName::parse(image)?;
         let (found, present) = self
             .resolve(&name)
@@ -204,6 +209,7 @@ impl Podman {
                 message: format!("image `{image}` is not on this node, and localhost/ is no registry"),
             });
         }
+        pulling();
         let api = self.api.clone();
         let reference = name.full.clone();
         self.pulls

@@ -434,8 +434,13 @@ impl ContainerRuntime for Podman {
         Ok(containers)
     }
 
-    async fn ensure_image(&self, image: &str, policy: PullPolicy) -> Result<(), PortError> {
-        self.make_present(image, policy).await
+    async fn ensure_image(
+        &self,
+        image: &str,
+        policy: PullPolicy,
+        pulling: &(dyn Fn() + Send + Sync),
+    ) -> Result<(), PortError> {
+        self.make_present(image, policy, pulling).await
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, PortError> {

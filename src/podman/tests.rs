@@ -500,7 +500,7 @@ fn images_are_found_pulled_or_refused() {
         let host = sandbox.host_with_engine(1);
         host.enter(async || {
             let podman = Arc::new(podman(&host));
-            let reason = async |image: &str, policy| match podman.ensure_image(image, policy).await {
+            let reason = async |image: &str, policy| match podman.ensure_image(image, policy, &|| ()).await {
                 Ok(()) => "present",
                 Err(PortError::Refused { reason, message }) => {
                     assert!(!message.is_empty());

@@ -150,7 +150,12 @@ impl ContainerRuntime for FakeRuntime {
         Ok(self.all())
     }
 
-    async fn ensure_image(&self, image: &str, policy: PullPolicy) -> Result<(), PortError> {
+    async fn ensure_image(
+        &self,
+        image: &str,
+        policy: PullPolicy,
+        pulling: &(dyn Fn() + Send + Sync),
+    ) -> Result<(), PortError> {
         let mut state = self.state();
         if image.is_empty() || image.contains(char::is_whitespace) {
             return Err(PortError::Refused {
@@ -162,15 +167,16 @@ impl ContainerRuntime for FakeRuntime {
         if present && policy != PullPolicy::Always {
             return Ok(());
         }
-        if let Some((reason, message)) = state.broken_images.get(image) {
-            let (reason, message) = (*reason, message.clone());
-            return Err(PortError::Refused { reason, message });
-        }
         if policy == PullPolicy::Never {
             return Err(PortError::Refused {
                 reason: "ErrImageNeverPull",
                 message: format!("Container image \"{image}\" is not present with pull policy of Never"),
             });
+        }
+        pulling();
+        if let Some((reason, message)) = state.broken_images.get(image) {
+            let (reason, message) = (*reason, message.clone());
+            return Err(PortError::Refused { reason, message });
         }
         state.images.insert(image.to_owned());
         Ok(())

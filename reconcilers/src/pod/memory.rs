@@ -103,7 +103,7 @@ pub struct ContainerMemory {
     pub backoff: Option<Backoff>,
     /// The exit last seen, and when it was seen first.
     pub exit: Option<(ContainerId, Moment)>,
-    /// Why its image is not there, or it could not be made or started.
+    /// Why its image is not there, or it could not be made or started. Until it starts.
     pub failure: Option<Failure>,
     /// Results for the container that runs now.
     pub probes: Option<ProbeResults>,

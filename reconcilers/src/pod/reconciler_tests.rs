@@ -241,7 +241,7 @@ async fn left_behind(node: &Node, name: &str, uid: &str) {
         ..ContainerSpec::default()
     };
     node.runtime
-        .ensure_image("web:1", PullPolicy::IfNotPresent)
+        .ensure_image("web:1", PullPolicy::IfNotPresent, &|| ())
         .await
         .unwrap();
     let id = node.runtime.create(&spec).await.unwrap();

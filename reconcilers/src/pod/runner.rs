@@ -4,6 +4,7 @@
 //! what is wanted and calls [`PodRunner::step`] until nothing is left to do.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use super::volumes;
 use crate::controller::ReconcileError;
 use crate::ports::{
     Announcer, Attachment, Clock, Container, ContainerId, ContainerRuntime, ContainerState, EventKind,
-    EventRecord, EventSink, PodNetwork, PortError, PullPolicy, labels,
+    EventRecord, EventSink, PodNetwork, PortError, labels,
 };
 
 /// Creations at a time: measured, four saturate two cores and more make Podman slower.
@@ -489,31 +490,26 @@ impl PodRunner {
         };
         let image = spec.image.as_deref().unwrap_or_default();
         let policy = pull_policy(spec);
-        if policy == PullPolicy::Always {
-            self.event(
-                job,
-                EventKind::Normal,
-                "Pulling",
-                format!("Pulling image \"{image}\""),
-            );
-        }
+        let is_pulled = AtomicBool::new(false);
+        let pulling = || {
+            is_pulled.store(true, Ordering::Relaxed);
+            let message = format!("Pulling image \"{image}\"");
+            self.event(job, EventKind::Normal, "Pulling", message);
+        };
         let one_at_a_time = self.image_lock(image);
         let pulled = interruptible(interrupted, async {
             let _turn = one_at_a_time.lock().await;
-            self.ports.runtime.ensure_image(image, policy).await
+            self.ports.runtime.ensure_image(image, policy, &pulling).await
         })
         .await;
         match pulled {
             None => Ok(Outcome::Interrupted),
             Some(Ok(())) => {
-                if let Some(memory) = lock(memory).containers.get_mut(container) {
-                    memory.failure = None;
-                }
-                let message = match policy {
-                    PullPolicy::Always => format!("Successfully pulled image \"{image}\""),
-                    PullPolicy::IfNotPresent | PullPolicy::Never => {
-                        format!("Container image \"{image}\" present on machine")
-                    }
+                // A failure stays until the container starts: what comes after the pull may fail as before.
+                let message = if is_pulled.load(Ordering::Relaxed) {
+                    format!("Successfully pulled image \"{image}\"")
+                } else {
+                    format!("Container image \"{image}\" present on machine")
                 };
                 self.event(job, EventKind::Normal, "Pulled", message);
                 Ok(Outcome::Done)

@@ -1,6 +1,5 @@
 //! Pods on the fake runtime and network: life cycles, and random histories that must converge.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt;
 use proptest::prelude::*;
@@ -256,7 +255,7 @@ async fn a_pod_runs_and_says_so() {
     assert_eq!(machine.at("/phase"), "Running");
     assert_eq!(machine.at("/podIP"), "10.244.1.2");
     assert_eq!(machine.at("/containerStatuses/0/imageID"), "sha256:web:1");
-    assert_eq!(machine.reasons(), ["Pulled", "Created", "Started"]);
+    assert_eq!(machine.reasons(), ["Pulling", "Pulled", "Created", "Started"]);
     assert!(machine.status().to_string().len() < 1024, "{}", machine.status());
 }
 
@@ -472,6 +471,54 @@ async fn images_that_cannot_be_pulled_are_tried_again() {
     machine.clock.advance(again);
     machine.settle().await;
     assert!(machine.ready());
+}
+
+#[tokio::test]
+async fn containers_that_cannot_be_made_are_tried_ever_more_rarely() {
+    let mut machine = Machine::new(web()).await;
+    let policy = crate::ports::PullPolicy::IfNotPresent;
+    machine
+        .runtime
+        .ensure_image("web:1", policy, &|| ())
+        .await
+        .unwrap();
+    let in_the_way = crate::ports::ContainerSpec {
+        name: "web_default_c_uid-0001_0".to_owned(),
+        image: "web:1".to_owned(),
+        ..Default::default()
+    };
+    let id = machine.runtime.create(&in_the_way).await.unwrap();
+    let mut tried = Vec::new();
+    for _ in 0..40 {
+        let before = machine.runtime.calls().create;
+        let step = machine.step().await;
+        if machine.runtime.calls().create > before {
+            tried.push(machine.clock.now());
+        }
+        if let Step::Idle(Some(again)) = step {
+            machine.clock.advance(again);
+        }
+    }
+    let waits: Vec<u64> = tried.windows(2).map(|pair| pair[1].since(pair[0]).as_secs()).collect();
+    assert_eq!(waits.get(..3), Some(&[10, 20, 40][..]), "{waits:?}");
+    machine.runtime.lose(&id);
+    while let Some(again) = machine.settle().await {
+        machine.clock.advance(again);
+    }
+    assert!(machine.ready());
+}
+
+#[tokio::test]
+async fn an_image_that_is_there_is_not_said_to_be_pulled() {
+    let spec = json!({ "containers": [
+        { "name": "a", "image": "web:1" }, { "name": "b", "image": "web:1" },
+    ]});
+    let mut machine = Machine::new(spec).await;
+    machine.settle().await;
+    let said: Vec<_> = machine.events.take().into_iter().map(|event| event.message).collect();
+    let count = |text: &str| said.iter().filter(|message| message.contains(text)).count();
+    let counts = ["Pulling image", "Successfully pulled", "present on machine"].map(count);
+    assert_eq!(counts, [1, 1, 1], "{said:?}");
 }
 
 #[tokio::test]

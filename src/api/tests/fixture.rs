@@ -89,7 +89,12 @@ impl ContainerRuntime for Containers {
             .collect())
     }
 
-    async fn ensure_image(&self, image: &str, _: PullPolicy) -> Result<(), PortError> {
+    async fn ensure_image(
+        &self,
+        image: &str,
+        _: PullPolicy,
+        _: &(dyn Fn() + Send + Sync),
+    ) -> Result<(), PortError> {
         Err(PortError::NotFound(image.to_owned()))
     }
 
