@@ -9,6 +9,7 @@
 mod create;
 mod engine;
 mod image;
+mod memory_deaths;
 mod process;
 mod runtime;
 mod socket;

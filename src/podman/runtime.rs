@@ -17,10 +17,12 @@ use reconcilers::ports::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tracing::debug;
 
 use super::create;
 use super::engine::EngineError;
 use super::image::{ImageName, Pulls};
+use super::memory_deaths::MemoryDeaths;
 use super::process::Process;
 use super::socket::{CallError, Socket, within};
 use super::stream::{self, Frames};
@@ -47,13 +49,14 @@ const EXEC_OUTPUT_BYTES_MAX: usize = 10 << 10;
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
 /// The exit code of a container whose first process SIGKILL ended, as the kernel does when memory is out.
-const EXIT_KILLED: i32 = 128 + SIGKILL;
+pub(super) const EXIT_KILLED: i32 = 128 + SIGKILL;
 
 /// The Podman of this machine, seen by one cluster.
 pub struct Podman {
     pub(super) api: podman_api::Podman,
     pub(super) socket: Socket,
     pub(super) pulls: Pulls,
+    memory_deaths: MemoryDeaths,
     cluster: String,
 }
 
@@ -107,6 +110,7 @@ impl Podman {
             api: podman_api::Podman::unix(path),
             socket: Socket::new(path),
             pulls: Pulls::default(),
+            memory_deaths: MemoryDeaths::default(),
             cluster: cluster_id.to_owned(),
         })
     }
@@ -419,18 +423,14 @@ impl ContainerRuntime for Podman {
             .await
             .map_err(unavailable)?;
         let mut containers: Vec<Container> = entries.into_iter().filter_map(container).collect();
-        for container in &mut containers {
-            // The list does not say who killed it.
-            if let ContainerState::Exited {
-                code: EXIT_KILLED,
-                oom_killed,
-                ..
-            } = &mut container.state
-                && let Some(found) = self.inspect(&container.id).await.map_err(unavailable)?
-            {
-                *oom_killed = found.state.oom_killed;
-            }
-        }
+        self.memory_deaths
+            .tell(&mut containers, async |id| {
+                let found = self.inspect(&id).await.inspect_err(|error| {
+                    debug!(container = id.0, %error, "cannot see what killed a container");
+                });
+                found.ok().flatten().map(|found| found.state.oom_killed)
+            })
+            .await;
         Ok(containers)
     }
 
