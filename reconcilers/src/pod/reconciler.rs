@@ -30,6 +30,9 @@ pub const WORKERS: usize = 256;
 /// Plans of one pod in one run: setting up, init containers and clean-up take a few; more would be a plan that does not
 /// become empty, and must not spin.
 const STEPS_MAX: usize = 8;
+/// When to go on after [`STEPS_MAX`] steps that all found something to do: a pod that needs more is late by this, one whose
+/// plan never becomes empty costs eight steps a second.
+const STEPS_PAUSE: Duration = Duration::from_secs(1);
 /// How long the first pass waits for probes of adopted pods before it counts as complete all the same.
 const FIRST_PASS_MAX: Duration = Duration::from_secs(5);
 
@@ -425,7 +428,12 @@ impl Reconciler for PodReconciler {
                 }
             }
         }
-        Ok(Next::After(Duration::ZERO))
+        warn!(
+            uid,
+            steps = STEPS_MAX,
+            "there is still something to do for a pod, will go on after a pause"
+        );
+        Ok(Next::After(STEPS_PAUSE))
     }
 }
 

@@ -79,8 +79,7 @@ impl Node {
         }
     }
 
-    /// Starts the agent's controllers of this crate.
-    async fn start(&mut self) {
+    fn pods(&self) -> PodReconciler {
         let settings = NodeSettings {
             name: "node1".to_owned(),
             address: "192.0.2.1".parse().unwrap(),
@@ -96,9 +95,14 @@ impl Node {
             announcer: self.announcer.clone(),
             prober: Arc::new(NetworkProber),
         };
+        PodReconciler::new(&self.context, adapters, settings)
+    }
+
+    /// Starts the agent's controllers of this crate.
+    async fn start(&mut self) {
         self.shutdown = CancellationToken::new();
         let context = || self.context.clone();
-        let pods = Arc::new(PodReconciler::new(&self.context, adapters, settings));
+        let pods = Arc::new(self.pods());
         let events = pods.prepare().await.unwrap();
         let services = ServiceReconciler::new(context());
         let zone = ZoneReconciler::new(context(), "cluster.local".to_owned(), self.zone.clone());
@@ -436,4 +440,28 @@ async fn fifty_pods_start_once_with_few_lists_and_survive_an_agent() {
     let runs: Vec<_> = node.running().into_iter().map(|container| container.id).collect();
     assert!(ran.iter().all(|id| runs.contains(id)), "adopted, not restarted");
     node.stop().await;
+}
+
+#[tokio::test]
+async fn a_plan_that_does_not_become_empty_does_not_spin() {
+    let node = Node::new().await;
+    let pods = node.pods();
+    let mut document = pod("web-1", "node1");
+    document["spec"]["restartPolicy"] = "Never".into();
+    let view = node.create(document).await;
+    let uid = view.object.uid().to_owned();
+    pods.keys(&Trigger::Store(WatchEvent::Put {
+        view: view.clone(),
+        previous: None,
+    }));
+    pods.reconcile(&uid).await.unwrap();
+
+    // What is shown hides that the last phase is recorded already.
+    let mut shown = Object::default();
+    shown.set(&["status", "phase"], "Running");
+    node.store.project(&view.key, Some(shown));
+    node.runtime.exit(&node.running()[0].id, 0);
+    node.clock.advance(Duration::from_secs(1));
+    pods.runner.tell(&uid);
+    assert_eq!(pods.reconcile(&uid).await.unwrap(), Next::After(STEPS_PAUSE));
 }
