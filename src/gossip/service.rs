@@ -184,6 +184,7 @@ impl Prepared {
         .await?;
 
         let sync = Sync {
+            me: me.clone(),
             store: store.clone(),
             connections: connections.clone(),
             announcements: announcements.clone(),

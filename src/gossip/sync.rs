@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connections::{Connections, Peers};
+use super::members;
 use super::membership::notify_on_change;
 use super::observation::Peer;
 use super::peer_server::{FRAME_LIMIT, SYNC_PATH};
@@ -63,12 +64,13 @@ enum ExchangeError {
 /// What the tasks share.
 #[derive(Clone)]
 pub(super) struct Sync {
+    pub(super) me: NodeId,
     pub(super) store: Store,
     pub(super) connections: Arc<Connections>,
     pub(super) announcements: Arc<Announcements>,
     pub(super) peers: watch::Receiver<Arc<Peers>>,
-    /// Set once a live peer holds the same as this node. Until then it admits nobody: what it does not find may be
-    /// there.
+    /// Set once this node holds what a peer held: after an exchange, or when digests are equal. Until then it admits
+    /// nobody: what it does not find may be there.
     pub(super) caught_up: watch::Sender<bool>,
 }
 
@@ -207,11 +209,23 @@ impl Sync {
                 one.running = true;
                 let (sync, node) = (self.clone(), node.clone());
                 exchanges.spawn(async move {
-                    let result = sync.exchange(&node, None).await;
+                    let result = sync.catch_up(&node).await;
                     (node, result)
                 });
             }
         }
+    }
+
+    /// Exchanges all that differs with a peer. Where writes never cease, digests are never equal, and this alone tells that
+    /// a joiner has arrived.
+    async fn catch_up(&self, node: &NodeId) -> Result<(), ExchangeError> {
+        self.exchange(node, None).await?;
+        // Who admits a node stores its membership first: a peer without it may know no more than this node did.
+        if members::list(&self.store).contains_key(&self.me) {
+            self.caught_up
+                .send_if_modified(|caught_up| !std::mem::replace(caught_up, true));
+        }
+        Ok(())
     }
 
     /// Runs an exchange to its end; `answer`: one that is under way.
@@ -242,7 +256,7 @@ impl Sync {
     async fn exchange_with_one(&self, suits: impl Fn(&Peer) -> bool) -> bool {
         let peers = self.peers.borrow().clone();
         for node in peers.iter().filter(|(_, peer)| suits(peer)).map(|(node, _)| node) {
-            match self.exchange(node, None).await {
+            match self.catch_up(node).await {
                 Ok(()) => return true,
                 Err(error) => debug!(%node, %error, "cannot exchange changes with this peer"),
             }
