@@ -130,17 +130,16 @@ impl Membership {
     ) -> Result<JoinHandle<()>, Error> {
         let me = self.credentials.node().clone();
         let mut published = Published::default();
-        let mut fitting = Vec::new();
-        for (key, value) in first_values {
-            if published.account(&key, Some(&value)) {
-                fitting.push((key, value));
-            } else {
-                error!(
-                    key,
-                    "this node says more than gossip carries: a value is left out"
-                );
-            }
-        }
+        let order: Vec<String> = first_values.iter().map(|(key, _)| key.clone()).collect();
+        let first_values = first_values.into_iter().map(|(key, value)| (key, Some(value)));
+        let mut admitted = published.admit(first_values.collect());
+        let fitting: Vec<(String, String)> = order
+            .into_iter()
+            .filter_map(|key| {
+                let value = admitted.remove(&key)??;
+                Some((key, value))
+            })
+            .collect();
         let generation = id.generation_id;
         let mut remembered = self.credentials.remembered.clone();
         remembered.generation = generation;
@@ -289,17 +288,11 @@ impl Task {
 
     /// Hands what was announced to chitchat, and tells a few peers at once.
     async fn publish(&mut self) {
-        let mut values = self.parts.announcements.take();
-        values.retain(|key, value| {
-            let fits = self.published.account(key, value.as_deref());
-            if !fits {
-                error!(
-                    key,
-                    "this node says more than gossip carries: a value keeps its last state"
-                );
-            }
-            fits
-        });
+        let fresh = self.parts.announcements.take();
+        if fresh.is_empty() {
+            return;
+        }
+        let values = self.published.admit(fresh);
         if values.is_empty() {
             return;
         }

@@ -28,23 +28,76 @@ const POD_LIMIT: usize = 4 * 1024;
 const FACTS_LIMIT: usize = 16 * 1024;
 /// All values of a node: 50 nodes hold 12.8 MiB of one another then.
 const NODE_LIMIT: usize = 256 * 1024;
+/// Of these, the statuses of its pods: the rest is for facts, digest and state (at most [`FACTS_LIMIT`] and some hundred
+/// bytes), which always fit.
+const PODS_LIMIT: usize = NODE_LIMIT - FACTS_LIMIT - 1024;
 /// What is left of a text in a status that is too large.
 const SHORTENED_TEXT: usize = 128;
 
-/// This node's values, kept to count them.
+/// The statuses that this node publishes, kept to count them.
 #[derive(Default)]
 pub(super) struct Published {
+    /// Bytes by key.
     values: BTreeMap<String, usize>,
+    /// Of all values.
     bytes: usize,
+    /// Values without room, until others take less of it. Nobody says them again: to their pods they are said. No more
+    /// than the node has pods.
+    waiting: BTreeMap<String, String>,
 }
 
 impl Published {
+    /// Takes values on their way out (None: a removal) and returns what is to be published of them and of those that
+    /// waited: a pod's status without room goes out in its shortest form, if at least that fits.
+    pub(super) fn admit(
+        &mut self,
+        fresh: BTreeMap<String, Option<String>>,
+    ) -> BTreeMap<String, Option<String>> {
+        let waited = std::mem::take(&mut self.waiting);
+        let mut values: BTreeMap<_, _> = waited
+            .iter()
+            .map(|(key, value)| (key.clone(), Some(value.clone())))
+            .collect();
+        values.extend(fresh);
+        // What takes less than before goes first, for the others to have its room.
+        let (shrinking, growing): (Vec<_>, Vec<_>) = values
+            .into_iter()
+            .partition(|(key, value)| size(key, value.as_deref()) <= self.size_of(key));
+        let mut admitted = BTreeMap::new();
+        for (key, value) in shrinking.into_iter().chain(growing) {
+            if self.account(&key, value.as_deref()) {
+                admitted.insert(key, value);
+                continue;
+            }
+            let Some(value) = value else { continue };
+            if !waited.contains_key(&key) {
+                error!(
+                    key,
+                    "this node says more than gossip carries: a value is shortened or waits"
+                );
+            }
+            let shortest = serde_json::from_str(&value).ok().map(|status| least(&status));
+            if let Some(shortest) = shortest.filter(|shortest| self.account(&key, Some(shortest))) {
+                admitted.insert(key.clone(), Some(shortest));
+            }
+            self.waiting.insert(key, value);
+        }
+        admitted
+    }
+
+    fn size_of(&self, key: &str) -> usize {
+        self.values.get(key).copied().unwrap_or(0)
+    }
+
     /// Accounts for a value (None: its removal). False: it does not fit, and must not be published.
-    pub(super) fn account(&mut self, key: &str, value: Option<&str>) -> bool {
-        let old = self.values.get(key).copied().unwrap_or(0);
-        let new = value.map_or(0, |value| key.len() + value.len());
+    fn account(&mut self, key: &str, value: Option<&str>) -> bool {
+        if !key.starts_with(POD_PREFIX) {
+            return true;
+        }
+        let old = self.size_of(key);
+        let new = size(key, value);
         // Taking away or shrinking always helps.
-        if self.bytes - old + new > NODE_LIMIT && new > old {
+        if self.bytes - old + new > PODS_LIMIT && new > old {
             return false;
         }
         self.bytes = self.bytes - old + new;
@@ -55,6 +108,11 @@ impl Published {
         }
         true
     }
+}
+
+/// What a value takes; None, a removal: nothing.
+fn size(key: &str, value: Option<&str>) -> usize {
+    value.map_or(0, |value| key.len() + value.len())
 }
 
 /// Brings a pod's status below [`POD_LIMIT`]: texts are cut first, then what endpoints and schedulers do not need
@@ -70,14 +128,19 @@ pub(super) fn fit_pod(status: Value) -> Option<String> {
     if text.len() <= POD_LIMIT {
         return Some(text);
     }
+    let text = least(&status);
+    (text.len() <= POD_LIMIT).then_some(text)
+}
+
+/// Returns what endpoints and schedulers need of a pod's status.
+fn least(status: &Value) -> String {
     let mut least = json!({ "reason": "StatusTooLarge" });
     for field in ["phase", "podIP", "podIPs", "hostIP", "startTime", "conditions"] {
         if let Some(value) = status.get(field) {
             least[field] = value.clone();
         }
     }
-    let text = least.to_string();
-    (text.len() <= POD_LIMIT).then_some(text)
+    least.to_string()
 }
 
 fn shorten(value: &mut Value) {
@@ -177,20 +240,62 @@ mod tests {
         assert_eq!(fit_pod(hopeless), None);
     }
 
+    /// A status that takes `bytes`.
+    fn status(phase: &str, bytes: usize) -> String {
+        let mut status = json!({"phase": phase, "message": ""});
+        let length = status.to_string().len();
+        status["message"] = "x".repeat(bytes - length).into();
+        status.to_string()
+    }
+
+    fn say<const N: usize>(
+        published: &mut Published,
+        values: [(String, Option<String>); N],
+    ) -> BTreeMap<String, Option<String>> {
+        let admitted = published.admit(values.into());
+        assert!(published.bytes <= PODS_LIMIT);
+        admitted
+    }
+
     #[test]
-    fn a_node_publishes_no_more_than_its_share() {
+    fn a_status_without_room_is_shortened_and_told_when_there_is_room() {
         let mut published = Published::default();
-        let value = "x".repeat(POD_LIMIT);
-        let mut accepted = 0;
-        while published.account(&format!("pod/{accepted}"), Some(&value)) {
-            accepted += 1;
+        let key = |number: usize| format!("pod/{number:03}");
+        let full = status("Running", POD_LIMIT);
+        let room = PODS_LIMIT / (POD_LIMIT + key(0).len());
+        for number in 0..room {
+            let admitted = say(&mut published, [(key(number), Some(full.clone()))]);
+            assert_eq!(admitted[&key(number)].as_ref(), Some(&full), "{number}");
         }
-        assert_eq!(accepted, NODE_LIMIT / (POD_LIMIT + "pod/00".len()));
-        assert!(!published.account("pod/more", Some(&value)));
-        assert!(published.account("pod/0", Some("smaller")));
-        assert!(published.account("pod/1", None));
-        assert!(published.account("pod/more", Some(&value)));
-        assert!(published.bytes <= NODE_LIMIT);
+        let late = status("Pending", POD_LIMIT);
+        let admitted = say(&mut published, [(key(900), Some(late.clone()))]);
+        let shortest: Value = serde_json::from_str(admitted[&key(900)].as_deref().unwrap()).unwrap();
+        assert_eq!(shortest, json!({"phase": "Pending", "reason": "StatusTooLarge"}));
+
+        let admitted = say(&mut published, [(key(0), Some("{}".to_owned()))]);
+        assert_eq!(admitted[&key(900)].as_ref(), Some(&late), "nobody says it again");
+        assert!(published.waiting.is_empty());
+    }
+
+    #[test]
+    fn a_full_node_still_says_its_state_and_what_waits_is_forgotten_with_its_pod() {
+        let mut published = Published::default();
+        let key = |number: usize| format!("pod/{number:05}");
+        let small = status("Running", 40);
+        // Nothing fits any more, not even in the shortest form.
+        let room = PODS_LIMIT / (small.len() + key(0).len());
+        for number in 0..room {
+            assert_eq!(say(&mut published, [(key(number), Some(small.clone()))]).len(), 1);
+        }
+        assert_eq!(say(&mut published, [(key(90_000), Some(small.clone()))]).len(), 0);
+        let own = [(STATE, READY.len()), (DIGEST, 64), (FACTS, FACTS_LIMIT)];
+        for (name, bytes) in own {
+            let admitted = say(&mut published, [(name.to_owned(), Some("x".repeat(bytes)))]);
+            assert_eq!(admitted.len(), 1, "{name}");
+        }
+        let admitted = say(&mut published, [(key(90_000), None), (key(1), None)]);
+        assert_eq!(admitted.values().flatten().count(), 0, "{admitted:?}");
+        assert_eq!(say(&mut published, [(key(90_001), Some(small))]).len(), 1);
     }
 
     #[test]

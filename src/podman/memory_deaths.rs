@@ -111,9 +111,16 @@ mod tests {
             ([1, 1], Some(false), &[], &["a", "b"]),
             ([2, 1], Some(false), &["a"], &["b"]),
         ] {
-            assert_eq!(list(&deaths, ends, answer).await, (names(asked), names(told)), "{ends:?}");
+            assert_eq!(
+                list(&deaths, ends, answer).await,
+                (names(asked), names(told)),
+                "{ends:?}"
+            );
         }
         deaths.tell(&mut [], async |_| None).await;
-        assert!(deaths.0.lock().unwrap().is_empty(), "what is not listed is forgotten");
+        assert!(
+            deaths.0.lock().unwrap().is_empty(),
+            "what is not listed is forgotten"
+        );
     }
 }

@@ -208,7 +208,10 @@ mod tests {
             if placed + waiting >= keys.len() {
                 break placed;
             }
-            assert!(tokio::time::Instant::now() < end, "{placed} placed, {waiting} wait");
+            assert!(
+                tokio::time::Instant::now() < end,
+                "{placed} placed, {waiting} wait"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
         shutdown.cancel();

@@ -1,6 +1,5 @@
 //! Pods on the fake runtime and network: life cycles, and random histories that must converge.
 
-
 use futures::FutureExt;
 use proptest::prelude::*;
 use schemas::{Kind, Object};
@@ -499,7 +498,10 @@ async fn containers_that_cannot_be_made_are_tried_ever_more_rarely() {
             machine.clock.advance(again);
         }
     }
-    let waits: Vec<u64> = tried.windows(2).map(|pair| pair[1].since(pair[0]).as_secs()).collect();
+    let waits: Vec<u64> = tried
+        .windows(2)
+        .map(|pair| pair[1].since(pair[0]).as_secs())
+        .collect();
     assert_eq!(waits.get(..3), Some(&[10, 20, 40][..]), "{waits:?}");
     machine.runtime.lose(&id);
     while let Some(again) = machine.settle().await {
@@ -515,7 +517,12 @@ async fn an_image_that_is_there_is_not_said_to_be_pulled() {
     ]});
     let mut machine = Machine::new(spec).await;
     machine.settle().await;
-    let said: Vec<_> = machine.events.take().into_iter().map(|event| event.message).collect();
+    let said: Vec<_> = machine
+        .events
+        .take()
+        .into_iter()
+        .map(|event| event.message)
+        .collect();
     let count = |text: &str| said.iter().filter(|message| message.contains(text)).count();
     let counts = ["Pulling image", "Successfully pulled", "present on machine"].map(count);
     assert_eq!(counts, [1, 1, 1], "{said:?}");
