@@ -10,7 +10,6 @@ use reconcilers::ownership::{Holding, holding};
 use schemas::{Kind, Object, ObjectKey};
 use store::{Applied, Author};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::facts;
 use crate::api::{self, ApiState, AppliedObject, ApplyOptions, ManifestError};
@@ -75,18 +74,17 @@ impl Applier for ApiApplier {
     }
 }
 
-/// Follows the repository, while this node is the one of those with the same flag that does.
+/// Returns the task that follows the repository, while this node is the one of those with the same flag that does.
 ///
 /// # Errors
 /// A flag cannot be used.
-pub(super) fn start_gitops(
+pub(super) fn gitops(
     repository: &str,
     config: &Config,
     state: ApiState,
     context: &Context,
-    tasks: &TaskTracker,
     shutdown: &CancellationToken,
-) -> Result<()> {
+) -> Result<impl Future<Output = ()> + use<>> {
     let flags = &config.flags;
     let gitops = Gitops::new(
         &GitopsConfig {
@@ -121,6 +119,5 @@ pub(super) fn start_gitops(
             .collect();
         holding(&key, &context.node, &followers, context.clock.now()) == Holding::Mine
     };
-    tasks.spawn(gitops.run(store, events, clock, is_owner, shutdown.clone()));
-    Ok(())
+    Ok(gitops.run(store, events, clock, is_owner, shutdown.clone()))
 }

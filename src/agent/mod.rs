@@ -5,6 +5,7 @@
 mod applier;
 mod clock;
 mod credentials_for_people;
+mod essential;
 mod facts;
 mod logging;
 mod reconcile;
@@ -15,6 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::{StatusCode, header};
 use reconcilers::controller::Context;
 use reconcilers::ports::{Clock, EventKind, EventRecord, EventSink};
@@ -35,6 +38,7 @@ use crate::ingress::{Ingress, IngressConfig};
 use crate::network::Network;
 use crate::podman::Podman;
 use clock::SystemClock;
+use essential::Essential;
 use reconcile::Reconcilers;
 
 /// All of a stop. Announcing and draining take a few seconds at most; systemd would kill us after 90.
@@ -47,20 +51,31 @@ const RESOLVER_PORT: u16 = 53;
 /// Runs the agent until SIGINT, SIGTERM or `leave`.
 ///
 /// # Errors
-/// What kept it from starting, in a sentence for the user.
+/// What kept it from starting, or which part of it ended although nothing stopped it, in a sentence for the user.
 pub async fn run(config: Config) -> Result<()> {
     logging::init(&config.flags)?;
     let mut signals = Signals::new()?;
     let (leave, mut leaving) = mpsc::channel(1);
+    let working = CancellationToken::new();
+    let (essential, mut failed) = Essential::new(working.clone());
     let started = tokio::select! {
-        agent = Agent::start(config, leave) => agent?,
+        agent = Agent::start(config, leave, working, essential) => agent?,
         () = signals.next() => return Ok(()),
+        Some(task) = failed.recv() => return Err(ended_early(task)),
     };
     tokio::select! {
         () = signals.next() => started.stop().await,
         _ = leaving.recv() => started.leave().await?,
+        Some(task) = failed.recv() => {
+            started.stop().await;
+            return Err(ended_early(task));
+        }
     }
     Ok(())
+}
+
+fn ended_early(task: &str) -> anyhow::Error {
+    anyhow!("a part of the agent ended before its stop: {task}; the log says more")
 }
 
 struct Signals {
@@ -93,7 +108,7 @@ struct Agent {
     ingress: Option<Ingress>,
     podman: Arc<Podman>,
     network: Arc<Network>,
-    /// Ends reconcilers and helpers.
+    /// Ends reconcilers and helpers. Cancelled first: what ends before is missed.
     working: CancellationToken,
     /// Ends the API: no new requests, watches end.
     serving: CancellationToken,
@@ -102,7 +117,12 @@ struct Agent {
 }
 
 impl Agent {
-    async fn start(config: Config, leave: mpsc::Sender<()>) -> Result<Agent> {
+    async fn start(
+        config: Config,
+        leave: mpsc::Sender<()>,
+        working: CancellationToken,
+        essential: Essential,
+    ) -> Result<Agent> {
         let flags = &config.flags;
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -199,7 +219,6 @@ impl Agent {
             events: events.clone(),
             node: credentials.node().clone(),
         };
-        let working = CancellationToken::new();
         let tasks = TaskTracker::new();
         let facts = facts::node_facts(&config, &engine);
         let reconcilers = Reconcilers {
@@ -214,6 +233,7 @@ impl Agent {
             routes: ingress.as_ref().map(Ingress::sink),
             tasks: &tasks,
             shutdown: &working,
+            essential: &essential,
         };
         // What runs is adopted and announced before others hear of this start, so that nothing flaps.
         reconcilers.start_pods().await?;
@@ -239,44 +259,43 @@ impl Agent {
         let router = api::router(state.clone());
         let announcer = prepared.announcer();
         let gossip = prepared.start(sockets, router.clone(), facts.clone()).await?;
+        tasks.spawn(essential.clone().watch("gossip", gossip.ended()));
 
         gossip.caught_up().await;
         info!("in step with the cluster");
         api::ensure_namespaces(&store, clock.unix_seconds()).await?;
 
         reconcilers.start();
-        tasks.spawn(facts::watch_podman(
-            podman.clone(),
-            announcer,
-            facts,
-            working.clone(),
-        ));
-        tasks.spawn({
+        let spawn = |name, task: BoxFuture<'static, ()>| tasks.spawn(essential.clone().watch(name, task));
+        let watching = facts::watch_podman(podman.clone(), announcer, facts, working.clone());
+        spawn("podman watch", watching.boxed());
+        spawn("events", {
             let (events, working) = (events.clone(), working.clone());
-            async move { events.run(working).await }
+            async move { events.run(working).await }.boxed()
         });
-        tasks.spawn(report_conflicts(store.clone(), events.clone(), working.clone()));
+        spawn(
+            "conflicts",
+            report_conflicts(store.clone(), events.clone(), working.clone()).boxed(),
+        );
         if let Some(repository) = &flags.gitops_repo {
-            applier::start_gitops(repository, &config, state, &context, &tasks, &working)?;
+            let gitops = applier::gitops(repository, &config, state, &context, &working)?;
+            spawn("gitops", gitops.boxed());
         }
 
         credentials_for_people::write(&config, &credentials, &store, clock.unix_seconds()).await?;
         let serving = CancellationToken::new();
         starting.abort();
         let listener = TcpListener::from_std(listener)?;
-        let api = tokio::spawn(api::serve(
+        let api = api::serve(
             listener,
             router,
             credentials.api_tls()?,
             flags.plain_http,
             serving.clone(),
-        ));
-        tasks.spawn(follow_gateway(
-            dns.clone(),
-            config.clone(),
-            network.clone(),
-            working.clone(),
-        ));
+        );
+        let api = tokio::spawn(essential.clone().watch("API", api));
+        let following = follow_gateway(dns.clone(), config.clone(), network.clone(), working.clone());
+        spawn("gateway", following.boxed());
         waiting.send_replace(Vec::new());
         info!("ready");
         Ok(Agent {
@@ -298,8 +317,8 @@ impl Agent {
     async fn stop(self) {
         info!("stopping");
         let all = async {
-            self.serving.cancel();
             self.working.cancel();
+            self.serving.cancel();
             self.gossip.stop().await;
             self.dns.stop().await;
             if let Some(ingress) = self.ingress {
@@ -322,8 +341,8 @@ impl Agent {
     /// directory aside.
     async fn leave(self) -> Result<()> {
         info!("leaving the cluster");
-        self.serving.cancel();
         self.working.cancel();
+        self.serving.cancel();
         self.tasks.close();
         _ = tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await;
         // Containers first: once the others know, they start the same pods.

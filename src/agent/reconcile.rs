@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use futures::stream::BoxStream;
 use reconcilers::controller::{self, Context, Garbage, NodeObjects, Reconciler, Statuses, Workloads};
 use reconcilers::pod::{self, NetworkProber, NodeSettings, PodAdapters, PodReconciler};
 use reconcilers::pod_state::Graces;
@@ -13,6 +14,7 @@ use reconcilers::zone::ZoneReconciler;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::essential::Essential;
 use crate::config::Config;
 use crate::network::Network;
 use crate::podman::Podman;
@@ -34,6 +36,7 @@ pub(super) struct Reconcilers<'a> {
     pub(super) routes: Option<Arc<dyn RouteSink>>,
     pub(super) tasks: &'a TaskTracker,
     pub(super) shutdown: &'a CancellationToken,
+    pub(super) essential: &'a Essential,
 }
 
 impl Reconcilers<'_> {
@@ -63,13 +66,7 @@ impl Reconcilers<'_> {
         network.reconcile(&()).await?;
         network.reconcile(&()).await?;
         let events = pods.prepare().await?;
-        self.tasks.spawn(controller::run(
-            pods.clone(),
-            self.context.clone(),
-            Some(events),
-            pod::WORKERS,
-            self.shutdown.clone(),
-        ));
+        self.run(pods.clone(), Some(events), pod::WORKERS);
         pods.first_pass().await;
         Ok(())
     }
@@ -112,12 +109,23 @@ impl Reconcilers<'_> {
     }
 
     fn spawn<R: Reconciler>(&self, reconciler: R, workers: usize) {
-        self.tasks.spawn(controller::run(
-            Arc::new(reconciler),
+        self.run(Arc::new(reconciler), None, workers);
+    }
+
+    fn run<R: Reconciler>(
+        &self,
+        reconciler: Arc<R>,
+        runtime_events: Option<BoxStream<'static, String>>,
+        workers: usize,
+    ) {
+        let name = reconciler.name();
+        let controller = controller::run(
+            reconciler,
             self.context.clone(),
-            None,
+            runtime_events,
             workers,
             self.shutdown.clone(),
-        ));
+        );
+        self.tasks.spawn(self.essential.clone().watch(name, controller));
     }
 }

@@ -120,14 +120,14 @@ pub(super) async fn notify_on_change(store: Store, kinds: Vec<Kind>, changed: Ar
 }
 
 impl Membership {
-    /// Starts gossip as `id`, a new start of this node, with first values, and the task.
-    pub(super) async fn spawn(
+    /// Starts gossip as `id`, a new start of this node, with first values, and returns the task.
+    pub(super) async fn start(
         self,
         transport: SealedTransport,
         id: ChitchatId,
         first_values: Vec<(String, String)>,
         stop: CancellationToken,
-    ) -> Result<JoinHandle<()>, Error> {
+    ) -> Result<impl Future<Output = ()> + Send + use<>, Error> {
         let me = self.credentials.node().clone();
         let mut published = Published::default();
         let order: Vec<String> = first_values.iter().map(|(key, _)| key.clone()).collect();
@@ -185,7 +185,7 @@ impl Membership {
             told_of_twin: false,
             parts: self,
         };
-        Ok(tokio::spawn(task.run(stop)))
+        Ok(task.run(stop))
     }
 }
 

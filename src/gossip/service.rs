@@ -14,7 +14,7 @@ use store::{NodeId, Precondition, Store, WriteError};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, error, info, warn};
 
 use super::admission::Admission;
@@ -48,6 +48,8 @@ pub struct Gossip {
     credentials: Arc<Credentials>,
     sync: Sync,
     stop: CancellationToken,
+    /// Cancelled when the first task ends.
+    ended: CancellationToken,
     membership: JoinHandle<()>,
     others: JoinSet<()>,
 }
@@ -134,6 +136,7 @@ impl Prepared {
         let ((peers_sender, peers), (cluster_sender, cluster)) = (peers, cluster);
         let me = credentials.node().clone();
         let stop = CancellationToken::new();
+        let ended = CancellationToken::new();
         let mut others = JoinSet::new();
 
         // A joiner's store is empty at first.
@@ -153,7 +156,8 @@ impl Prepared {
             protocol: "TCP",
             source,
         })?;
-        others.spawn(server.run(sockets.tcp, tls::peer_server(&credentials)?, api, stop.clone()));
+        let serving = server.run(sockets.tcp, tls::peer_server(&credentials)?, api, stop.clone());
+        others.spawn(telling(serving, ended.clone().drop_guard()));
 
         let known_peers = peers.borrow().clone();
         let reported = reported_generation(&connections, &known_peers).await;
@@ -175,13 +179,14 @@ impl Prepared {
             peers: peers_sender,
             restart_grace: config.restart_grace,
         }
-        .spawn(
+        .start(
             transport,
             ChitchatId::new(me.0.as_str(), generation, config.advertise),
             first_values(&facts, announcements.take()),
             stop.clone(),
         )
         .await?;
+        let membership = tokio::spawn(telling(membership, ended.clone().drop_guard()));
 
         let sync = Sync {
             me: me.clone(),
@@ -191,7 +196,10 @@ impl Prepared {
             peers,
             caught_up,
         };
-        others.spawn(sync.clone().run(stop.clone()));
+        others.spawn(telling(
+            sync.clone().run(stop.clone()),
+            ended.clone().drop_guard(),
+        ));
         info!(node = %me, %listen, advertise = %config.advertise, generation, "gossip started");
         Ok(Gossip {
             cluster,
@@ -201,10 +209,16 @@ impl Prepared {
             credentials,
             sync,
             stop,
+            ended,
             membership,
             others,
         })
     }
+}
+
+/// Runs a task with something that is dropped when it ends, also by a panic.
+async fn telling(task: impl Future<Output = ()>, _ended: DropGuard) {
+    task.await;
 }
 
 /// The founder admits itself and the join token; every member keeps its name and address up to date.
@@ -332,6 +346,12 @@ impl Gossip {
             .subscribe()
             .wait_for(|caught_up| *caught_up)
             .await;
+    }
+
+    /// Waits until a task of gossip has ended: before [`Gossip::stop`] this node is cut off then, and knows no better than
+    /// to start anew.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.ended.clone().cancelled_owned()
     }
 
     /// Announces the stop to the others, closes all connections and ends. The node stays a member. Takes less than

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::connections::{Connections, Peers};
 use super::members;
@@ -82,10 +82,20 @@ impl Sync {
         tasks.spawn(self.clone().announce_digest());
         tasks.spawn(self.clone().repair());
         tasks.spawn(async move {
-            // A start asks right away, and does not wait for gossip to show who differs.
+            // A start asks right away, and does not wait for gossip to show who differs. Ends by itself.
             self.exchange_with_one(|_| true).await;
         });
-        stop.cancelled().await;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(ended) = tasks.join_next() => {
+                    if let Err(error) = ended {
+                        error!(%error, "a task of sync did not end well");
+                        break;
+                    }
+                }
+            }
+        }
         tasks.shutdown().await;
     }
 

@@ -296,7 +296,9 @@ async fn a_stopped_node_returns_by_its_data_directory_and_a_killed_one_counts_as
     let id = second.id().clone();
 
     let address = second.config.advertise;
+    let ended = second.gossip.ended();
     let mut config = second.stop().await;
+    ended.await;
     let stopped = first.wait_for_liveness(&id, Liveness::Stopped).await;
     assert_eq!(stopped.pods.len(), 1, "hidden, not forgotten");
     first
