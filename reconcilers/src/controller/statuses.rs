@@ -2,7 +2,7 @@
 //!
 //! Runs on every node for every object and writes nothing durable.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -81,6 +81,14 @@ impl Statuses {
             }
         }
         changed.into_iter().map(StatusKey::Pod).collect()
+    }
+
+    /// Forgets pods that went unheard, in a gap of the watch.
+    fn forget_pods(&self) {
+        let pods = self.context.objects(Kind::Pod, None);
+        let there: HashSet<&str> = pods.iter().map(|pod| pod.uid()).collect();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.pods.retain(|uid, _| there.contains(uid.as_str()));
     }
 
     fn all_pods(&self) -> Vec<StatusKey> {
@@ -206,7 +214,11 @@ impl Reconciler for Statuses {
                 keys
             }
             Trigger::Cluster(cluster) => self.changed_pods(cluster),
-            Trigger::Runtime(_) | Trigger::Resync => Vec::new(),
+            Trigger::Resync => {
+                self.forget_pods();
+                Vec::new()
+            }
+            Trigger::Runtime(_) => Vec::new(),
         }
     }
 
@@ -231,5 +243,34 @@ impl Reconciler for Statuses {
             }
         }
         Ok(Next::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use store::View;
+
+    use super::super::fixture::{Fixture, author};
+    use super::*;
+
+    fn put(view: View) -> Trigger {
+        Trigger::Store(WatchEvent::Put { view, previous: None })
+    }
+
+    #[tokio::test]
+    async fn a_pod_whose_deletion_was_missed_is_forgotten() {
+        let fixture = Fixture::new(110);
+        let statuses = Statuses::new(fixture.context.clone(), Graces::default());
+        for name in ["stays", "goes"] {
+            let pod = Object::new(&ObjectKey::new(Kind::Pod, "default", name));
+            statuses.keys(&put(fixture.store.create(pod, author()).await.unwrap()));
+        }
+        fixture
+            .remove(&ObjectKey::new(Kind::Pod, "default", "goes"))
+            .await;
+        statuses.keys(&Trigger::Resync);
+        let seen = statuses.seen.lock().unwrap();
+        let names: Vec<_> = seen.pods.values().map(|(key, _)| key.name.as_str()).collect();
+        assert_eq!(names, ["stays"]);
     }
 }

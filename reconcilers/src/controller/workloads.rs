@@ -73,6 +73,20 @@ impl Workloads {
         self.context.roots().into_iter().collect()
     }
 
+    /// Forgets nodes that went unheard, in a gap of the watch, and wakes all workloads if there were some.
+    fn forget_nodes(&self) -> Vec<ObjectKey> {
+        let mut specs = self.node_specs.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = specs.len();
+        specs.retain(|key, _| self.context.object(key).is_some());
+        let forgotten = specs.len() < before;
+        drop(specs);
+        if forgotten {
+            self.context.roots().into_iter().collect()
+        } else {
+            Vec::new()
+        }
+    }
+
     /// Records an event for each pod of `root` of which something else is to be said than before.
     fn report(&self, root: &ObjectKey, unplaced: &[Unplaced]) {
         let now: BTreeMap<ObjectKey, String> = unplaced
@@ -144,7 +158,8 @@ impl Reconciler for Workloads {
                 *before = seen;
                 self.context.roots().into_iter().collect()
             }
-            Trigger::Runtime(_) | Trigger::Resync => Vec::new(),
+            Trigger::Resync => self.forget_nodes(),
+            Trigger::Runtime(_) => Vec::new(),
         }
     }
 
@@ -177,6 +192,32 @@ mod tests {
 
     /// How long a state may take; thousands of times what it takes.
     const DEADLINE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_node_whose_deletion_was_missed_wakes_all_once() {
+        let fixture = Fixture::new(2);
+        let pod = ObjectKey::new(Kind::Pod, "default", "a");
+        let view = fixture
+            .store
+            .create(schemas::Object::new(&pod), author())
+            .await
+            .unwrap();
+        let workloads = Workloads::new(fixture.context.clone(), Graces::default());
+        let key = ObjectKey::cluster(Kind::Member, "gone");
+        let mut member = schemas::Object::new(&key);
+        member.set(&["spec", "name"], "gone");
+        let put = WatchEvent::Put {
+            view: store::View {
+                object: std::sync::Arc::new(member),
+                key,
+                ..view
+            },
+            previous: None,
+        };
+        assert_eq!(workloads.keys(&Trigger::Store(put)), std::slice::from_ref(&pod));
+        assert_eq!(workloads.keys(&Trigger::Resync), [pod]);
+        assert_eq!(workloads.keys(&Trigger::Resync), []);
+    }
 
     #[tokio::test]
     async fn the_last_room_of_a_node_is_given_away_once() {
