@@ -15,7 +15,8 @@ use crate::ports::{Cluster, Liveness, Moment, NodeFacts, NodeObservation};
 pub(super) struct Fixture {
     pub(super) store: Store,
     pub(super) context: Context,
-    pub(super) cluster: watch::Sender<Arc<Cluster>>,
+    /// Keeps [`Context::cluster`] open.
+    _cluster: watch::Sender<Arc<Cluster>>,
     pub(super) events: Arc<FakeEvents>,
 }
 
@@ -71,7 +72,7 @@ impl Fixture {
         Fixture {
             store,
             context,
-            cluster,
+            _cluster: cluster,
             events,
         }
     }

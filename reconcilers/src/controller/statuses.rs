@@ -2,7 +2,7 @@
 //!
 //! Runs on every node for every object and writes nothing durable.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -19,7 +19,10 @@ use crate::status::{PodKnowledge, deployment_status, pod_status, replica_set_sta
 /// What one run computes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum StatusKey {
+    /// A pod on a node.
     Pod(ObjectKey),
+    /// All pods that wait for a node: why none takes them is computed from one sum of what the nodes carry.
+    Unplaced,
     /// The ReplicaSets of a root, and the root.
     Root(ObjectKey),
     Namespace(ObjectKey),
@@ -52,10 +55,10 @@ impl Statuses {
     }
 
     /// The pods of which gossip says something else than before, and those of nodes that changed.
-    fn changed_pods(&self, cluster: &Arc<Cluster>) -> Vec<StatusKey> {
+    fn changed_pods(&self, cluster: &Arc<Cluster>) -> BTreeSet<StatusKey> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let before = seen.cluster.replace(cluster.clone());
-        let mut changed = Vec::new();
+        let mut changed = BTreeSet::new();
         for (id, node) in &cluster.nodes {
             let known = before.as_ref().and_then(|before| before.nodes.get(id));
             match known {
@@ -69,18 +72,18 @@ impl Statuses {
                     let uids = said.map(|(uid, _)| uid).chain(silent);
                     changed.extend(
                         uids.filter_map(|uid| seen.pods.get(uid))
-                            .map(|(key, _)| key.clone()),
+                            .map(|(key, on)| status_key(key, on)),
                     );
                 }
                 // Those that wait for a node, too: another one may fit now.
                 _ => {
                     let name = &node.facts.name;
                     let here = seen.pods.values().filter(|(_, on)| on.is_empty() || on == name);
-                    changed.extend(here.map(|(key, _)| key.clone()));
+                    changed.extend(here.map(|(key, on)| status_key(key, on)));
                 }
             }
         }
-        changed.into_iter().map(StatusKey::Pod).collect()
+        changed
     }
 
     /// Forgets pods that went unheard, in a gap of the watch.
@@ -91,50 +94,61 @@ impl Statuses {
         seen.pods.retain(|uid, _| there.contains(uid.as_str()));
     }
 
-    fn all_pods(&self) -> Vec<StatusKey> {
+    fn all_pods(&self) -> BTreeSet<StatusKey> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.pods
-            .values()
-            .map(|(key, _)| StatusKey::Pod(key.clone()))
-            .collect()
+        seen.pods.values().map(|(key, on)| status_key(key, on)).collect()
     }
 
     fn of_object(&self, object: &Object, key: &ObjectKey) -> Vec<StatusKey> {
         let root = self.context.root(object).map(StatusKey::Root);
         match key.kind {
-            Kind::Pod => [StatusKey::Pod(key.clone())].into_iter().chain(root).collect(),
+            Kind::Pod => {
+                let own = status_key(key, object.str_at("/spec/nodeName"));
+                [own].into_iter().chain(root).collect()
+            }
             Kind::Namespace => vec![StatusKey::Namespace(key.clone())],
             // It tells which node a name stands for.
-            Kind::Member => self.all_pods(),
+            Kind::Member => self.all_pods().into_iter().collect(),
             _ => root.into_iter().collect(),
         }
     }
 
     fn pod(&self, key: &ObjectKey) {
         let context = &self.context;
-        let Some(pod) = context.object(key) else {
+        // Another of this name that waits for a node has asked for its own run.
+        let Some(pod) = context.object(key).filter(|pod| !waits_for_node(pod)) else {
             return;
         };
         let nodes = context.nodes();
         let cluster = context.cluster.borrow().clone();
         let node = nodes.get(pod.str_at("/spec/nodeName"));
         let observation = node.and_then(|node| cluster.nodes.get(&node.id));
-        let misfit = if pod.str_at("/spec/nodeName").is_empty() {
-            let pods = context.objects(Kind::Pod, None);
-            let placement = Placement::new(&nodes, pods.iter().map(AsRef::as_ref));
-            let chosen = placement.choose(&pod, "", |_| 0);
-            chosen.err().map(|misfit| misfit.to_string())
-        } else {
-            None
-        };
         let knowledge = PodKnowledge {
             node,
             observed: observation
                 .and_then(|node| node.pods.get(pod.uid()))
                 .map(AsRef::as_ref),
-            misfit: misfit.as_deref(),
+            misfit: None,
         };
         self.show(key, pod_status(&pod, knowledge, context.clock.unix_seconds()));
+    }
+
+    fn unplaced(&self) {
+        let context = &self.context;
+        let nodes = context.nodes();
+        let pods = context.objects(Kind::Pod, None);
+        let placement = Placement::new(&nodes, pods.iter().map(AsRef::as_ref));
+        for pod in pods.iter().filter(|pod| waits_for_node(pod)) {
+            let Some(key) = pod.key() else { continue };
+            let chosen = placement.choose(pod, "", |_| 0);
+            let misfit = chosen.err().map(|misfit| misfit.to_string());
+            let knowledge = PodKnowledge {
+                node: None,
+                observed: None,
+                misfit: misfit.as_deref(),
+            };
+            self.show(&key, pod_status(pod, knowledge, context.clock.unix_seconds()));
+        }
     }
 
     fn root(&self, key: &ObjectKey) -> Next {
@@ -169,6 +183,19 @@ impl Statuses {
         let mut projection = Object::default();
         projection.set(&["status"], status);
         self.context.store.project(key, Some(projection));
+    }
+}
+
+fn waits_for_node(pod: &Object) -> bool {
+    pod.str_at("/spec/nodeName").is_empty()
+}
+
+/// Returns the key of the run that shows a pod.
+fn status_key(pod: &ObjectKey, node: &str) -> StatusKey {
+    if node.is_empty() {
+        StatusKey::Unplaced
+    } else {
+        StatusKey::Pod(pod.clone())
     }
 }
 
@@ -213,7 +240,7 @@ impl Reconciler for Statuses {
                 keys.push(StatusKey::Gone(view.key.clone()));
                 keys
             }
-            Trigger::Cluster(cluster) => self.changed_pods(cluster),
+            Trigger::Cluster(cluster) => self.changed_pods(cluster).into_iter().collect(),
             Trigger::Resync => {
                 self.forget_pods();
                 Vec::new()
@@ -225,6 +252,7 @@ impl Reconciler for Statuses {
     async fn reconcile(&self, key: &StatusKey) -> Result<Next, ReconcileError> {
         match key {
             StatusKey::Pod(key) => self.pod(key),
+            StatusKey::Unplaced => self.unplaced(),
             StatusKey::Root(key) => return Ok(self.root(key)),
             StatusKey::Namespace(key) => {
                 if let Some(namespace) = self.context.object(key) {
@@ -272,5 +300,43 @@ mod tests {
         let seen = statuses.seen.lock().unwrap();
         let names: Vec<_> = seen.pods.values().map(|(key, _)| key.name.as_str()).collect();
         assert_eq!(names, ["stays"]);
+    }
+
+    #[tokio::test]
+    async fn pods_that_wait_for_a_node_share_one_run() {
+        let fixture = Fixture::new(0);
+        fixture.admit().await;
+        let statuses = Statuses::new(fixture.context.clone(), Graces::default());
+        let key = |name: &str| ObjectKey::new(Kind::Pod, "default", name);
+        let (root, pod) = (|name: &str| StatusKey::Root(key(name)), StatusKey::Pod(key("c")));
+        for (name, node, expected) in [
+            ("a", "", [StatusKey::Unplaced, root("a")]),
+            ("b", "", [StatusKey::Unplaced, root("b")]),
+            ("c", "node1", [pod.clone(), root("c")]),
+        ] {
+            let mut pod = Object::new(&key(name));
+            pod.set(&["spec", "nodeName"], node);
+            let keys = statuses.keys(&put(fixture.store.create(pod, author()).await.unwrap()));
+            assert_eq!(keys, expected);
+        }
+        let member = ObjectKey::cluster(Kind::Member, &fixture.context.node.0);
+        let both = [pod, StatusKey::Unplaced];
+        assert_eq!(statuses.keys(&put(fixture.store.get(&member).unwrap())), both);
+        let heard = Trigger::Cluster(fixture.context.cluster.borrow().clone());
+        assert_eq!(statuses.keys(&heard), both);
+
+        statuses.reconcile(&StatusKey::Unplaced).await.unwrap();
+        for name in ["a", "b"] {
+            let pod = fixture.context.object(&key(name)).unwrap();
+            let conditions = pod.pointer("/status/conditions").unwrap().as_array().unwrap();
+            let scheduled = conditions
+                .iter()
+                .find(|one| one["type"] == "PodScheduled")
+                .unwrap();
+            assert_eq!(
+                scheduled["message"], "0/1 nodes are available: 1 Too many pods.",
+                "{name}"
+            );
+        }
     }
 }
