@@ -279,7 +279,7 @@ pub struct LogOptions {
 pub trait ContainerRuntime: Send + Sync {
     /// Lists all containers of this cluster on this machine.
     async fn list(&self) -> Result<Vec<Container>, PortError>;
-    /// Makes the image present as the policy says. Calls `pulling` if it has to ask a registry, before it does.
+    /// Makes the image present as the policy says; several that want one image share one pull. Calls `pulling` if it has to ask a registry, before it does.
     /// Refusals: `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
     async fn ensure_image(
         &self,

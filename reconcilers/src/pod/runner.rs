@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -89,8 +89,6 @@ pub struct PodRunner {
     pods: Mutex<HashMap<String, Arc<Mutex<PodMemory>>>>,
     probing: Probing,
     creations: Semaphore,
-    /// One pull of an image at a time: the second finds it there.
-    images: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     /// Pods that ran when the agent started and whose status is not announced yet.
     adopting: watch::Sender<HashSet<String>>,
 }
@@ -134,7 +132,6 @@ impl PodRunner {
             pods: Mutex::default(),
             probing,
             creations: Semaphore::new(CREATIONS_MAX),
-            images: Mutex::default(),
             adopting: watch::Sender::new(HashSet::new()),
         };
         (runner, woken)
@@ -496,11 +493,10 @@ impl PodRunner {
             let message = format!("Pulling image \"{image}\"");
             self.event(job, EventKind::Normal, "Pulling", message);
         };
-        let one_at_a_time = self.image_lock(image);
-        let pulled = interruptible(interrupted, async {
-            let _turn = one_at_a_time.lock().await;
-            self.ports.runtime.ensure_image(image, policy, &pulling).await
-        })
+        let pulled = interruptible(
+            interrupted,
+            self.ports.runtime.ensure_image(image, policy, &pulling),
+        )
         .await;
         match pulled {
             None => Ok(Outcome::Interrupted),
@@ -528,17 +524,6 @@ impl PodRunner {
                 format!("{what} not found"),
             )),
         }
-    }
-
-    fn image_lock(&self, image: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut images = lock(&self.images);
-        if let Some(known) = images.get(image).and_then(Weak::upgrade) {
-            return known;
-        }
-        images.retain(|_, lock| lock.strong_count() > 0);
-        let fresh = Arc::default();
-        images.insert(image.to_owned(), Arc::downgrade(&fresh));
-        fresh
     }
 
     fn container_failed(
