@@ -368,7 +368,8 @@ pub struct Attachment {
 pub struct Zone {
     /// `cluster.local`: lower case, no trailing dot. Names below it are ours: NXDOMAIN or NODATA, never forwarded.
     pub domain: String,
-    /// By full name, lower case, no trailing dot (`web.default.svc.cluster.local`).
+    /// By full name, lower case, no trailing dot (`web.default.svc.cluster.local`). Names between these and the domain exist
+    /// without data, and are not listed.
     pub names: HashMap<String, Records>,
     /// For PTR.
     pub reverse: HashMap<IpAddr, Vec<String>>,

@@ -1,7 +1,7 @@
 //! Services + endpoints → the zone of the cluster's domain. [`zone`] is pure.
 //!
-//! Names as in the Kubernetes DNS specification (1.1.0), and each service also without `svc`. The names that must exist
-//! so that those below them can (`svc.cluster.local`, `_tcp.web.default…`) are there without data.
+//! Names as in the Kubernetes DNS specification (1.1.0), and each service also without `svc`. That the names above them exist
+//! too (`svc.cluster.local`, `_tcp.web.default…`) is for the server to know.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -120,7 +120,7 @@ impl Builder {
         self.records(&name.to_lowercase()).addresses.push(address);
     }
 
-    /// Sorts, so that equal input gives an equal zone, and adds the names above those with data.
+    /// Sorts, so that equal input gives an equal zone.
     fn finish(mut self) -> Zone {
         for records in self.zone.names.values_mut() {
             records.addresses.sort_unstable();
@@ -134,23 +134,6 @@ impl Builder {
             names.sort_unstable();
             names.dedup();
         }
-        let suffix = format!(".{}", self.zone.domain);
-        let above: Vec<String> = self
-            .zone
-            .names
-            .keys()
-            .filter_map(|name| name.strip_suffix(&suffix))
-            .flat_map(|inner| {
-                inner
-                    .match_indices('.')
-                    .map(|(at, _)| format!("{}{suffix}", &inner[at + 1..]))
-            })
-            .collect();
-        for name in above {
-            self.zone.names.entry(name).or_default();
-        }
-        let domain = self.zone.domain.clone();
-        self.records(&domain);
         self.zone
     }
 }
@@ -391,19 +374,10 @@ mod tests {
     }
 
     #[test]
-    fn names_without_data_exist() {
+    fn a_service_without_endpoints_has_a_name_without_data() {
         let zone = web();
-        for name in [
-            "empty.default.svc.cluster.local",
-            "default.svc.cluster.local",
-            "svc.cluster.local",
-            "default.cluster.local",
-            "_tcp.web.default.svc.cluster.local",
-            "cluster.local",
-        ] {
-            assert_eq!(zone.names.get(name), Some(&Records::default()), "{name}");
-        }
-        assert!(!zone.names.contains_key("local"));
+        let empty = zone.names.get("empty.default.svc.cluster.local");
+        assert_eq!(empty, Some(&Records::default()));
         assert!(!zone.names.contains_key("other.default.svc.cluster.local"));
     }
 
