@@ -44,9 +44,7 @@ impl Context {
     }
 
     /// Tells whether this node works for an object with this root.
-    ///
-    /// Public for work outside this crate that one node does for all, such as following a Git repository.
-    pub fn holding(&self, root: &ObjectKey) -> Holding {
+    pub(super) fn holding(&self, root: &ObjectKey) -> Holding {
         holding(root, &self.node, &self.nodes(), self.clock.now())
     }
 
