@@ -152,7 +152,6 @@ pub mod labels {
     pub const POD_NAME: &str = "podman-swarm.pod-name";
     pub const POD_UID: &str = "podman-swarm.pod-uid";
     pub const CONTAINER_NAME: &str = "podman-swarm.container-name";
-    pub const ROLE: &str = "podman-swarm.role";
     /// Hash of the container's part of the pod's spec: a container with another hash is not the one wanted.
     pub const SPEC_HASH: &str = "podman-swarm.spec-hash";
     /// How often this container of the pod was restarted before (decimal).

@@ -169,11 +169,6 @@ impl Credentials {
         self.cluster_key.at_rest()
     }
 
-    /// The token that admits further nodes (also in the file `join.token`).
-    pub fn join_token(&self) -> &JoinToken {
-        &self.join_token
-    }
-
     /// The CA's certificate (PEM), for kubeconfig files.
     pub fn authority_pem(&self) -> String {
         pem("CERTIFICATE", &self.authority.certificate)

@@ -41,9 +41,6 @@ const GENERATION_LIMIT: usize = 64;
 
 /// A node's part in its cluster; ends with [`Gossip::stop`]. Dropped, it ends without a word to the others.
 pub struct Gossip {
-    cluster: watch::Receiver<Arc<Cluster>>,
-    announcements: Arc<Announcements>,
-    connections: Arc<Connections>,
     store: Store,
     credentials: Arc<Credentials>,
     sync: Sync,
@@ -133,7 +130,7 @@ impl Prepared {
             connections,
             announcements,
         } = self;
-        let ((peers_sender, peers), (cluster_sender, cluster)) = (peers, cluster);
+        let ((peers_sender, peers), (cluster_sender, _)) = (peers, cluster);
         let me = credentials.node().clone();
         let stop = CancellationToken::new();
         let ended = CancellationToken::new();
@@ -191,8 +188,8 @@ impl Prepared {
         let sync = Sync {
             me: me.clone(),
             store: store.clone(),
-            connections: connections.clone(),
-            announcements: announcements.clone(),
+            connections,
+            announcements,
             peers,
             caught_up,
         };
@@ -202,9 +199,6 @@ impl Prepared {
         ));
         info!(node = %me, %listen, advertise = %config.advertise, generation, "gossip started");
         Ok(Gossip {
-            cluster,
-            announcements,
-            connections,
             store,
             credentials,
             sync,
@@ -315,26 +309,6 @@ impl Gossip {
     /// The identity of this node.
     pub fn node(&self) -> &NodeId {
         self.credentials.node()
-    }
-
-    /// The nodes as gossip shows them; changes are events.
-    pub fn cluster(&self) -> watch::Receiver<Arc<Cluster>> {
-        self.cluster.clone()
-    }
-
-    /// Publishes what this node observes.
-    pub fn announcer(&self) -> Arc<dyn Announcer> {
-        self.announcements.clone()
-    }
-
-    /// Sends requests to other nodes.
-    pub fn relay(&self) -> Arc<dyn Relay> {
-        self.connections.clone()
-    }
-
-    /// The members, as the store knows them.
-    pub fn members(&self) -> BTreeMap<NodeId, Member> {
-        members::list(&self.store)
     }
 
     /// Waits until this node holds what the cluster knew when it came to it; at once, unless it has just joined.

@@ -10,11 +10,12 @@ use axum::body::{Body, to_bytes};
 use axum::extract::Extension;
 use axum::routing::get;
 use http::{Request, StatusCode};
-use reconcilers::ports::{Clock, Liveness, Moment, NodeFacts, NodeObservation};
+use reconcilers::ports::{Announcer, Clock, Cluster, Liveness, Moment, NodeFacts, NodeObservation};
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::json;
 use store::{NodeId, OpenOptions, Precondition, Store};
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::bootstrap::{Config, Sockets, UserTls, bootstrap};
@@ -25,6 +26,7 @@ use super::observation::Probe;
 use super::token::{JoinToken, join_token_object};
 use super::{Credentials, Error, Gossip, prepare};
 use crate::caller::Caller;
+use crate::relay::Relay;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -54,6 +56,9 @@ async fn wait_for<T, S: std::fmt::Debug>(what: &str, mut look: impl FnMut() -> R
 
 struct Node {
     gossip: Gossip,
+    cluster: watch::Receiver<Arc<Cluster>>,
+    announcer: Arc<dyn Announcer>,
+    relay: Arc<dyn Relay>,
     store: Store,
     credentials: Arc<Credentials>,
     config: Config,
@@ -78,7 +83,7 @@ fn config(directory: &Path, name: &str) -> Config {
 fn joining(directory: &Path, name: &str, via: &Node) -> Config {
     Config {
         join: vec![via.config.advertise.to_string()],
-        join_token: Some(via.credentials.join_token().to_string()),
+        join_token: Some(via.credentials.join_token.to_string()),
         ..config(directory, name)
     }
 }
@@ -113,9 +118,13 @@ async fn node(mut config: Config, address: Option<SocketAddr>) -> Result<Node, E
         name: config.node_name.clone(),
         ..NodeFacts::default()
     };
+    let (cluster, announcer, relay) = (prepared.cluster(), prepared.announcer(), prepared.relay());
     let gossip = prepared.start(sockets, api, facts).await?;
     Ok(Node {
         gossip,
+        cluster,
+        announcer,
+        relay,
         store,
         credentials,
         config,
@@ -128,7 +137,7 @@ impl Node {
     }
 
     fn sees(&self, other: &NodeId) -> Option<Arc<NodeObservation>> {
-        self.gossip.cluster().borrow().nodes.get(other).cloned()
+        self.cluster.borrow().nodes.get(other).cloned()
     }
 
     async fn wait_for_liveness(&self, other: &NodeId, liveness: Liveness) -> Arc<NodeObservation> {
@@ -208,10 +217,9 @@ async fn three_nodes_join_by_token_and_share_writes_status_and_requests() {
 
     // Status.
     second
-        .gossip
-        .announcer()
+        .announcer
         .announce_pod("fresh", Some(json!({"podIP": "10.244.1.7"})));
-    second.gossip.announcer().announce_pod("pod-of-node2", None);
+    second.announcer.announce_pod("pod-of-node2", None);
     wait_for("the status of a pod", || {
         let seen = third.sees(second.id()).unwrap();
         let fits = seen.pods.len() == 1
@@ -225,11 +233,11 @@ async fn three_nodes_join_by_token_and_share_writes_status_and_requests() {
 
     // Requests.
     let request = Request::get("/api/whoami").body(Body::empty()).unwrap();
-    let response = first.gossip.relay().send(third.id(), request).await.unwrap();
+    let response = first.relay.send(third.id(), request).await.unwrap();
     let body = to_bytes(response.into_body(), 1024).await.unwrap();
     assert_eq!(body, format!("{:?}", Caller::Peer(first.id().clone())));
     let request = Request::get("/api/whoami").body(Body::empty()).unwrap();
-    let nobody = first.gossip.relay().send(&NodeId("0".repeat(64)), request).await;
+    let nobody = first.relay.send(&NodeId("0".repeat(64)), request).await;
     assert!(nobody.is_err());
 
     for one in [first, second, third] {
@@ -273,8 +281,7 @@ async fn all_that_a_node_may_say_arrives_also_at_those_who_join_late() {
             })
             .collect();
         first
-            .gossip
-            .announcer()
+            .announcer
             .announce_pod(&format!("pod-{pod}"), Some(json!({ "conditions": texts })));
     }
     let second = node(joining(d2.path(), "node2", &first), None).await.unwrap();
@@ -345,7 +352,7 @@ async fn a_stopped_node_returns_by_its_data_directory_and_a_killed_one_counts_as
 async fn who_may_not_join_is_told_why_and_changes_nothing() {
     let [d1, d2] = directories();
     let first = node(config(d1.path(), "node1"), None).await.unwrap();
-    let good = first.credentials.join_token().clone();
+    let good = first.credentials.join_token.clone();
     let expired = JoinToken::generate(&good.authority_digest);
     let single = JoinToken::generate(&good.authority_digest);
     for object in [
@@ -424,7 +431,7 @@ async fn strangers_and_removed_nodes_get_no_answer_but_a_refusal() {
     everybody_sees_everybody(&[&first, &second]).await;
 
     // Without a certificate.
-    let tls = super::tls::join_client(&first.credentials.join_token().authority_digest, false, None).unwrap();
+    let tls = super::tls::join_client(&first.credentials.join_token.authority_digest, false, None).unwrap();
     for (method, path, expected) in [
         ("POST", "/sync", StatusCode::UNAUTHORIZED),
         ("GET", "/generation", StatusCode::UNAUTHORIZED),
@@ -467,7 +474,7 @@ async fn strangers_and_removed_nodes_get_no_answer_but_a_refusal() {
     })
     .await;
     let request = Request::get("/api/whoami").body(Body::empty()).unwrap();
-    let response = second.gossip.relay().send(first.id(), request).await.unwrap();
+    let response = second.relay.send(first.id(), request).await.unwrap();
     assert_eq!(response.status(), StatusCode::FORBIDDEN);
     first.stop().await;
     second.stop().await;

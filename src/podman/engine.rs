@@ -36,8 +36,6 @@ pub struct Engine {
     pub podman_version: String,
     pub cpus: u32,
     pub memory_bytes: u64,
-    /// The engine runs without root: no pod network, containers publish ports.
-    pub rootless: bool,
     pub kernel_version: String,
     /// Distribution and version (`debian 12`).
     pub os_image: String,
@@ -62,7 +60,6 @@ struct Host {
     mem_total: u64,
     #[serde(default)]
     distribution: Distribution,
-    security: Security,
 }
 
 #[derive(Deserialize, Default)]
@@ -70,11 +67,6 @@ struct Host {
 struct Distribution {
     distribution: String,
     version: String,
-}
-
-#[derive(Deserialize)]
-struct Security {
-    rootless: bool,
 }
 
 #[derive(Deserialize)]
@@ -127,7 +119,6 @@ impl Podman {
             podman_version: answer.version.version,
             cpus: answer.host.cpus,
             memory_bytes: answer.host.mem_total,
-            rootless: answer.host.security.rootless,
             kernel_version: answer.host.kernel,
             os_image: format!("{distribution} {version}").trim().to_owned(),
             architecture: answer.host.arch,

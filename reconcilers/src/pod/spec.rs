@@ -244,8 +244,7 @@ fn container_name(pod: &DesiredPod, container: &str, attempt: u32) -> String {
     )
 }
 
-/// The labels by which a restarted agent knows its own. [`labels::ROLE`] is never among them: it marks what is no
-/// container of a user.
+/// The labels by which a restarted agent knows its own.
 fn container_labels(
     surroundings: &Surroundings<'_>,
     container: &Container,

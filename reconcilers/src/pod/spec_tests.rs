@@ -71,7 +71,6 @@ fn names_and_labels_tell_whose_a_container_is() {
     ] {
         assert_eq!(spec.labels.get(label).map(String::as_str), Some(value), "{label}");
     }
-    assert!(!spec.labels.contains_key(labels::ROLE));
     assert_eq!(
         spec.labels[labels::SPEC_HASH],
         spec_hash(&pod.spec().containers[0])
