@@ -328,6 +328,12 @@ impl Gossip {
         self.ended.clone().cancelled_owned()
     }
 
+    /// Serves peers on, and gossips no more.
+    #[cfg(test)]
+    pub(super) fn fall_silent(&self) {
+        self.membership.abort();
+    }
+
     /// Announces the stop to the others, closes all connections and ends. The node stays a member. Takes less than
     /// 2 s. The store must still be open.
     pub async fn stop(mut self) {

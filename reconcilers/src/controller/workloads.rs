@@ -219,11 +219,13 @@ mod tests {
         assert_eq!(workloads.keys(&Trigger::Resync), []);
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn the_last_room_of_a_node_is_given_away_once() {
-        let fixture = Fixture::new(2);
+        let fixture = Fixture::new(20);
         fixture.admit().await;
-        let keys = ["a", "b", "c", "d"].map(|name| ObjectKey::new(Kind::Pod, "default", name));
+        let keys: Vec<ObjectKey> = (0..40)
+            .map(|number| ObjectKey::new(Kind::Pod, "default", format!("web-{number}")))
+            .collect();
         for key in &keys {
             let mut pod = schemas::Object::new(key);
             pod.set(&["spec", "containers"], json!([{"name": "c", "image": "web:1"}]));
@@ -257,6 +259,6 @@ mod tests {
         };
         shutdown.cancel();
         running.await.unwrap();
-        assert_eq!(placed, 2);
+        assert_eq!(placed, 20);
     }
 }
