@@ -13,10 +13,12 @@ use crate::status::{NODE_STATUS_UNKNOWN, condition, put_condition};
 /// Kubernetes' taint of a cordoned node.
 const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
 
-/// Computes the Node object of a member; `previous` is the Node as it was last shown.
+/// Computes the Node object of a member. `written` is the document with what users wrote, `previous` the Node as it was
+/// last shown.
 pub fn node_object(
     node: &NodeState,
     member: &Object,
+    written: Option<&Object>,
     previous: Option<&Object>,
     unix_seconds: i64,
 ) -> Object {
@@ -42,28 +44,24 @@ pub fn node_object(
     }
     if node.unschedulable {
         object.set(&["spec", "unschedulable"], true);
-    }
-    if let Some(taints) = taints(node.unschedulable, previous) {
-        object.set(&["spec", "taints"], taints);
+        object.set(&["spec", "taints"], cordon_taints(written));
     }
     object.set(&["status"], status(node, previous, unix_seconds));
     object
 }
 
-/// The users' taints and that of a cordon; None if neither these nor an outdated one need showing.
-fn taints(unschedulable: bool, previous: Option<&Object>) -> Option<Value> {
-    let shown = previous?.pointer("/spec/taints").and_then(Value::as_array);
-    let mut taints: Vec<Value> = shown
-        .into_iter()
-        .flatten()
+/// The users' taints and that of a cordon.
+fn cordon_taints(written: Option<&Object>) -> Vec<Value> {
+    let users = written
+        .and_then(|written| written.pointer("/spec/taints"))
+        .and_then(Value::as_array);
+    let users = users.into_iter().flatten();
+    let cordon = json!({"key": UNSCHEDULABLE_TAINT, "effect": "NoSchedule"});
+    users
         .filter(|taint| taint["key"] != UNSCHEDULABLE_TAINT)
         .cloned()
-        .collect();
-    let had = shown.is_some_and(|shown| shown.len() != taints.len());
-    if unschedulable {
-        taints.push(json!({"key": UNSCHEDULABLE_TAINT, "effect": "NoSchedule"}));
-    }
-    (unschedulable || had).then_some(Value::Array(taints))
+        .chain([cordon])
+        .collect()
 }
 
 fn status(node: &NodeState, previous: Option<&Object>, unix_seconds: i64) -> Value {
@@ -154,9 +152,14 @@ mod tests {
     }
 
     /// Shows a node twice, an hour apart, and expects the same.
-    fn shown(node: &NodeState, previous: Option<&Object>, unix_seconds: i64) -> Object {
-        let object = node_object(node, &member(), previous, unix_seconds);
-        let again = node_object(node, &member(), Some(&object), unix_seconds + 3600);
+    fn shown(
+        node: &NodeState,
+        written: Option<&Object>,
+        previous: Option<&Object>,
+        unix_seconds: i64,
+    ) -> Object {
+        let object = node_object(node, &member(), written, previous, unix_seconds);
+        let again = node_object(node, &member(), written, Some(&object), unix_seconds + 3600);
         assert_eq!(again, object, "a node object is stable");
         object
     }
@@ -166,7 +169,7 @@ mod tests {
         let mut alive = node("a");
         alive.address = "10.0.0.1".parse().ok();
         alive.facts.podman_version = "4.3.1".into();
-        let object = shown(&alive, None, EPOCH);
+        let object = shown(&alive, None, None, EPOCH);
         for (pointer, expected) in [
             ("/metadata/uid", "member-uid"),
             ("/metadata/labels/kubernetes.io~1hostname", "a"),
@@ -181,7 +184,7 @@ mod tests {
             assert_eq!(object.str_at(pointer), expected, "{pointer}");
         }
         let dead = alive.liveness(Liveness::Dead, Moment::default());
-        let object = shown(&dead, Some(&object), EPOCH + 60);
+        let object = shown(&dead, None, Some(&object), EPOCH + 60);
         assert_eq!(object.str_at("/status/conditions/0/status"), "Unknown");
         let since = object.str_at("/status/conditions/0/lastTransitionTime");
         assert_eq!(since, schemas::time::to_rfc3339(EPOCH + 60));
@@ -191,12 +194,12 @@ mod tests {
     fn a_cordoned_node_shows_the_taint_beside_the_users() {
         let mut cordoned = node("a");
         cordoned.unschedulable = true;
-        let mut previous = Object::new(&ObjectKey::cluster(Kind::Node, "a"));
-        previous.set(
+        let mut written = Object::new(&ObjectKey::cluster(Kind::Node, "a"));
+        written.set(
             &["spec", "taints"],
             json!([{"key": "own", "effect": "NoSchedule"}]),
         );
-        let object = shown(&cordoned, Some(&previous), EPOCH);
+        let object = shown(&cordoned, Some(&written), None, EPOCH);
         let keys: Vec<_> = object
             .pointer("/spec/taints")
             .unwrap()

@@ -43,7 +43,7 @@ impl NodeState {
 pub struct Nodes(BTreeMap<String, NodeState>);
 
 impl Nodes {
-    /// Joins Member documents, Node objects and gossip. Of two members with one name the one that is not cordoned counts,
+    /// Joins Member documents, Node documents (what users wrote, not what is shown of nodes) and gossip. Of two members with one name the one that is not cordoned counts,
     /// then the lower id.
     pub fn read(members: &[Arc<Object>], node_objects: &[Arc<Object>], cluster: &Cluster) -> Self {
         let unschedulable: BTreeMap<&str, bool> = node_objects

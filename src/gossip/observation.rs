@@ -207,7 +207,12 @@ impl Node {
 
     /// Decides the liveness; without news it stays.
     fn judge(&mut self, restart_grace: Duration, now: Moment) {
+        let answers = self.heard || self.probe == Some(Probe::Answers);
         let liveness = match (self.heard, self.probe) {
+            // What is shown is from before: a host that was powered on again runs none of it.
+            _ if answers && !self.speaks_for_itself() && self.is_given_up(restart_grace, now) => {
+                Liveness::Dead
+            }
             (true, _) | (false, Some(Probe::Answers)) if self.announced_stop() => Liveness::Stopped,
             (true, _) | (false, Some(Probe::Answers)) => Liveness::Alive,
             (false, Some(Probe::HostOnly)) if self.is_given_up(restart_grace, now) => Liveness::Dead,
@@ -222,12 +227,18 @@ impl Node {
             shown.known = true;
             let observation = Arc::make_mut(&mut shown.observation);
             // Its pods were replaced when the grace was over: it is dead as long as it was away.
-            let given_up = liveness == Liveness::Dead && self.probe == Some(Probe::HostOnly);
+            let given_up = liveness == Liveness::Dead && self.probe != Some(Probe::Silent);
             observation.liveness = liveness;
             if !given_up {
                 observation.since = now;
             }
         }
+    }
+
+    /// What is shown comes from the start that is heard now.
+    fn speaks_for_itself(&self) -> bool {
+        let shown = self.shown.as_ref();
+        self.heard && shown.is_some_and(|shown| shown.generation == self.generation)
     }
 
     /// Others run its pods by now: nothing but its agent itself, which knows what still runs, brings it back.
@@ -475,6 +486,37 @@ mod tests {
         );
         assert_eq!(liveness_at(Probe::Silent, 5), Liveness::Dead);
         assert_eq!(liveness_at(Probe::HostOnly, 7), Liveness::Dead);
+        assert_eq!(
+            liveness_at(Probe::Answers, 8),
+            Liveness::Dead,
+            "nobody has said yet what runs"
+        );
+        let starting = state(&FULL[..1]);
+        let old = state(FULL);
+        observations.read(
+            [(&id(1), &old, false), (&id(2), &starting, true)].into_iter(),
+            at(9),
+        );
+        assert_eq!(seen(&observations).unwrap().liveness, Liveness::Dead, "nor now");
+        let empty = state(&[("facts", r#"{"name":"node2"}"#), ("state", "ready")]);
+        observations.read(
+            [(&id(1), &old, false), (&id(2), &empty, true)].into_iter(),
+            at(10),
+        );
+        let back = seen(&observations).unwrap();
+        assert_eq!((back.liveness, back.pods.len()), (Liveness::Alive, 0));
+    }
+
+    #[test]
+    fn a_node_that_was_cut_off_is_alive_as_soon_as_it_is_heard() {
+        let mut observations = Observations::new(me(), GRACE);
+        let node = state(FULL);
+        observations.read([(&id(1), &node, true)].into_iter(), at(1));
+        observations.read([(&id(1), &node, false)].into_iter(), at(2));
+        observations.probed(&other(), Probe::Silent, at(3));
+        observations.read([(&id(1), &node, true)].into_iter(), at(30));
+        let back = seen(&observations).unwrap();
+        assert_eq!((back.liveness, back.pods.len()), (Liveness::Alive, 1));
     }
 
     #[test]

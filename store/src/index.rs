@@ -104,23 +104,41 @@ impl Index {
         self.view_of(key, self.entries.get(key)?)
     }
 
-    pub(crate) fn list(&self, kind: Kind, namespace: Option<&str>) -> Listing {
+    fn entries_of<'a>(
+        &'a self,
+        kind: Kind,
+        namespace: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'a ObjectKey, &'a Entry)> {
         let start = ObjectKey {
             kind,
             namespace: namespace.unwrap_or_default().to_owned(),
             name: String::new(),
         };
-        let items = self
-            .entries
-            .range(start..)
-            .take_while(|(key, _)| {
-                key.kind == kind && namespace.is_none_or(|namespace| key.namespace == namespace)
-            })
-            .filter_map(|(key, entry)| self.view_of(key, entry))
-            .collect();
+        self.entries.range(start..).take_while(move |(key, _)| {
+            key.kind == kind && namespace.is_none_or(|namespace| key.namespace == namespace)
+        })
+    }
+
+    pub(crate) fn list(&self, kind: Kind, namespace: Option<&str>) -> Listing {
+        let entries = self.entries_of(kind, namespace);
         Listing {
-            items,
+            items: entries
+                .filter_map(|(key, entry)| self.view_of(key, entry))
+                .collect(),
             revision: self.revision(),
+        }
+    }
+
+    pub(crate) fn written(&self, kind: Kind) -> Vec<Arc<Object>> {
+        let entries = self.entries_of(kind, None);
+        entries.filter_map(|(_, entry)| self.document_of(entry)).collect()
+    }
+
+    fn document_of(&self, entry: &Entry) -> Option<Arc<Object>> {
+        match (&entry.document, &entry.record) {
+            (Some(document), _) => Some(document.tree(&self.recent)),
+            (None, Some(_)) => entry.shown.as_ref().map(|(shown, _)| shown.tree(&self.recent)),
+            (None, None) => None,
         }
     }
 
@@ -272,12 +290,8 @@ impl Index {
             }
             return;
         }
-        let document = match (&entry.document, &entry.record) {
-            (Some(document), _) => Some(document.tree(&self.recent)),
-            (None, Some(_)) => entry.shown.as_ref().map(|(shown, _)| shown.tree(&self.recent)),
-            (None, None) => None,
-        };
         entry.projection = projection.map(Arc::new);
+        let document = self.entries.get(key).and_then(|entry| self.document_of(entry));
         self.show(key, document);
     }
 

@@ -83,6 +83,11 @@ impl Store {
         self.shared.index().list(kind, namespace)
     }
 
+    /// Lists the documents of a kind as they were written, without what is projected over them.
+    pub fn written(&self, kind: Kind) -> Vec<Arc<Object>> {
+        self.shared.index().written(kind)
+    }
+
     /// Returns the newest revision.
     pub fn revision(&self) -> Revision {
         self.shared.index().revision()

@@ -45,13 +45,21 @@ impl Reconciler for NodeObjects {
     async fn reconcile(&self, (): &()) -> Result<Next, ReconcileError> {
         let context = &self.context;
         let nodes = context.nodes();
+        let written = context.store.written(Kind::Node);
         for node in nodes.iter() {
             let Some(member) = context.object(&ObjectKey::cluster(Kind::Member, &node.id.0)) else {
                 continue;
             };
             let key = ObjectKey::cluster(Kind::Node, &node.name);
             let previous = context.object(&key);
-            let object = node_object(node, &member, previous.as_deref(), context.clock.unix_seconds());
+            let written = written.iter().find(|written| written.name() == node.name);
+            let object = node_object(
+                node,
+                &member,
+                written.map(AsRef::as_ref),
+                previous.as_deref(),
+                context.clock.unix_seconds(),
+            );
             context.store.project(&key, Some(object));
         }
         for shown in context.objects(Kind::Node, None) {
@@ -62,5 +70,42 @@ impl Reconciler for NodeObjects {
             }
         }
         Ok(Next::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::fixture::Fixture;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_is_cordoned_as_long_as_its_document_says_so() {
+        let fixture = Fixture::new(10);
+        fixture.admit().await;
+        let reconciler = NodeObjects::new(fixture.context.clone());
+        let key = ObjectKey::cluster(Kind::Node, "node1");
+        let document = schemas::Object::new(&key);
+        fixture
+            .store
+            .create(document, super::super::fixture::author())
+            .await
+            .unwrap();
+        for cordoned in [true, false, true] {
+            fixture
+                .edit(&key, &["spec", "unschedulable"], json!(cordoned))
+                .await;
+            for _ in 0..2 {
+                reconciler.reconcile(&()).await.unwrap();
+                let shown = fixture.context.object(&key).unwrap();
+                assert_eq!(shown.pointer("/spec/unschedulable"), Some(&json!(cordoned)));
+                assert_eq!(shown.pointer("/spec/taints").is_some(), cordoned);
+                assert_eq!(
+                    fixture.context.nodes().get("node1").unwrap().unschedulable,
+                    cordoned
+                );
+            }
+        }
     }
 }

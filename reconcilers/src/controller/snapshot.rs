@@ -38,7 +38,7 @@ impl Context {
         let cluster = self.cluster.borrow().clone();
         Nodes::read(
             &self.objects(Kind::Member, None),
-            &self.objects(Kind::Node, None),
+            &self.store.written(Kind::Node),
             &cluster,
         )
     }
