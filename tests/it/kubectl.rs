@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::cluster::{Cluster, Ran, needs_hosts, text};
-use crate::stories::{HELLO, web};
+use crate::stories::{HELLO, wait_ready, web};
 
 /// Names of the kubectls on the path: `kubectl`, `kubectl.1.27` and so on.
 fn versions() -> Vec<String> {
@@ -484,4 +484,31 @@ fn server_side_apply_and_what_is_refused() {
         }
         run(&["version"]).expect("version");
     });
+}
+
+#[test]
+fn a_node_takes_pods_again_after_uncordon() {
+    needs_hosts!();
+    let Some(kubectl) = versions().pop() else {
+        eprintln!("skipped: no kubectl on this machine");
+        return;
+    };
+    let cluster = two_hosts();
+    for (verb, cordoned) in [
+        ("cordon", true),
+        ("uncordon", false),
+        ("cordon", true),
+        ("uncordon", false),
+    ] {
+        cluster
+            .with_kubeconfig(1, &kubectl, &[verb, "node2"])
+            .expect(verb);
+        cluster.wait_for(verb, Duration::from_secs(5), |cluster| {
+            let seen =
+                [1, 2].map(|host| cluster.get(host, &["node", "node2"])["spec"]["unschedulable"] == true);
+            if seen == [cordoned; 2] { Ok(()) } else { Err(seen) }
+        });
+    }
+    cluster.apply(1, &there(&web(2, "1", HELLO)));
+    wait_ready(&cluster, 1, "app=web", 2);
 }

@@ -574,6 +574,11 @@ fn a_lost_node_is_replaced_within_ten_seconds() {
     cluster.start(2, &[]);
     cluster.wait_healthy(2);
     cluster.wait_for("three nodes and no surplus", Duration::from_secs(30), |cluster| {
+        let ready = cluster.ready_pods(1, "app=web");
+        assert!(
+            ready.len() >= 6,
+            "the node that returned takes nothing away: {ready:?}"
+        );
         let running: Vec<usize> = (1..=3).map(|host| cluster.containers(host).len()).collect();
         let nodes = cluster.ready_nodes(1);
         if nodes == 3 && running.iter().sum::<usize>() == 6 {

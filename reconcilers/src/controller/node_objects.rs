@@ -77,7 +77,7 @@ impl Reconciler for NodeObjects {
 mod tests {
     use serde_json::json;
 
-    use super::super::fixture::Fixture;
+    use super::super::fixture::{Fixture, author};
     use super::*;
 
     #[tokio::test]
@@ -87,11 +87,7 @@ mod tests {
         let reconciler = NodeObjects::new(fixture.context.clone());
         let key = ObjectKey::cluster(Kind::Node, "node1");
         let document = schemas::Object::new(&key);
-        fixture
-            .store
-            .create(document, super::super::fixture::author())
-            .await
-            .unwrap();
+        fixture.store.create(document, author()).await.unwrap();
         for cordoned in [true, false, true] {
             fixture
                 .edit(&key, &["spec", "unschedulable"], json!(cordoned))
