@@ -89,6 +89,10 @@ fn status(node: &NodeState, previous: Option<&Object>, unix_seconds: i64) -> Val
         }
     }
     put_condition(&mut status, &previous, ready(node), unix_seconds);
+    // Heartbeats are gossip: what is shown changes when something changed.
+    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        condition["lastHeartbeatTime"] = condition["lastTransitionTime"].clone();
+    }
     status
 }
 

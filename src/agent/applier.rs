@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use reconcilers::controller::Context;
 use reconcilers::nodes::Nodes;
 use reconcilers::ownership::{Holding, holding};
+use reconcilers::ports::{EventKind, EventRecord, EventSink};
 use schemas::{Kind, Object, ObjectKey};
-use store::{Applied, Author};
+use store::{Applied, Author, Outcome, View};
 use tokio_util::sync::CancellationToken;
 
 use super::facts;
@@ -28,6 +29,20 @@ impl ApiApplier {
             user: String::new(),
             unix_seconds: self.0.clock.unix_seconds(),
         }
+    }
+}
+
+impl ApiApplier {
+    /// Nobody waits for the answer of an apply from Git: its warnings are told where users look.
+    fn report(&self, view: &View, warnings: &[String]) {
+        self.0.events.event(EventRecord {
+            key: view.key.clone(),
+            uid: view.object.uid().to_owned(),
+            kind: EventKind::Warning,
+            reason: "AppliedWithWarnings",
+            message: warnings.join("; "),
+            component: MANAGER,
+        });
     }
 }
 
@@ -55,9 +70,19 @@ impl Applier for ApiApplier {
             }
         };
         let (mut applied, mut deleted) = (Vec::with_capacity(done.len()), None);
-        for AppliedObject { key, outcome, .. } in done {
+        for AppliedObject {
+            key,
+            outcome,
+            warnings,
+        } in done
+        {
             match self.0.store.get(&key) {
-                Some(view) => applied.push(Applied { outcome, view }),
+                Some(view) => {
+                    if outcome != Outcome::Unchanged && !warnings.is_empty() {
+                        self.report(&view, &warnings);
+                    }
+                    applied.push(Applied { outcome, view });
+                }
                 None => deleted = Some(format!("{key} was deleted while it was applied")),
             }
         }

@@ -197,6 +197,15 @@ fn the_cluster_follows_the_branch() {
     wait_value(&cluster, 1, "first", Some("2"), SOON);
     let first = cluster.get(1, &["namespace", "first"]);
     assert_eq!(crate::cluster::text(&first, "/metadata/labels/more"), "mine");
+
+    // What is kept without an effect is told.
+    repository.write(
+        "cluster/odd.yaml",
+        "{apiVersion: v1, kind: Service, metadata: {name: odd}, spec: {colour: red, ports: [{port: 80}]}}\n",
+    );
+    repository.push();
+    wait_reported(&cluster, &[1, 2], &["AppliedWithWarnings"]);
+    wait_reported(&cluster, &[1, 2], &["spec.colour"]);
 }
 
 #[test]
