@@ -8,6 +8,8 @@ use crate::node::{MAX_FINDINGS, Node};
 /// A field that is accepted and has no effect.
 pub(crate) struct Idle {
     pub(crate) path: String,
+    /// The same place, as a JSON pointer.
+    pub(crate) pointer: String,
     pub(crate) reason: String,
 }
 
@@ -156,7 +158,8 @@ pub(crate) fn idle_fields(kind: Kind, root: &Node<'_>) -> Vec<Idle> {
             .path
             .split('.')
             .fold(root.clone(), |node, name| node.at(name));
-        walk(&node, "", part.fields, &mut idle);
+        let pointer = format!("/{}", part.path.replace('.', "/"));
+        walk(&node, &pointer, "", part.fields, &mut idle);
     }
     if kind == Kind::Service {
         service_values(&root.at("spec"), &mut idle);
@@ -164,9 +167,10 @@ pub(crate) fn idle_fields(kind: Kind, root: &Node<'_>) -> Vec<Idle> {
     idle
 }
 
-fn walk(node: &Node<'_>, path: &str, fields: &[&str], idle: &mut Vec<Idle>) {
+fn walk(node: &Node<'_>, pointer: &str, path: &str, fields: &[&str], idle: &mut Vec<Idle>) {
     for name in node.map().into_iter().flat_map(serde_json::Map::keys) {
         let field = node.at(name);
+        let pointer = format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1"));
         if is_nothing(field.value) {
             continue;
         }
@@ -186,18 +190,21 @@ fn walk(node: &Node<'_>, path: &str, fields: &[&str], idle: &mut Vec<Idle>) {
             continue;
         }
         if path.starts_with("containers.") && name.ends_with("Probe") {
-            walk(&field, "", PROBE, idle);
+            walk(&field, &pointer, "", PROBE, idle);
         } else if fields
             .iter()
             .any(|known| known.starts_with(&below) || known.strip_suffix("{}") == Some(&path))
         {
             match field.value {
-                Value::Array(_) => field.items().for_each(|item| walk(&item, &path, fields, idle)),
-                _ => walk(&field, &path, fields, idle),
+                Value::Array(_) => field.items().enumerate().for_each(|(index, item)| {
+                    walk(&item, &format!("{pointer}/{index}"), &path, fields, idle);
+                }),
+                _ => walk(&field, &pointer, &path, fields, idle),
             }
         } else if idle.len() < MAX_FINDINGS {
             idle.push(Idle {
                 path: field.path,
+                pointer,
                 reason: NO_EFFECT.to_owned(),
             });
         }
@@ -225,6 +232,7 @@ fn service_values(spec: &Node<'_>, idle: &mut Vec<Idle>) {
         );
         idle.push(Idle {
             path: kind.path,
+            pointer: "/spec/type".to_owned(),
             reason,
         });
     }
@@ -234,6 +242,7 @@ fn service_values(spec: &Node<'_>, idle: &mut Vec<Idle>) {
             "services have no virtual address here: the name resolves to the pods' addresses".to_owned();
         idle.push(Idle {
             path: address.path,
+            pointer: "/spec/clusterIP".to_owned(),
             reason,
         });
     }

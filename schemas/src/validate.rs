@@ -5,10 +5,11 @@
 
 use serde_json::Value;
 
+use crate::acted_on::{self, Idle};
 use crate::field_error::{FieldError, Reason};
 use crate::node::{Errors, Node};
 use crate::typecheck::{self, Findings};
-use crate::{Kind, Object, acted_on, apps, core, fields, meta, networking, pod};
+use crate::{Kind, Object, apps, core, fields, meta, networking, pod};
 
 /// Returns the object with Kubernetes' defaults in the fields that are absent or null. Idempotent; what has the wrong
 /// type stays as it is.
@@ -147,22 +148,50 @@ fn follow<'a>(node: &Node<'a>, path: &str) -> Node<'a> {
 }
 
 /// Returns a sentence for each field, as written, that has no effect: fields that Kubernetes does not have
-/// (`unknown field "spec.foo"`), and fields that this version does not act on.
-pub fn warnings(object: &Object) -> Vec<String> {
+/// (`unknown field "spec.foo"`), and fields that this version does not act on. Of the latter, what is the default says
+/// nothing new, nor what `before`, the object that is being changed, has as well: clients send back what they were shown.
+pub fn warnings(object: &Object, before: Option<&Object>) -> Vec<String> {
     let Some(kind) = object.kind() else {
         return Vec::new();
     };
     let value = Value::Object(object.0.clone());
     let root = Node::root(&value);
     let Findings { unknown, .. } = typecheck::check(kind, &root);
-    let idle = acted_on::idle_fields(kind, &root);
     let mut warnings: Vec<String> = unknown
         .iter()
         .map(|path| format!("unknown field \"{path}\""))
         .collect();
-    let idle = idle.into_iter().filter(|field| !unknown.contains(&field.path));
+    let idle: Vec<Idle> = acted_on::idle_fields(kind, &root)
+        .into_iter()
+        .filter(|field| !unknown.contains(&field.path))
+        .collect();
+    if idle.is_empty() {
+        return warnings;
+    }
+    let untouched = without(object, &idle);
+    let says_something = |field: &&Idle| {
+        let said = object.pointer(&field.pointer);
+        let known = [Some(&untouched), before].into_iter().flatten();
+        known
+            .map(|known| known.pointer(&field.pointer))
+            .all(|known| known != said)
+    };
+    let idle = idle.iter().filter(says_something);
     warnings.extend(idle.map(|field| format!("{}: {}", field.path, field.reason)));
     warnings
+}
+
+/// Returns the object as if these fields had not been written.
+fn without(object: &Object, fields: &[Idle]) -> Object {
+    let mut tree = object.clone().into_value();
+    for field in fields {
+        if let Some((parent, name)) = field.pointer.rsplit_once('/')
+            && let Some(Value::Object(map)) = tree.pointer_mut(parent)
+        {
+            map.remove(&name.replace("~1", "/").replace("~0", "~"));
+        }
+    }
+    Object::from_value(tree).map_or_else(Object::default, |object| defaulted(&object))
 }
 
 #[cfg(test)]

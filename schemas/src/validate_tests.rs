@@ -398,7 +398,7 @@ fn immutable_fields_stay() {
 #[test]
 fn fields_without_effect_are_named() {
     let mut object = read(DEPLOYMENT);
-    assert_eq!(warnings(&object), Vec::<String>::new());
+    assert_eq!(warnings(&object, None), Vec::<String>::new());
     object.set(
         &["spec", "template", "spec", "affinity"],
         json!({"nodeAffinity": {"x": 1}}),
@@ -412,7 +412,7 @@ fn fields_without_effect_are_named() {
         json!([{"name": "data", "emptyDir": {"medium": "Memory"}}]),
     );
     assert_eq!(
-        warnings(&object),
+        warnings(&object, None),
         [
             "unknown field \"spec.template.spec.affinity.nodeAffinity.x\"",
             "unknown field \"spec.replicaz\"",
@@ -430,16 +430,43 @@ fn fields_without_effect_are_named() {
         "imagee: x, livenessProbe: {grpc: {port: 1, service: x}}, readinessProbe: {exec: {command: [a]}}",
     ));
     assert_eq!(
-        warnings(&pod),
+        warnings(&pod, None),
         [
             "unknown field \"spec.containers[0].imagee\"",
             "spec.containers[0].livenessProbe.grpc.service: accepted, but this version of Podman Swarm does not act on it"
         ]
     );
-    let warned = warnings(&read(&service(
+    let service = read(&service(
         "{type: NodePort, clusterIP: 10.0.0.1, ports: [{port: 80}]}",
-    )));
+    ));
+    let warned = warnings(&service, None);
     assert_eq!(warned.len(), 2, "{warned:?}");
+}
+
+#[test]
+fn defaults_and_what_was_there_before_are_not_warned_about() {
+    let check = |object: &Object, before: Option<&Object>, expected: &[&str]| {
+        let warned = warnings(object, before);
+        let paths: Vec<&str> = warned.iter().filter_map(|text| text.split(": ").next()).collect();
+        assert_eq!(paths, expected, "{object:?}");
+    };
+    let probed = container("livenessProbe: {grpc: {port: 1}}, securityContext: {capabilities: {add: [a]}}");
+    for text in [
+        DEPLOYMENT.to_owned(),
+        probed,
+        service("{ports: [{port: 80}]}"),
+        service("{type: ExternalName, externalName: example.com}"),
+    ] {
+        check(&defaulted(&read(&text)), None, &[]);
+    }
+    let mut before = defaulted(&read(&service("{ports: [{port: 80}]}")));
+    before.set(&["spec", "sessionAffinity"], "ClientIP");
+    check(&before, None, &["spec.sessionAffinity"]);
+    let mut after = before.clone();
+    after.set(&["metadata", "labels", "a"], "b");
+    check(&after, Some(&before), &[]);
+    after.set(&["spec", "internalTrafficPolicy"], "Local");
+    check(&after, Some(&before), &["spec.internalTrafficPolicy"]);
 }
 
 /// Objects that are partly wrong: fields of the right name with values of any type.
@@ -516,7 +543,7 @@ proptest! {
 
     #[test]
     fn nothing_panics_on_broken_objects(old in broken_object(), new in broken_object()) {
-        let _ = (validate(&old), warnings(&old), validate_update(&old, &new));
+        let _ = (validate(&old), warnings(&old, Some(&new)), validate_update(&old, &new));
     }
 
     #[test]

@@ -500,9 +500,14 @@ fn refused(key: &ObjectKey, errors: Vec<FieldError>) -> ApiResult<()> {
     Err(ApiError::invalid(key.kind, &key.name, field_causes(errors)))
 }
 
-/// Warnings about what a client sent; unknown fields are refused when it asked for that.
-fn field_warnings(object: &Object, validation: Validation) -> ApiResult<Vec<String>> {
-    let all = validate::warnings(object);
+/// Warnings about what a client sent (to change `before`, if that is there); unknown fields are refused
+/// when it asked for that.
+fn field_warnings(
+    object: &Object,
+    before: Option<&Object>,
+    validation: Validation,
+) -> ApiResult<Vec<String>> {
+    let all = validate::warnings(object, before);
     let (unknown, other): (Vec<_>, Vec<_>) = all
         .iter()
         .cloned()
@@ -522,7 +527,7 @@ fn field_warnings(object: &Object, validation: Validation) -> ApiResult<Vec<Stri
 }
 
 fn check_new(key: &ObjectKey, object: &Object, validation: Validation) -> ApiResult<Vec<String>> {
-    let warnings = field_warnings(object, validation)?;
+    let warnings = field_warnings(object, None, validation)?;
     refused(key, validate::validate(object))?;
     Ok(warnings)
 }
@@ -533,7 +538,7 @@ fn check_changed(
     new: &Object,
     validation: Validation,
 ) -> ApiResult<Vec<String>> {
-    let warnings = field_warnings(new, validation)?;
+    let warnings = field_warnings(new, Some(old), validation)?;
     let mut errors = validate::validate(new);
     errors.extend(validate::validate_update(old, new));
     refused(key, errors)?;
@@ -548,7 +553,8 @@ pub(crate) fn check_applied(
     planned: &View,
     validation: Validation,
 ) -> ApiResult<Vec<String>> {
-    let warnings = field_warnings(sent, validation)?;
+    // What is sent is what the user wrote, each time.
+    let warnings = field_warnings(sent, None, validation)?;
     let after = shown(planned);
     let mut errors = validate::validate(&after);
     if let Some(before) = before {

@@ -4,7 +4,7 @@ use axum::body::Body;
 use schemas::{Kind, ObjectKey};
 use serde_json::{Value, json};
 
-use super::fixture::{Api, deployment, pod};
+use super::fixture::{Answer, Api, deployment, pod};
 
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 const WEB: &str = "/apis/apps/v1/namespaces/default/deployments/web";
@@ -104,6 +104,25 @@ async fn unknown_fields_are_warned_about_or_refused_as_asked() {
         .await
         .expect(201);
     assert!(!silent.warnings().iter().any(|warning| warning.contains("colour")));
+}
+
+#[tokio::test]
+async fn a_change_is_not_warned_about_for_what_it_leaves() {
+    let api = Api::open().await;
+    let mut object = deployment("web", 1);
+    object["spec"]["template"]["spec"]["priorityClassName"] = "high".into();
+    let check = |answer: Answer, expected: usize| {
+        let answer = answer.expect(200);
+        assert_eq!(answer.warnings().len(), expected, "{:?}", answer.warnings());
+    };
+    let created = api.post(DEPLOYMENTS, object).await.expect(201);
+    assert_eq!(created.warnings().len(), 1, "{:?}", created.warnings());
+    let annotate = json!({"metadata": {"annotations": {"a": "b"}}});
+    check(api.patch(WEB, "merge", annotate).await, 0);
+    let shown = api.get(WEB).await.json();
+    check(api.put(WEB, shown).await, 0);
+    let lower = json!({"spec": {"template": {"spec": {"priorityClassName": "low"}}}});
+    check(api.patch(WEB, "strategic-merge", lower).await, 1);
 }
 
 #[tokio::test]
