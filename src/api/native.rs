@@ -171,17 +171,25 @@ pub(crate) async fn get_whitelist(State(state): State<ApiState>) -> Json<DnsWhit
     Json(view.map(|view| whitelist_of(&view.object)).unwrap_or_default())
 }
 
+/// The whole whitelist: what is left out would otherwise be switched off or emptied unasked.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewWhitelist {
+    enabled: bool,
+    hosts: Vec<String>,
+}
+
 /// `PUT /api/v1/dns/whitelist`.
 pub(crate) async fn put_whitelist(State(state): State<ApiState>, request: Request) -> ApiResult {
     let user = user_of(request.extensions(), request.headers());
-    let mut wanted: DnsWhitelist = read_json(request.into_body()).await?;
-    wanted.hosts = wanted
-        .hosts
+    let NewWhitelist { enabled, hosts } = read_json(request.into_body()).await?;
+    let mut hosts: Vec<String> = hosts
         .iter()
         .map(|host| checked_host(host))
         .collect::<ApiResult<_>>()?;
-    wanted.hosts.sort_unstable();
-    wanted.hosts.dedup();
+    hosts.sort_unstable();
+    hosts.dedup();
+    let wanted = DnsWhitelist { enabled, hosts };
     change_whitelist(&state, &user, |_| wanted.clone()).await
 }
 

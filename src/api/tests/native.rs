@@ -293,6 +293,25 @@ async fn the_whitelist_is_set_and_changed() {
 }
 
 #[tokio::test]
+async fn a_whitelist_that_lacks_a_field_is_refused() {
+    let api = Api::open().await;
+    let path = "/api/v1/dns/whitelist";
+    let whole = json!({"enabled": true, "hosts": ["github.com"]});
+    api.put(path, whole.clone()).await.expect(200);
+    for (body, named) in [
+        (json!({"enabled": true}), "hosts"),
+        (json!({"hosts": []}), "enabled"),
+        (json!({}), "enabled"),
+        (json!({"enabled": true, "hosts": [], "host": "a"}), "`host`"),
+    ] {
+        let refused = api.put(path, body).await.expect(400).json();
+        let message = refused["message"].as_str().unwrap();
+        assert!(message.contains(named), "{message}");
+    }
+    assert_eq!(api.get(path).await.json(), whole);
+}
+
+#[tokio::test]
 async fn nothing_is_told_to_who_proves_nothing() {
     let api = Api::named("n1", true).await;
     for path in [
