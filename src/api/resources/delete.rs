@@ -93,7 +93,8 @@ pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<
     Ok(plain_answer(call, StatusCode::OK, &list))
 }
 
-/// Deletes an object as clients expect of its kind, if it has this uid; absent or another one: nothing to do.
+/// Deletes an object as clients expect of its kind, if it has this uid; absent or another one: nothing to do. Of a node
+/// that is a member goes what was applied to it.
 ///
 /// # Errors
 /// The object may not be deleted, or the store refuses.
@@ -110,7 +111,7 @@ pub async fn delete_if(state: &ApiState, key: &ObjectKey, uid: &str, author: Aut
         Some(view) if view.object.uid() == uid => {}
         Some(_) | None => return Ok(()),
     }
-    match delete_object(state, key, &options, author).await {
+    match delete_stored(state, key, &options, author).await {
         Ok(_) => Ok(()),
         Err(error) if error.code == StatusCode::NOT_FOUND => Ok(()),
         Err(error) => Err(error),
@@ -119,6 +120,39 @@ pub async fn delete_if(state: &ApiState, key: &ObjectKey, uid: &str, author: Aut
 
 /// Deletes an object as clients expect of its kind: at once, or by marking it.
 pub(crate) async fn delete_object(
+    state: &ApiState,
+    key: &ObjectKey,
+    options: &DeleteOptions,
+    author: Author,
+) -> ApiResult<Deleted> {
+    // Its document is only what users said of it (cordoned, labels): without that it would still be there.
+    if key.kind == Kind::Node && is_member(state, &key.name) {
+        return Err(computed(key));
+    }
+    delete_stored(state, key, options, author).await
+}
+
+fn is_member(state: &ApiState, node_name: &str) -> bool {
+    let members = state.store.list(Kind::Member, None).items;
+    members
+        .iter()
+        .any(|member| member.object.str_at("/spec/name") == node_name)
+}
+
+fn computed(key: &ObjectKey) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "MethodNotAllowed",
+        format!(
+            "{} \"{}\" is computed from other objects and cannot be deleted",
+            key.kind.row().resource(),
+            key.name
+        ),
+    )
+    .about(key)
+}
+
+async fn delete_stored(
     state: &ApiState,
     key: &ObjectKey,
     options: &DeleteOptions,
@@ -136,16 +170,7 @@ pub(crate) async fn delete_object(
         return Ok(Deleted::Removed(view));
     }
     if !view.stored {
-        return Err(ApiError::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "MethodNotAllowed",
-            format!(
-                "{} \"{}\" is computed from other objects and cannot be deleted",
-                key.kind.row().resource(),
-                key.name
-            ),
-        )
-        .about(key));
+        return Err(computed(key));
     }
     let grace = deletion::grace_seconds(key.kind, &view.object, options.grace_period_seconds);
     let Some(grace) = grace else {
