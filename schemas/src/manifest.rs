@@ -30,9 +30,12 @@ pub const MAX_VALUES: usize = 1 << 20;
 /// Text that aliases may repeat.
 pub const MAX_ALIASED_BYTES: usize = MAX_OBJECT_BYTES;
 
+/// Documents and items that are named as wrong: more than anyone reads. Reading ends with the last of them.
+pub const MAX_ERRORS: usize = 256;
+
 /// Why a manifest cannot be read, and where.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("document {document}, line {line}, column {column}: {problem}{}", problem.hint_text())]
+#[error("{}: {}", self.place(), problem.explained())]
 pub struct ManifestError {
     /// Counted from 1; empty documents count.
     pub document: usize,
@@ -41,6 +44,16 @@ pub struct ManifestError {
     /// Counted from 1, in characters.
     pub column: usize,
     pub problem: Problem,
+}
+
+impl ManifestError {
+    /// Returns where it is, as `document 2, line 5, column 1`.
+    pub fn place(&self) -> String {
+        format!(
+            "document {}, line {}, column {}",
+            self.document, self.line, self.column
+        )
+    }
 }
 
 /// What is wrong with a manifest.
@@ -75,6 +88,9 @@ pub enum Problem {
     NotAnObject(&'static str),
     #[error("{0} is missing")]
     Missing(&'static str),
+    /// Of an item of a list; the place is that of the list.
+    #[error("items[{index}]: {problem}")]
+    Item { index: usize, problem: Box<Problem> },
 }
 
 impl Problem {
@@ -91,6 +107,7 @@ impl Problem {
             Problem::NotAnObject(_) => "separate objects with a line of three dashes",
             Problem::Missing("apiVersion") => "for instance `apiVersion: apps/v1`",
             Problem::Missing(_) => "for instance `kind: Deployment`",
+            Problem::Item { problem, .. } => return problem.hint(),
             Problem::TooManyValues
             | Problem::TooMuchAliased
             | Problem::RecursiveAlias
@@ -100,10 +117,12 @@ impl Problem {
         })
     }
 
-    fn hint_text(&self) -> String {
-        self.hint()
-            .map(|hint| format!(" (hint: {hint})"))
-            .unwrap_or_default()
+    /// Returns the problem with its hint.
+    pub fn explained(&self) -> String {
+        match self.hint() {
+            Some(hint) => format!("{self} (hint: {hint})"),
+            None => self.to_string(),
+        }
     }
 }
 
@@ -115,20 +134,69 @@ pub(crate) struct Document {
     pub(crate) column: usize,
 }
 
+/// What a manifest holds.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Parsed {
+    /// In their order, without those that are wrong.
+    pub objects: Vec<Object>,
+    /// In the order of their places; at most [`MAX_ERRORS`].
+    pub errors: Vec<ManifestError>,
+}
+
 /// Reads the objects of a manifest in their order: YAML (several documents) or JSON, lists flattened, empty documents
 /// skipped. Kinds are not looked up here.
 ///
 /// # Errors
 /// The first thing that cannot be read, or a limit ([`MAX_MANIFEST_BYTES`] and its neighbours).
 pub fn parse(bytes: &[u8]) -> Result<Vec<Object>, ManifestError> {
-    let at_start = |problem| ManifestError {
-        document: 1,
-        line: 1,
-        column: 1,
-        problem,
+    let Parsed { objects, errors } = parse_all(bytes);
+    match errors.into_iter().next() {
+        Some(error) => Err(error),
+        None => Ok(objects),
+    }
+}
+
+/// Reads as [`parse`] does, past documents and items that are no objects. What is no YAML ends it: where the next
+/// document begins is not known then.
+pub fn parse_all(bytes: &[u8]) -> Parsed {
+    let text = match checked_text(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            return Parsed {
+                objects: Vec::new(),
+                errors: vec![error],
+            };
+        }
     };
+    let (documents, unreadable) = documents(text);
+    let mut parsed = Parsed::default();
+    for document in documents {
+        let (mut problems, room) = (Vec::new(), MAX_ERRORS - parsed.errors.len());
+        flatten(document.value, &mut parsed.objects, &mut problems);
+        parsed
+            .errors
+            .extend(problems.into_iter().take(room).map(|problem| ManifestError {
+                document: document.number,
+                line: document.line,
+                column: document.column,
+                problem,
+            }));
+        if parsed.errors.len() == MAX_ERRORS {
+            return parsed;
+        }
+    }
+    parsed.errors.extend(unreadable);
+    parsed
+}
+
+fn checked_text(bytes: &[u8]) -> Result<&str, ManifestError> {
     if bytes.len() > MAX_MANIFEST_BYTES {
-        return Err(at_start(Problem::ManifestTooLarge(bytes.len())));
+        return Err(ManifestError {
+            document: 1,
+            line: 1,
+            column: 1,
+            problem: Problem::ManifestTooLarge(bytes.len()),
+        });
     }
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let before = &bytes[..error.valid_up_to()];
@@ -143,55 +211,54 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Object>, ManifestError> {
             problem: Problem::NotUtf8,
         }
     })?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-
-    let mut objects = Vec::new();
-    for document in documents(text)? {
-        let Document {
-            value,
-            number,
-            line,
-            column,
-        } = document;
-        flatten(value, &mut objects).map_err(|problem| ManifestError {
-            document: number,
-            line,
-            column,
-            problem,
-        })?;
-    }
-    Ok(objects)
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
-/// JSON where it is JSON (its strings have escapes that YAML reads otherwise), else YAML.
-fn documents(text: &str) -> Result<Vec<Document>, ManifestError> {
+/// Returns the documents up to the first that cannot be read. JSON where it is JSON (its strings have escapes that YAML
+/// reads otherwise), else YAML.
+fn documents(text: &str) -> (Vec<Document>, Option<ManifestError>) {
     if !text.trim_start().starts_with(['{', '[']) {
-        return Documents::new(text).collect();
+        return yaml_documents(text);
     }
     match json::documents(text) {
+        Ok(documents) => (documents, None),
         // YAML's flow style looks like JSON; if it is neither, the message about JSON is what helps.
-        Err(error) if matches!(error.problem, Problem::Syntax(_)) => Documents::new(text)
-            .collect::<Result<_, _>>()
-            .map_err(|yaml| match yaml.problem {
-                Problem::Syntax(_) => error,
-                _ => yaml,
-            }),
-        result => result,
+        Err(error) if matches!(error.problem, Problem::Syntax(_)) => match yaml_documents(text) {
+            (_, Some(yaml)) if matches!(yaml.problem, Problem::Syntax(_)) => (Vec::new(), Some(error)),
+            result => result,
+        },
+        Err(error) => (Vec::new(), Some(error)),
     }
 }
 
-/// Adds the object, or those of a list (`kind: List`, `kind: PodList`), to `objects`.
-fn flatten(value: Value, objects: &mut Vec<Object>) -> Result<(), Problem> {
+fn yaml_documents(text: &str) -> (Vec<Document>, Option<ManifestError>) {
+    let mut documents = Vec::new();
+    for document in Documents::new(text) {
+        match document {
+            Ok(document) => documents.push(document),
+            Err(error) => return (documents, Some(error)),
+        }
+    }
+    (documents, None)
+}
+
+/// Adds the object, or those of a list (`kind: List`, `kind: PodList`), to `objects`, and what is wrong to `problems`.
+fn flatten(value: Value, objects: &mut Vec<Object>, problems: &mut Vec<Problem>) {
     let mut map = match value {
-        Value::Null => return Ok(()),
+        Value::Null => return,
         Value::Object(map) => map,
-        other => return Err(Problem::NotAnObject(type_name(&other))),
+        other => return problems.push(Problem::NotAnObject(type_name(&other))),
     };
-    let text = |field| match map.get(field) {
-        Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
-        _ => Err(Problem::Missing(field)),
+    let mut text = |field| match map.get(field) {
+        Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
+        _ => {
+            problems.push(Problem::Missing(field));
+            None
+        }
     };
-    let (api_version, kind) = (text("apiVersion")?, text("kind")?);
+    let (Some(api_version), Some(kind)) = (text("apiVersion"), text("kind")) else {
+        return;
+    };
     if let (Some(item_kind), Some(Value::Array(_) | Value::Null)) =
         (kind.strip_suffix("List"), map.get("items"))
     {
@@ -199,24 +266,28 @@ fn flatten(value: Value, objects: &mut Vec<Object>) -> Result<(), Problem> {
             Value::Array(items) => Some(items),
             _ => None,
         });
-        for mut item in items.unwrap_or_default() {
+        for (index, mut item) in items.unwrap_or_default().into_iter().enumerate() {
             // Items of a typed list do not say what they are.
             if let (Value::Object(item), false) = (&mut item, item_kind.is_empty()) {
                 item.entry("apiVersion")
                     .or_insert_with(|| api_version.clone().into());
                 item.entry("kind").or_insert_with(|| item_kind.into());
             }
-            flatten(item, objects)?;
+            let mut below = Vec::new();
+            flatten(item, objects, &mut below);
+            problems.extend(below.into_iter().map(|problem| Problem::Item {
+                index,
+                problem: Box::new(problem),
+            }));
         }
-        return Ok(());
+        return;
     }
     let object = Object(map);
     let size = serde_json::to_vec(&object).map_or(0, |json| json.len());
     if size > MAX_OBJECT_BYTES {
-        return Err(Problem::ObjectTooLarge(size));
+        return problems.push(Problem::ObjectTooLarge(size));
     }
     objects.push(object);
-    Ok(())
 }
 
 /// Names the type of a value for a message to the user.
@@ -359,6 +430,34 @@ mod tests {
     }
 
     #[test]
+    fn every_document_says_what_is_wrong_with_it() {
+        let good = format!("{HEAD}metadata: {{name: a}}");
+        let list = "apiVersion: v1\nkind: List\nitems: [1, {apiVersion: v1, kind: Pod, metadata: {name: b}}, {kind: Pod}]";
+        let text =
+            format!("foo: bar\n---\n{good}\n---\nkind: Pod\n---\n- a\n---\n{list}\n---\na: b: c\n---\nx");
+        let Parsed { objects, errors } = parse_all(text.as_bytes());
+        assert_eq!(objects.iter().map(Object::name).collect::<Vec<_>>(), ["a", "b"]);
+        let errors: Vec<String> = errors
+            .iter()
+            .map(|error| format!("{} {}: {}", error.document, error.line, error.problem))
+            .collect();
+        let object = "expected an object (a map with apiVersion, kind and metadata), found";
+        assert_eq!(
+            errors[..6],
+            [
+                "1 1: apiVersion is missing".to_owned(),
+                "1 1: kind is missing".to_owned(),
+                "3 7: apiVersion is missing".to_owned(),
+                format!("4 9: {object} array"),
+                format!("5 11: items[0]: {object} integer"),
+                "5 11: items[2]: apiVersion is missing".to_owned(),
+            ]
+        );
+        assert!(errors[6].starts_with("6 15: "), "{errors:?}");
+        assert_eq!(errors.len(), 7);
+    }
+
+    #[test]
     fn limits_hold() {
         let deep = |open: &str, close: &str| {
             format!(
@@ -375,6 +474,8 @@ mod tests {
         assert_eq!(refusal(&"[".repeat(100_000)).problem, Problem::TooDeep);
         let big = format!("{HEAD}metadata:\n  name: {}\n", "a".repeat(MAX_OBJECT_BYTES));
         assert!(matches!(refusal(&big).problem, Problem::ObjectTooLarge(_)));
+        let wrong = "a\n---\n".repeat(MAX_ERRORS + 1);
+        assert_eq!(parse_all(wrong.as_bytes()).errors.len(), MAX_ERRORS);
         assert!(matches!(
             refusal(&" ".repeat(MAX_MANIFEST_BYTES + 1)).problem,
             Problem::ManifestTooLarge(_)

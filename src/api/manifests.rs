@@ -6,7 +6,8 @@ use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use schemas::{KINDS, Kind, Object, ObjectKey, manifest};
+use schemas::manifest::{self, Parsed};
+use schemas::{KINDS, Kind, Object, ObjectKey};
 use serde_json::{Value, json};
 use store::{Author, Outcome, Store};
 
@@ -279,7 +280,12 @@ pub(crate) async fn apply(State(state): State<ApiState>, request: Request) -> Ap
         dry_run: query.dry_run()?,
     };
     let bytes = read_body(request.into_body(), MAX_MANIFEST_BYTES).await?;
-    let objects = manifest::parse(&bytes).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let Parsed { objects, errors } = manifest::parse_all(&bytes);
+    if !errors.is_empty() {
+        let mut refusals: Vec<Refusal> = errors.iter().map(unreadable).collect();
+        refusals.extend(plan(&state.store, objects, &options).err().into_iter().flatten());
+        return Err(ManifestError::Refused(refusals).into());
+    }
     if objects.is_empty() {
         return Err(ApiError::bad_request("the manifest has no objects"));
     }
@@ -304,6 +310,13 @@ pub(crate) async fn apply(State(state): State<ApiState>, request: Request) -> Ap
     let mut response = Json(result_list(items)).into_response();
     add_warnings(&mut response, &warnings);
     Ok(response)
+}
+
+fn unreadable(error: &manifest::ManifestError) -> Refusal {
+    Refusal {
+        object: error.place(),
+        error: ApiError::bad_request(error.problem.explained()),
+    }
 }
 
 fn result_list(items: Vec<Value>) -> Value {
