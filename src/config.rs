@@ -266,6 +266,12 @@ impl Config {
                 "--advertise-addr: this machine has no default route to take the address from; give its address",
             )?,
         };
+        if flags.pod_cidr.contains(&advertise) {
+            bail!(
+                "--pod-cidr: {} holds {advertise}, this machine's own address (--advertise-addr); give a range that no network of the machines uses",
+                flags.pod_cidr
+            );
+        }
         let podman_socket = match &flags.podman_socket {
             Some(url) => socket_path(url)?,
             None if root => "/run/podman/podman.sock".into(),
@@ -386,6 +392,19 @@ mod tests {
             let error = parse(&[argument]).unwrap_err().to_string();
             assert!(error.contains(needle), "{argument}: {error}");
         }
+    }
+
+    #[test]
+    fn a_pod_range_that_holds_the_machine_is_refused() {
+        let resolve = |advertise: &str| {
+            Config::resolve(parse(&["--pod-cidr=10.0.0.0/16", "--node-name=a", advertise]).unwrap())
+        };
+        let error = resolve("--advertise-addr=10.0.3.4").unwrap_err().to_string();
+        assert!(
+            error.contains("--pod-cidr: 10.0.0.0/16 holds 10.0.3.4"),
+            "{error}"
+        );
+        resolve("--advertise-addr=10.1.0.1").unwrap();
     }
 
     #[test]

@@ -176,6 +176,15 @@ impl Admission {
                 "the node brings an encryption key (--encryption-key) that is not this cluster's",
             ));
         }
+        if request.pod_cidr != self.pod_cidr {
+            return Err(refuse(
+                StatusCode::CONFLICT,
+                format!(
+                    "the node's pods would be in {} (--pod-cidr), those of this cluster are in {}: start the node with --pod-cidr={}",
+                    request.pod_cidr, self.pod_cidr, self.pod_cidr
+                ),
+            ));
+        }
         let (id, certificate) = self.identify(certified, &request)?;
 
         let _writing = self.writing.lock().await;

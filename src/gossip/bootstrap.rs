@@ -424,6 +424,7 @@ async fn join_cluster(
         address: config.advertise.ip(),
         gossip_port: config.advertise.port(),
         key_fingerprint: given_key.as_ref().map(ClusterKey::fingerprint),
+        pod_cidr: config.pod_cidr,
     };
     let tls = super::tls::join_client(
         &token.authority_digest,

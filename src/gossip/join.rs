@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
 use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,8 @@ pub(super) struct JoinRequest {
     pub(super) gossip_port: u16,
     /// Of the key that it brings, if it brings one.
     pub(super) key_fingerprint: Option<String>,
+    /// Range of all pods, which must be the cluster's.
+    pub(super) pod_cidr: IpNet,
 }
 
 /// What an admitted node is given.

@@ -399,6 +399,10 @@ async fn who_may_not_join_is_told_why_and_changes_nothing() {
             .await
             .contains("encryption key")
     );
+    let other_range = join(&|config| config.pod_cidr = "10.50.0.0/16".parse().unwrap()).await;
+    for part in ["10.50.0.0/16", "start the node with --pod-cidr=10.244.0.0/16"] {
+        assert!(other_range.contains(part), "{other_range}");
+    }
     assert_eq!(members::list(&first.store).len(), 1);
 
     // A token for one use admits once; the same node may not use it again under another identity.
