@@ -326,7 +326,6 @@ impl Reconciler for ServiceReconciler {
         let Some(service) = store.get(key) else {
             self.show_slices(key, Vec::new());
             store.project(&endpoints_key, None);
-            store.project(key, None);
             return Ok(Next::Done);
         };
         let mut status = Object::default();

@@ -26,8 +26,6 @@ pub enum StatusKey {
     /// The ReplicaSets of a root, and the root.
     Root(ObjectKey),
     Namespace(ObjectKey),
-    /// What was removed shows nothing any more.
-    Gone(ObjectKey),
 }
 
 /// The controller of status.
@@ -236,9 +234,7 @@ impl Reconciler for Statuses {
                     let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
                     seen.pods.remove(view.object.uid());
                 }
-                let mut keys = self.of_object(&view.object, &view.key);
-                keys.push(StatusKey::Gone(view.key.clone()));
-                keys
+                self.of_object(&view.object, &view.key)
             }
             Trigger::Cluster(cluster) => self.changed_pods(cluster).into_iter().collect(),
             Trigger::Resync => {
@@ -262,11 +258,6 @@ impl Reconciler for Statuses {
                         "Active"
                     };
                     self.show(key, json!({"phase": phase}));
-                }
-            }
-            StatusKey::Gone(key) => {
-                if self.context.object(key).is_none() {
-                    self.context.store.project(key, None);
                 }
             }
         }
