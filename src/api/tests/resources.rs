@@ -110,6 +110,31 @@ async fn unknown_fields_are_warned_about_or_refused_as_asked() {
 }
 
 #[tokio::test]
+async fn unknown_fields_beside_spec_are_kept_however_they_come() {
+    let api = Api::open().await;
+    let common = json!({"a": [1], "b": {"c": "d"}});
+    let named = |name: &str| {
+        let mut object = deployment(name, 1);
+        object["x-common"] = common.clone();
+        object
+    };
+    let path = |name: &str| format!("{DEPLOYMENTS}/{name}");
+    api.post(DEPLOYMENTS, named("created")).await.expect(201);
+    let applied = format!("{}?fieldManager=test", path("applied"));
+    api.apply(&applied, named("applied")).await.expect(201);
+    api.post("/api/v1/manifests", named("bundled")).await.expect(200);
+    for kind in ["merge", "strategic-merge"] {
+        api.post(DEPLOYMENTS, deployment(kind, 1)).await.expect(201);
+        let patch = json!({"x-common": common});
+        api.patch(&path(kind), kind, patch).await.expect(200);
+    }
+    for name in ["created", "applied", "bundled", "merge", "strategic-merge"] {
+        let shown = api.get(&path(name)).await.expect(200).json();
+        assert_eq!(shown["x-common"], common, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_change_is_not_warned_about_for_what_it_leaves() {
     let api = Api::open().await;
     let mut object = deployment("web", 1);
