@@ -242,13 +242,33 @@ pub struct Config {
     pub flags: Flags,
 }
 
+/// What the command line asks for, with what that needs resolved and no more.
+#[derive(Debug)]
+pub enum Task {
+    Run(Box<Config>),
+    /// Leave the cluster; the data directory of the agent that runs, which is all that this takes.
+    Leave(PathBuf),
+}
+
+impl Task {
+    /// Resolves the defaults that depend on the machine.
+    ///
+    /// # Errors
+    /// One sentence that names flag, value and remedy.
+    pub fn resolve(cli: Cli) -> Result<Self> {
+        match cli.command {
+            Some(Command::Leave) => Ok(Self::Leave(data_dir(&cli.flags)?)),
+            None => Ok(Self::Run(Box::new(Config::resolve(cli.flags)?))),
+        }
+    }
+}
+
 impl Config {
     /// Resolves the defaults that depend on the machine.
     ///
     /// # Errors
     /// One sentence that names flag, value and remedy.
     pub fn resolve(flags: Flags) -> Result<Self> {
-        let root = rustix::process::geteuid().is_root();
         let host_name = host_name();
         let node_name = match (&flags.node_name, &host_name) {
             (Some(name), _) | (None, Some(name)) => name.clone(),
@@ -274,7 +294,7 @@ impl Config {
         }
         let podman_socket = match &flags.podman_socket {
             Some(url) => socket_path(url)?,
-            None if root => "/run/podman/podman.sock".into(),
+            None if is_root() => "/run/podman/podman.sock".into(),
             None => match std::env::var_os("XDG_RUNTIME_DIR") {
                 Some(directory) => PathBuf::from(directory).join("podman/podman.sock"),
                 None => format!(
@@ -284,15 +304,7 @@ impl Config {
                 .into(),
             },
         };
-        let data_dir = match &flags.data_dir {
-            Some(directory) => directory.clone(),
-            None if root => "/var/lib/podman-swarm".into(),
-            None => match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
-                (Some(state), _) => PathBuf::from(state).join("podman-swarm"),
-                (None, Some(home)) => PathBuf::from(home).join(".local/state/podman-swarm"),
-                (None, None) => bail!("--data-dir: neither XDG_STATE_HOME nor HOME is set; name a directory"),
-            },
-        };
+        let data_dir = data_dir(&flags)?;
         if flags.join_token.is_some() && flags.join.is_empty() {
             bail!(
                 "--join-token: there is nobody to show it to; name a node of the cluster with --join=ADDR:7946"
@@ -329,6 +341,25 @@ impl Config {
             flags,
         })
     }
+}
+
+/// Where the node keeps its state: what `--data-dir` says, or the place that depends on who runs the agent.
+fn data_dir(flags: &Flags) -> Result<PathBuf> {
+    if let Some(directory) = &flags.data_dir {
+        return Ok(directory.clone());
+    }
+    if is_root() {
+        return Ok("/var/lib/podman-swarm".into());
+    }
+    match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
+        (Some(state), _) => Ok(PathBuf::from(state).join("podman-swarm")),
+        (None, Some(home)) => Ok(PathBuf::from(home).join(".local/state/podman-swarm")),
+        (None, None) => bail!("--data-dir: neither XDG_STATE_HOME nor HOME is set; name a directory"),
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 fn socket_path(url: &str) -> Result<PathBuf> {
@@ -405,6 +436,17 @@ mod tests {
             "{error}"
         );
         resolve("--advertise-addr=10.1.0.1").unwrap();
+    }
+
+    #[test]
+    fn leaving_takes_the_data_directory_alone() {
+        // Running would refuse this address.
+        let arguments = ["agent", "--advertise-addr=0.0.0.0", "leave", "--data-dir=/data"];
+        let task = Task::resolve(Cli::try_parse_from(arguments).unwrap()).unwrap();
+        assert!(
+            matches!(&task, Task::Leave(directory) if directory == std::path::Path::new("/data")),
+            "{task:?}"
+        );
     }
 
     #[test]

@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use podman_swarm::config::{Cli, Command, Config};
+use podman_swarm::config::{Cli, Task};
 use podman_swarm::{agent, cli};
 
 fn main() -> ExitCode {
     // Wrong usage ends here, with exit code 2.
     let parsed = Cli::parse();
-    let config = match Config::resolve(parsed.flags) {
-        Ok(config) => config,
+    let task = match Task::resolve(parsed) {
+        Ok(task) => task,
         Err(error) => {
             eprintln!("error: {error:#}");
             return ExitCode::from(2);
@@ -23,10 +23,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match parsed.command {
-        Some(Command::Leave) => runtime.block_on(cli::leave(&config.data_dir)),
-        None => {
-            let result = runtime.block_on(agent::run(config));
+    match task {
+        Task::Leave(data_dir) => runtime.block_on(cli::leave(&data_dir)),
+        Task::Run(config) => {
+            let result = runtime.block_on(agent::run(*config));
             // What still runs is only what ignores its cancellation; the process ends anyway.
             runtime.shutdown_background();
             match result {
