@@ -1,25 +1,35 @@
 //! The agent's flags, their variables and defaults, checked before anything is touched.
 
+use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use schemas::names;
 use tracing::level_filters::LevelFilter;
 
 use crate::api::PlainHttp;
-use crate::gossip::JoinToken;
+use crate::gitops;
+use crate::gossip::{self, JoinToken};
 
 /// Default of `--ingress-tls-port`.
 pub const DEFAULT_INGRESS_TLS_PORT: u16 = 443;
 /// Smallest and largest value of `--dns-ttl`, seconds (RFC 2181 allows 2^31 - 1; a day is as much as makes sense).
 const DNS_TTL_SECONDS: std::ops::RangeInclusive<i64> = 0..=86_400;
+
+/// The labels that every node gets from its agent.
+pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
+pub const OS_LABEL: &str = "kubernetes.io/os";
+pub const ARCHITECTURE_LABEL: &str = "kubernetes.io/arch";
+const AGENT_LABELS: [&str; 3] = [HOSTNAME_LABEL, OS_LABEL, ARCHITECTURE_LABEL];
+/// Smallest value of `--gitops-interval`: a fetch takes about as long.
+const MIN_GITOPS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Podman Swarm's agent: one on every machine of the cluster.
 #[derive(Parser, Debug)]
@@ -29,6 +39,31 @@ pub struct Cli {
     pub command: Option<Command>,
     #[command(flatten)]
     pub flags: Flags,
+}
+
+/// Reads the command line and the variables that stand for flags; ends the process where they are wrong (code 2).
+///
+/// A variable that is empty counts as not set: compose files and unit files write `JOIN=` for "none".
+pub fn parse_arguments<P: Parser>() -> P {
+    let mut matches: ArgMatches = without_variables(P::command(), is_empty_variable).get_matches();
+    P::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.format(&mut P::command()).exit())
+}
+
+/// Takes from flags the variables that `ignored` names.
+fn without_variables(command: clap::Command, ignored: fn(&OsStr) -> bool) -> clap::Command {
+    command.mut_args(|flag| match flag.get_env() {
+        Some(name) if ignored(name) => flag.env(None::<&'static str>),
+        _ => flag,
+    })
+}
+
+fn is_empty_variable(name: &OsStr) -> bool {
+    std::env::var_os(name).is_some_and(|value| value.is_empty())
+}
+
+/// The value of a variable, unless it is empty.
+fn variable(name: impl AsRef<OsStr>) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 #[derive(Subcommand, Debug)]
@@ -54,6 +89,9 @@ impl FromStr for NodeLabel {
         let (key, value) = text
             .split_once('=')
             .ok_or("expected key=value, for instance disk=ssd")?;
+        if AGENT_LABELS.contains(&key) {
+            return Err(format!("the agent sets {key} itself; choose another key"));
+        }
         if let Some(rule) = names::qualified_name(key).or_else(|| names::label_value(value)) {
             return Err(rule);
         }
@@ -64,6 +102,22 @@ impl FromStr for NodeLabel {
 fn parse_duration(text: &str) -> Result<Duration, String> {
     schemas::time::parse_duration(text)
         .ok_or_else(|| "expected a duration, for instance 60s or 1m30s".to_owned())
+}
+
+fn parse_gitops_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        short if short < MIN_GITOPS_INTERVAL => Err("expected at least 1s".to_owned()),
+        interval => Ok(interval),
+    }
+}
+
+/// Others must know the port, so it is never one that the kernel picks.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        Ok(_) => Err("the port must be from 1 to 65535".to_owned()),
+        Err(_) => Err("expected address:port, for instance 0.0.0.0:7946".to_owned()),
+    }
 }
 
 fn parse_join(text: &str) -> Result<String, String> {
@@ -81,7 +135,8 @@ fn parse_join(text: &str) -> Result<String, String> {
 
 /// A level, or a filter of `target=level` parts; a bare word that is no level would silence everything.
 fn parse_log_level(text: &str) -> Result<String, String> {
-    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    // An empty word would parse, as no level at all.
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let fine = text.split(',').all(|part| {
         part.rsplit_once('=')
             .map_or(is_level(part), |(_, level)| is_level(level))
@@ -123,6 +178,7 @@ pub struct Flags {
         long,
         env = "BIND_ADDR",
         default_value = "0.0.0.0:7946",
+        value_parser = parse_listen,
         value_name = "ADDR:PORT"
     )]
     pub bind_addr: SocketAddr,
@@ -134,6 +190,7 @@ pub struct Flags {
         long,
         env = "API_ADDR",
         default_value = "0.0.0.0:8080",
+        value_parser = parse_listen,
         value_name = "ADDR:PORT"
     )]
     pub api_addr: SocketAddr,
@@ -221,7 +278,7 @@ pub struct Flags {
     #[arg(long, env = "GITOPS_PATH", default_value = "./", value_name = "PATH")]
     pub gitops_path: String,
     /// How often to look for new commits
-    #[arg(long, env = "GITOPS_INTERVAL", default_value = "1m", value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(long, env = "GITOPS_INTERVAL", default_value = "1m", value_parser = parse_gitops_interval, value_name = "DURATION")]
     pub gitops_interval: Duration,
     /// What to log: error, warn, info, debug, trace, or a filter such as info,podman_swarm::dns=debug
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = parse_log_level, value_name = "LEVEL")]
@@ -295,7 +352,7 @@ impl Config {
         let podman_socket = match &flags.podman_socket {
             Some(url) => socket_path(url)?,
             None if is_root() => "/run/podman/podman.sock".into(),
-            None => match std::env::var_os("XDG_RUNTIME_DIR") {
+            None => match variable("XDG_RUNTIME_DIR") {
                 Some(directory) => PathBuf::from(directory).join("podman/podman.sock"),
                 None => format!(
                     "/run/user/{}/podman/podman.sock",
@@ -308,6 +365,13 @@ impl Config {
         if flags.join_token.is_some() && flags.join.is_empty() {
             bail!(
                 "--join-token: there is nobody to show it to; name a node of the cluster with --join=ADDR:7946"
+            );
+        }
+        // A member needs no token: it is in its cluster already, and --join says nothing new.
+        if !flags.join.is_empty() && flags.join_token.is_none() && !gossip::has_identity(&data_dir) {
+            bail!(
+                "--join-token: --join={} needs it; the file join.token in the data directory of any node of the cluster holds it",
+                flags.join.join(",")
             );
         }
         // Not by clap, which would print the value.
@@ -331,6 +395,9 @@ impl Config {
                 flags.cluster_domain
             );
         }
+        if let Some(repository) = &flags.gitops_repo {
+            check_gitops(repository, &flags, &data_dir)?;
+        }
         let host_name = host_name.unwrap_or_else(|| node_name.clone());
         Ok(Self {
             node_name,
@@ -343,6 +410,25 @@ impl Config {
     }
 }
 
+fn check_gitops(repository: &str, flags: &Flags, data_dir: &Path) -> Result<()> {
+    match gitops::Source::new(repository, &flags.gitops_branch, &flags.gitops_path, data_dir) {
+        Ok(_) => Ok(()),
+        // Its reason repeats the URL, which may hold a password.
+        Err(gitops::ConfigError::Repository { .. }) => {
+            let shown = if repository.contains('@') {
+                "the value (not shown: it may hold a password)".to_owned()
+            } else {
+                format!("{repository:?}")
+            };
+            bail!(
+                "--gitops-repo: {shown} is no URL or path of a repository; expected, for instance, \
+                 https://example.com/manifests.git"
+            )
+        }
+        Err(error @ (gitops::ConfigError::Branch(_) | gitops::ConfigError::Path(_))) => Err(error.into()),
+    }
+}
+
 /// Where the node keeps its state: what `--data-dir` says, or the place that depends on who runs the agent.
 fn data_dir(flags: &Flags) -> Result<PathBuf> {
     if let Some(directory) = &flags.data_dir {
@@ -351,7 +437,7 @@ fn data_dir(flags: &Flags) -> Result<PathBuf> {
     if is_root() {
         return Ok("/var/lib/podman-swarm".into());
     }
-    match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
+    match (variable("XDG_STATE_HOME"), variable("HOME")) {
         (Some(state), _) => Ok(PathBuf::from(state).join("podman-swarm")),
         (None, Some(home)) => Ok(PathBuf::from(home).join(".local/state/podman-swarm")),
         (None, None) => bail!("--data-dir: neither XDG_STATE_HOME nor HOME is set; name a directory"),
@@ -419,6 +505,12 @@ mod tests {
             ("--node-labels=a", "key=value"),
             ("--enable-ingress=perhaps", "--enable-ingress"),
             ("--plain-http=some", "loopback"),
+            ("--bind-addr=0.0.0.0:0", "--bind-addr"),
+            ("--api-addr=0.0.0.0:0", "--api-addr"),
+            ("--log-level=", "--log-level"),
+            ("--log-level=info,podman_swarm=", "--log-level"),
+            ("--gitops-interval=0s", "at least 1s"),
+            ("--node-labels=kubernetes.io/hostname=x", "choose another key"),
         ] {
             let error = parse(&[argument]).unwrap_err().to_string();
             assert!(error.contains(needle), "{argument}: {error}");
@@ -444,9 +536,62 @@ mod tests {
         let arguments = ["agent", "--advertise-addr=0.0.0.0", "leave", "--data-dir=/data"];
         let task = Task::resolve(Cli::try_parse_from(arguments).unwrap()).unwrap();
         assert!(
-            matches!(&task, Task::Leave(directory) if directory == std::path::Path::new("/data")),
+            matches!(&task, Task::Leave(directory) if directory == Path::new("/data")),
             "{task:?}"
         );
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_before_anything_is_touched() {
+        for (arguments, words) in [
+            (
+                &["--join=10.0.0.2:7946"][..],
+                &["--join-token", "10.0.0.2:7946"][..],
+            ),
+            (&["--gitops-repo="], &["--gitops-repo: \"\" "]),
+            (
+                &["--gitops-repo=https://u:secret@"],
+                &["--gitops-repo: ", "not shown"],
+            ),
+            (
+                &["--gitops-repo=https://h/r", "--gitops-branch=a..b"],
+                &["--gitops-branch", "a..b"],
+            ),
+            (
+                &["--gitops-repo=https://h/r", "--gitops-path=../b"],
+                &["--gitops-path", "../b"],
+            ),
+        ] {
+            let usual = ["--advertise-addr=10.0.0.1", "--data-dir=/nonexistent"];
+            let flags = parse(&[&usual, arguments].concat()).unwrap();
+            let error = format!("{:#}", Config::resolve(flags).unwrap_err());
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_member_needs_no_token_to_start_again() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("cluster.json"), "{}").unwrap();
+        let data_dir = format!("--data-dir={}", directory.path().display());
+        let arguments = ["--join=10.0.0.2:7946", "--advertise-addr=10.0.0.1", &data_dir];
+        Config::resolve(parse(&arguments).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn an_ignored_variable_leaves_its_flag() {
+        use clap::{CommandFactory, FromArgMatches};
+        let ignored: fn(&OsStr) -> bool = |name| name == "JOIN";
+        let command = without_variables(Cli::command(), ignored);
+        let variables: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
+        assert!(!variables.contains(&OsStr::new("JOIN")), "{variables:?}");
+        assert!(variables.contains(&OsStr::new("DATA_DIR")), "{variables:?}");
+        let matches = command
+            .try_get_matches_from(["agent", "--join=10.0.0.2:7946"])
+            .unwrap();
+        let parsed = Cli::from_arg_matches(&matches).unwrap();
+        assert_eq!(parsed.flags.join, ["10.0.0.2:7946"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use async_trait::async_trait;
 use reconcilers::controller::Context;
 use reconcilers::nodes::Nodes;
@@ -120,8 +120,7 @@ pub(super) fn gitops(
             data_dir: config.data_dir.clone(),
         },
         Arc::new(ApiApplier(state)),
-    )
-    .context("--gitops-repo")?;
+    )?;
     let (key, followed, context) = (gitops.key(), facts::followed(flags), context.clone());
     let (store, events, clock) = (
         context.store.clone(),

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::config::{Config, Flags};
+use crate::config::{ARCHITECTURE_LABEL, Config, Flags, HOSTNAME_LABEL, OS_LABEL};
 use crate::podman::{Engine, Podman};
 
 /// Pods a node takes; Kubernetes' default.
@@ -20,9 +20,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Describes this node.
 pub(super) fn node_facts(config: &Config, engine: &Engine) -> NodeFacts {
     let mut labels = BTreeMap::from([
-        ("kubernetes.io/hostname".to_owned(), config.node_name.clone()),
-        ("kubernetes.io/os".to_owned(), "linux".to_owned()),
-        ("kubernetes.io/arch".to_owned(), engine.architecture.clone()),
+        (HOSTNAME_LABEL.to_owned(), config.node_name.clone()),
+        (OS_LABEL.to_owned(), "linux".to_owned()),
+        (ARCHITECTURE_LABEL.to_owned(), engine.architecture.clone()),
     ]);
     labels.extend(
         config

@@ -5,13 +5,15 @@
 mod applier;
 mod clock;
 mod credentials_for_people;
+mod data_dir;
 mod essential;
 mod facts;
+mod listen;
 mod logging;
 mod reconcile;
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ use reconcilers::controller::Context;
 use reconcilers::ports::{Clock, EventKind, EventRecord, EventSink};
 use schemas::{Kind, ObjectKey};
 use store::{OpenOptions, Store};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -114,6 +116,8 @@ struct Agent {
     serving: CancellationToken,
     tasks: TaskTracker,
     api: tokio::task::JoinHandle<()>,
+    /// Keeps other agents out of the data directory.
+    _lock: File,
 }
 
 impl Agent {
@@ -134,18 +138,11 @@ impl Agent {
         if flags.ingress_tls_port != config::DEFAULT_INGRESS_TLS_PORT {
             warn!("--ingress-tls-port is accepted, but TLS at the ingress is not served yet");
         }
-        prepare_data_dir(&config.data_dir)?;
+        let lock = data_dir::take(&config.data_dir)?;
 
         // Ports first: one in use is the commonest mistake, and nothing has been touched yet.
-        let sockets = gossip::Sockets::bind(flags.bind_addr)
-            .await
-            .context("--bind-addr")?;
-        let api_socket = bind_api(flags.api_addr).with_context(|| {
-            format!(
-                "--api-addr: cannot listen on {}; is another agent running? choose another port",
-                flags.api_addr
-            )
-        })?;
+        let sockets = listen::bind_peers(flags.bind_addr).await?;
+        let api_socket = listen::bind_api(flags.api_addr)?;
         let listener = api_socket.listen(API_BACKLOG).context("--api-addr")?.into_std()?;
         let starting = answer_starting(listener.try_clone()?)?;
         let ingress = match flags.enable_ingress {
@@ -184,7 +181,7 @@ impl Agent {
 
         if !gossip::has_identity(&config.data_dir) && config.data_dir.join("store").exists() {
             warn!("this node was interrupted while it left its cluster: what it held is set aside now");
-            set_aside(&config.data_dir)?;
+            data_dir::set_aside(&config.data_dir)?;
         }
         let gossip_config = gossip_config(&config);
         let credentials = Arc::new(gossip::bootstrap(&gossip_config).await?);
@@ -310,6 +307,7 @@ impl Agent {
             serving,
             tasks,
             api,
+            _lock: lock,
         })
     }
 
@@ -359,7 +357,7 @@ impl Agent {
         }
         _ = self.api.await;
         self.store.close().await;
-        set_aside(&self.config.data_dir)?;
+        data_dir::set_aside(&self.config.data_dir)?;
         info!("left");
         Ok(())
     }
@@ -409,51 +407,6 @@ fn answer_starting(listener: std::net::TcpListener) -> Result<AbortOnDropHandle<
             warn!(%error, "cannot say that the agent is starting");
         }
     })))
-}
-
-/// Takes the API's port.
-fn bind_api(address: SocketAddr) -> std::io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    // A restarted agent must not wait for the connections of the last one to be forgotten.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
-}
-
-/// Makes the directory, for its owner alone, and checks that it can be written.
-fn prepare_data_dir(directory: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let problem = || {
-        format!(
-            "--data-dir: cannot write to {}; choose another with --data-dir",
-            directory.display()
-        )
-    };
-    std::fs::create_dir_all(directory).with_context(problem)?;
-    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).with_context(problem)?;
-    let probe = directory.join(".writable");
-    std::fs::write(&probe, "").with_context(problem)?;
-    std::fs::remove_file(&probe).with_context(problem)
-}
-
-/// Moves what belonged to the cluster into a folder of its own; a later start begins anew.
-fn set_aside(directory: &Path) -> Result<()> {
-    let aside = directory.join("left");
-    _ = std::fs::remove_dir_all(&aside);
-    std::fs::create_dir(&aside)?;
-    for name in ["store", "gitops", "api.token", "admin.kubeconfig"] {
-        let from = directory.join(name);
-        if from.exists() {
-            std::fs::rename(&from, aside.join(name))
-                .with_context(|| format!("cannot move {}", from.display()))?;
-        }
-    }
-    _ = std::fs::remove_dir_all(directory.join("pods"));
-    Ok(())
 }
 
 /// Where the DNS server listens: for this machine, for others, and for containers.

@@ -2,13 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use podman_swarm::config::{Cli, Task};
+use podman_swarm::config::{Cli, Task, parse_arguments};
 use podman_swarm::{agent, cli};
 
 fn main() -> ExitCode {
     // Wrong usage ends here, with exit code 2.
-    let parsed = Cli::parse();
+    let parsed: Cli = parse_arguments();
     let task = match Task::resolve(parsed) {
         Ok(task) => task,
         Err(error) => {

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::parse_arguments;
 use client::{Client, ClientError};
 use settings::{Settings, SettingsError};
 
@@ -118,7 +119,7 @@ impl CliError {
 
 /// Parses the arguments, does what they ask for, and reports.
 pub async fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = parse_arguments();
     match dispatch(cli).await {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of our output is gone (`psctl get pods | head`): nothing to say to anyone.

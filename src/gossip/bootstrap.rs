@@ -182,9 +182,15 @@ struct OwnTls {
 
 impl OwnTls {
     fn load(paths: &UserTls) -> Result<Self, Error> {
-        let mut chain = parse_certificates(&paths.certificate, &files::require(&paths.certificate)?)?;
-        let key = parse_key(&paths.key, &files::require(&paths.key)?)?;
-        let mut authorities = parse_certificates(&paths.authority, &files::require(&paths.authority)?)?;
+        let certificates = |flag, path: &Path| {
+            let parsed = files::require(path).and_then(|text| parse_certificates(path, &text));
+            parsed.map_err(|error| of_flag(flag, error))
+        };
+        let mut chain = certificates("--tls-cert", &paths.certificate)?;
+        let key = files::require(&paths.key)
+            .and_then(|text| parse_key(&paths.key, &text))
+            .map_err(|error| of_flag("--tls-key", error))?;
+        let mut authorities = certificates("--tls-ca", &paths.authority)?;
         let (Some(authority), true) = (authorities.pop(), authorities.is_empty()) else {
             return Err(Error::Flag {
                 flag: "--tls-ca",
@@ -209,6 +215,21 @@ impl OwnTls {
             node,
         })
     }
+}
+
+/// Says of a file that the user brings which flag names it, and what is expected there.
+fn of_flag(flag: &'static str, error: Error) -> Error {
+    let reason = match error {
+        Error::File { path, source, .. } => format!(
+            "cannot read {}: {source}; name a PEM file that the agent may read",
+            path.display()
+        ),
+        Error::Damaged { path, reason } => {
+            format!("cannot use {}: {reason}; name a PEM file", path.display())
+        }
+        other => return other,
+    };
+    Error::Flag { flag, reason }
 }
 
 /// This node's key pair: the saved one, or a new one, saved before it is used.
@@ -519,6 +540,32 @@ mod tests {
             config.encryption_key = Some(bad);
             let error = bootstrap(&config).await.err().unwrap();
             assert!(error.to_string().contains("--encryption-key"), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_name_their_flag() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (authority, key) = certificates::new_authority("users", SystemTime::now()).unwrap();
+        files::write(&path("good"), &(authority.pem() + &key.serialize_pem())).unwrap();
+        files::write(&path("empty"), "").unwrap();
+        for (certificate, key, authority, flag, bad) in [
+            ("none", "good", "good", "--tls-cert", "none"),
+            ("good", "none", "good", "--tls-key", "none"),
+            ("good", "good", "none", "--tls-ca", "none"),
+            ("empty", "good", "good", "--tls-cert", "empty"),
+            ("good", "empty", "good", "--tls-key", "empty"),
+        ] {
+            let error = OwnTls::load(&UserTls {
+                certificate: path(certificate),
+                key: path(key),
+                authority: path(authority),
+            });
+            let error = error.err().unwrap().to_string();
+            for word in [flag, path(bad).to_str().unwrap(), "name a PEM file"] {
+                assert!(error.contains(word), "{word}: {error}");
+            }
         }
     }
 

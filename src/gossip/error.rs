@@ -8,7 +8,7 @@ use super::token::ParseTokenError;
 /// What stops [`super::bootstrap()`] and [`super::prepare`]. The text is for the person who started the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot listen on {protocol} {address} (--bind-addr): is another agent running on this host?")]
+    #[error("cannot listen on {protocol} {address}")]
     Bind {
         address: SocketAddr,
         protocol: &'static str,

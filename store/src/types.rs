@@ -111,7 +111,7 @@ pub struct Applied {
 /// Why a store could not be opened. Nothing was overwritten.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("{path} is in use by another agent")]
+    #[error("{path} is in use by another agent: stop that one, or use another directory")]
     Locked { path: String },
     #[error("cannot use {path}")]
     Io { path: String, source: std::io::Error },
