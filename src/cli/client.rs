@@ -226,15 +226,31 @@ fn http_client(
 /// Prints the `Warning:` headers (RFC 9110 removed them, Kubernetes uses them) as kubectl does.
 fn print_warnings(answer: &Response<Incoming>) {
     for value in answer.headers().get_all(header::WARNING) {
-        let Ok(text) = value.to_str() else { continue };
-        let message = text
-            .splitn(3, ' ')
-            .nth(2)
-            .unwrap_or(text)
-            .trim_matches('"')
-            .replace("\\\"", "\"");
-        eprintln!("Warning: {message}");
+        eprintln!(
+            "Warning: {}",
+            warning_text(&String::from_utf8_lossy(value.as_bytes()))
+        );
     }
+}
+
+/// The text of `299 - "text"`: a quoted string, in which a backslash stands before a character that is meant as it is
+/// (RFC 9110, 5.6.4).
+fn warning_text(header: &str) -> String {
+    let quoted = header.splitn(3, ' ').nth(2).unwrap_or(header);
+    let Some(inner) = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+        return quoted.to_owned();
+    };
+    let mut text = String::with_capacity(inner.len());
+    let mut characters = inner.chars();
+    while let Some(character) = characters.next() {
+        let meant = if character == '\\' {
+            characters.next()
+        } else {
+            None
+        };
+        text.push(meant.unwrap_or(character));
+    }
+    text
 }
 
 /// Joins an error and its causes; hyper's own text hides what happened.
@@ -249,4 +265,26 @@ fn with_sources(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_lose_their_outer_quotes_alone() {
+        for (header, expected) in [
+            (r#"299 - "plain text""#, "plain text"),
+            (
+                r#"299 - "unknown field \"spec.colour\"""#,
+                r#"unknown field "spec.colour""#,
+            ),
+            (r#"299 - "a \\ and \"""#, r#"a \ and ""#),
+            (r#"299 - "größe""#, "größe"),
+            ("299 - bare", "bare"),
+            ("odd", "odd"),
+        ] {
+            assert_eq!(warning_text(header), expected, "{header}");
+        }
+    }
 }

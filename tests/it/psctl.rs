@@ -322,7 +322,7 @@ fn what_is_wrong_is_said_on_stderr_with_an_exit_code() {
         assert!(
             ran.stderr
                 .lines()
-                .any(|line| line.to_lowercase().starts_with("warning:") && line.contains(field)),
+                .any(|line| line.starts_with("Warning:") && line.contains(&format!("{field}\""))),
             "{field}: {ran:?}"
         );
     }
