@@ -105,13 +105,9 @@ fn describe(object: &Value, events: &[Value]) -> String {
             format!("{}/{}", text(owner, "/kind"), text(owner, "/name")),
         );
     }
-    let top = object.as_object().cloned().unwrap_or_default();
-    for (name, value) in top
-        .iter()
-        .filter(|(name, _)| !["apiVersion", "kind", "metadata"].contains(&name.as_str()))
-    {
-        field(&mut out, name, value, 0);
-    }
+    let mut top = object.as_object().cloned().unwrap_or_default();
+    top.retain(|name, _| !["apiVersion", "kind", "metadata"].contains(&name.as_str()));
+    fields(&mut out, "", &top, 0);
     if events.is_empty() {
         out.push_str("Events:             <none>\n");
     } else {
@@ -157,42 +153,58 @@ fn pairs(map: Option<&Value>, separator: &str) -> String {
     lines.join(&format!("\n{:20}", ""))
 }
 
-/// Draws a field and all below it, two spaces a level.
-fn field(out: &mut String, name: &str, value: &Value, depth: usize) {
-    let indent = "  ".repeat(depth);
-    let name = title(name);
+/// Draws what comes after the name of a field: its value on the same line, or all below it, two spaces a level.
+fn below(out: &mut String, field: &str, value: &Value, depth: usize) {
     match value {
-        Value::Object(map) if map.is_empty() => _ = writeln!(out, "{indent}{name}:  {{}}"),
+        Value::Object(map) if map.is_empty() => out.push_str("  {}\n"),
         Value::Object(map) => {
-            let _ = writeln!(out, "{indent}{name}:");
-            fields(out, map, depth + 1);
+            out.push('\n');
+            fields(out, field, map, depth + 1);
         }
         Value::Array(list) if list.iter().all(|item| !item.is_object() && !item.is_array()) => {
             let items: Vec<String> = list.iter().map(scalar).collect();
-            let _ = writeln!(out, "{indent}{name}:  {}", items.join(", "));
+            let _ = writeln!(out, "  {}", items.join(", "));
         }
         Value::Array(list) => {
-            let _ = writeln!(out, "{indent}{name}:");
+            out.push('\n');
+            let dash = format!("{}  - ", "  ".repeat(depth));
             for item in list {
+                out.push_str(&dash);
                 match item {
                     Value::Object(map) => {
                         let mut inner = String::new();
-                        fields(&mut inner, map, depth + 2);
-                        let dash = format!("{indent}  - ");
-                        out.push_str(&dash);
+                        fields(&mut inner, field, map, depth + 2);
                         out.push_str(inner.get(dash.len()..).unwrap_or_default());
                     }
-                    other => _ = writeln!(out, "{indent}  - {}", scalar(other)),
+                    other => _ = writeln!(out, "{}", scalar(other)),
                 }
             }
         }
-        other => _ = writeln!(out, "{indent}{name}:  {}", scalar(other)),
+        other => _ = writeln!(out, "  {}", scalar(other)),
     }
 }
 
-fn fields(out: &mut String, map: &Map<String, Value>, depth: usize) {
+/// Draws the fields below the field `parent`.
+fn fields(out: &mut String, parent: &str, map: &Map<String, Value>, depth: usize) {
+    let keys = has_keys_of_users(parent, map);
+    let indent = "  ".repeat(depth);
     for (name, value) in map {
-        field(out, name, value, depth);
+        let shown = if keys { name.clone() } else { title(name) };
+        let _ = write!(out, "{indent}{shown}:");
+        below(out, name, value, depth);
+    }
+}
+
+/// Tells whether the keys below a field are words of users or of the machine, not names of fields.
+fn has_keys_of_users(field: &str, map: &Map<String, Value>) -> bool {
+    match field {
+        "labels" | "matchLabels" | "nodeSelector" | "annotations" | "limits" | "requests" | "capacity"
+        | "allocatable" => true,
+        // A Service's is a map; a Deployment's has fields.
+        "selector" => !["matchLabels", "matchExpressions"]
+            .iter()
+            .any(|name| map.contains_key(*name)),
+        _ => false,
     }
 }
 
@@ -241,6 +253,31 @@ mod tests {
             "    - Name:  a\n",
             "      Args:  x, y\n",
         ] {
+            assert!(drawn.contains(needle), "{needle:?} in\n{drawn}");
+        }
+        for (object, needle) in [
+            (
+                json!({"spec": {"selector": {"app": "hello"}}}),
+                "  Selector:\n    app:  hello\n",
+            ),
+            (
+                json!({"spec": {"selector": {"matchLabels": {"app": "hello"}}}}),
+                "  Selector:\n    Match Labels:\n      app:  hello\n",
+            ),
+            (
+                json!({"spec": {"nodeSelector": {"disk": "ssd"}, "resources": {"limits": {"cpu": "1"}}}}),
+                "  Node Selector:\n    disk:  ssd\n  Resources:\n    Limits:\n      cpu:  1\n",
+            ),
+            (
+                json!({"spec": {"template": {"metadata": {"labels": {"appName": "a"}}}}}),
+                "      Labels:\n        appName:  a\n",
+            ),
+            (
+                json!({"status": {"capacity": {"cpu": "2"}}}),
+                "  Capacity:\n    cpu:  2\n",
+            ),
+        ] {
+            let drawn = describe(&object, &[]);
             assert!(drawn.contains(needle), "{needle:?} in\n{drawn}");
         }
         assert_eq!(title("containerPort"), "Container Port");
