@@ -47,11 +47,7 @@ pub(super) async fn run(client: &Client, global: &Global, args: DeleteArgs) -> R
     let keys = if args.filename.is_empty() {
         named(client, global, &args).await?
     } else {
-        let manifest = apply::read_manifests(&args.filename, args.recursive).await?;
-        let objects = schemas::manifest::parse(manifest.as_bytes()).map_err(|error| CliError::Input {
-            what: args.filename.join(", "),
-            reason: error.to_string(),
-        })?;
+        let objects = apply::read_manifests(&args.filename, args.recursive).await?;
         // The last first: namespaces usually stand before what is in them.
         objects
             .iter()

@@ -95,6 +95,9 @@ enum CliError {
     Client(#[from] ClientError),
     #[error("cannot read {what}: {reason}")]
     Input { what: String, reason: String },
+    /// What is wrong with manifests, a line each.
+    #[error("{}", .0.join("\nerror: "))]
+    Manifests(Vec<String>),
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
     /// Some of several things failed; each was reported already.
@@ -108,7 +111,7 @@ impl CliError {
             Self::Usage { hint, .. } => Some(hint),
             Self::Settings(error) => error.hint(),
             Self::Client(error) => error.hint(),
-            Self::Input { .. } | Self::Output(_) | Self::Reported => None,
+            Self::Input { .. } | Self::Manifests(_) | Self::Output(_) | Self::Reported => None,
         }
     }
 

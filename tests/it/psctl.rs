@@ -295,7 +295,7 @@ fn what_is_wrong_is_said_on_stderr_with_an_exit_code() {
             service("{port: 1}").replace("name: s", "name: s, namespace: none"),
             vec!["none", "not found"],
         ),
-        ("kind: [\n".into(), vec!["line"]),
+        ("kind: [\n".into(), vec!["wrong.yaml: document 1, line"]),
         (
             "{kind: Namespace, kind: Namespace, apiVersion: v1, metadata: {name: twice}}".into(),
             vec!["kind"],
