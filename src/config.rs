@@ -99,7 +99,11 @@ impl FromStr for NodeLabel {
     }
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+/// Parses a duration of a flag: `60s`, `1m30s`.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     schemas::time::parse_duration(text)
         .ok_or_else(|| "expected a duration, for instance 60s or 1m30s".to_owned())
 }

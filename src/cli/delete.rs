@@ -1,7 +1,7 @@
 //! `psctl delete`: by name, by labels, or whatever files name; waits until the objects are gone.
 
 use std::io::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use http::Method;
@@ -9,9 +9,15 @@ use schemas::{Kind, Object, ObjectKey};
 use serde_json::Value;
 
 use super::{CliError, Client, Global, apply, get, resource};
+use crate::config::parse_duration;
 
 /// How often a deleted object is asked for while it goes.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// What an object gets to end that does not say it itself, seconds: Kubernetes' default for pods.
+const DEFAULT_GRACE_SECONDS: u64 = 30;
+/// How long it may take beyond its grace: its node notices, removes containers and network, and tells the others; what is in a
+/// namespace goes before it.
+const MARGIN: Duration = Duration::from_secs(60);
 
 #[derive(Args, Debug)]
 pub(super) struct DeleteArgs {
@@ -37,6 +43,9 @@ pub(super) struct DeleteArgs {
     /// Return at once, do not wait until they are gone
     #[arg(long)]
     no_wait: bool,
+    /// How long to wait [default: the object's grace and a minute]
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION", conflicts_with = "no_wait")]
+    timeout: Option<Duration>,
     /// It is fine if an object is not there
     #[arg(long)]
     ignore_not_found: bool,
@@ -71,7 +80,14 @@ pub(super) async fn run(client: &Client, global: &Global, args: DeleteArgs) -> R
                     key.name
                 )?;
                 let answer = client.parse(answer).await?;
-                going.push((path, uid_of(&answer).map(str::to_owned)));
+                let patience = args.timeout.unwrap_or_else(|| grace_of(&answer) + MARGIN);
+                going.push(Going {
+                    key,
+                    path,
+                    uid: uid_of(&answer).map(str::to_owned),
+                    patience,
+                    since: Instant::now(),
+                });
             }
             Err(error) if error.is_not_found() && args.ignore_not_found => {}
             Err(error) => {
@@ -81,8 +97,17 @@ pub(super) async fn run(client: &Client, global: &Global, args: DeleteArgs) -> R
         }
     }
     if !args.no_wait {
-        for (path, uid) in going {
-            wait_until_gone(client, &path, uid.as_deref()).await?;
+        for going in going {
+            match going.wait(client).await {
+                Err(error @ CliError::StillThere { .. }) => {
+                    eprintln!("error: {error}");
+                    if let Some(hint) = error.hint() {
+                        eprintln!("hint: {hint}");
+                    }
+                    failed = true;
+                }
+                ended => ended?,
+            }
         }
     }
     if failed { Err(CliError::Reported) } else { Ok(()) }
@@ -145,16 +170,48 @@ fn uid_of(answer: &Value) -> Option<&str> {
         .and_then(Value::as_str)
 }
 
-/// Waits until the object is not there, or is another one of the same name.
-async fn wait_until_gone(client: &Client, path: &str, uid: Option<&str>) -> Result<(), CliError> {
-    loop {
-        match client.get_json(path).await {
-            Ok(object) if uid.is_some() && object.pointer("/metadata/uid").and_then(Value::as_str) != uid => {
-                return Ok(());
+/// How long the object may take to end, by its own word.
+fn grace_of(answer: &Value) -> Duration {
+    let seconds = [
+        "/metadata/deletionGracePeriodSeconds",
+        "/spec/terminationGracePeriodSeconds",
+    ]
+    .iter()
+    .find_map(|field| answer.pointer(field)?.as_u64());
+    Duration::from_secs(seconds.unwrap_or(DEFAULT_GRACE_SECONDS))
+}
+
+/// An object that was deleted and may not be gone yet.
+struct Going {
+    key: ObjectKey,
+    path: String,
+    uid: Option<String>,
+    /// How long it is waited for, from `since` on.
+    patience: Duration,
+    since: Instant,
+}
+
+impl Going {
+    /// Waits until the object is not there, or is another one of the same name.
+    async fn wait(&self, client: &Client) -> Result<(), CliError> {
+        loop {
+            match client.get_json(&self.path).await {
+                Ok(object) => {
+                    let uid = object.pointer("/metadata/uid").and_then(Value::as_str);
+                    if self.uid.is_some() && uid != self.uid.as_deref() {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.is_not_found() => return Ok(()),
+                Err(error) => return Err(error.into()),
             }
-            Ok(_) => tokio::time::sleep(POLL_INTERVAL).await,
-            Err(error) if error.is_not_found() => return Ok(()),
-            Err(error) => return Err(error.into()),
+            if self.since.elapsed() >= self.patience {
+                return Err(CliError::StillThere {
+                    object: format!("{}/{}", get::named(self.key.kind), self.key.name),
+                    seconds: self.patience.as_secs(),
+                });
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }
@@ -179,6 +236,23 @@ mod tests {
             (json!({"kind": "Status", "metadata": {}}), None),
         ] {
             assert_eq!(uid_of(&answer), expected, "{answer}");
+        }
+    }
+
+    #[test]
+    fn an_object_is_given_its_own_grace() {
+        for (answer, seconds) in [
+            (
+                json!({"metadata": {"deletionGracePeriodSeconds": 0}, "spec": {"terminationGracePeriodSeconds": 9}}),
+                0,
+            ),
+            (
+                json!({"metadata": {}, "spec": {"terminationGracePeriodSeconds": 600}}),
+                600,
+            ),
+            (json!({"metadata": {}}), DEFAULT_GRACE_SECONDS),
+        ] {
+            assert_eq!(grace_of(&answer), Duration::from_secs(seconds), "{answer}");
         }
     }
 }

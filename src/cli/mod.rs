@@ -81,7 +81,11 @@ enum Command {
     #[command(subcommand)]
     Config(settings::ConfigCommand),
     /// Print the versions of psctl and of the node that answers
-    Version,
+    Version {
+        /// Only that of psctl; ask no node
+        #[arg(long)]
+        client: bool,
+    },
 }
 
 /// What ended a command early.
@@ -98,6 +102,8 @@ enum CliError {
     /// What is wrong with manifests, a line each.
     #[error("{}", .0.join("\nerror: "))]
     Manifests(Vec<String>),
+    #[error("{object} is still there after {seconds} s, and its deletion goes on")]
+    StillThere { object: String, seconds: u64 },
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
     /// Some of several things failed; each was reported already.
@@ -111,6 +117,7 @@ impl CliError {
             Self::Usage { hint, .. } => Some(hint),
             Self::Settings(error) => error.hint(),
             Self::Client(error) => error.hint(),
+            Self::StillThere { .. } => Some("psctl describe may show what holds it; --timeout waits longer"),
             Self::Input { .. } | Self::Manifests(_) | Self::Output(_) | Self::Reported => None,
         }
     }
@@ -150,13 +157,24 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Delete(args) => delete::run(&connect()?, global, args).await,
         Command::Logs(args) => logs::run(&connect()?, global, args).await,
         Command::Config(command) => settings::run(command),
-        Command::Version => version(connect()).await,
+        Command::Version { client } => version(connect, client).await,
     }
 }
 
-async fn version(client: Result<Client, CliError>) -> Result<(), CliError> {
+async fn version(connect: impl Fn() -> Result<Client, CliError>, only_client: bool) -> Result<(), CliError> {
     writeln!(std::io::stdout(), "psctl {}", env!("CARGO_PKG_VERSION"))?;
-    let answer = client?.get_json("/version").await?;
+    if only_client {
+        return Ok(());
+    }
+    let client = match connect() {
+        // Nobody was named, so nobody failed to answer.
+        Err(CliError::Settings(error @ SettingsError::NoServer)) => {
+            eprintln!("{error}, so its version is not known");
+            return Ok(());
+        }
+        connected => connected?,
+    };
+    let answer = client.get_json("/version").await?;
     writeln!(
         std::io::stdout(),
         "server {}",

@@ -370,6 +370,20 @@ fn it_finds_its_server_by_flag_variable_file_and_on_the_node() {
     let nodes = ["get", "no", "-o", "name"];
     let home_only = [home_variable.as_str()];
 
+    // Its own version it knows by itself.
+    for arguments in [&["version"][..], &["version", "--client"]] {
+        let alone = bare(&cluster, 1, &home_only, arguments);
+        assert!(alone.ok && alone.stdout.starts_with("psctl "), "{alone:?}");
+        assert_eq!(alone.stderr.is_empty(), arguments.len() == 2, "{alone:?}");
+    }
+    let asked = bare(
+        &cluster,
+        1,
+        &home_only,
+        &["version", "--server=http://127.0.0.1:9"],
+    );
+    asked.refuses(1, &["127.0.0.1:9"]);
+    assert!(asked.stdout.starts_with("psctl "), "{asked:?}");
     // Nothing known: told so, with what to do. (The data directory of this node is not where it would look.)
     bare(&cluster, 1, &home_only, &nodes).refuses(1, &["server", "set-server"]);
 
@@ -516,6 +530,21 @@ fn delete_reads_the_files_that_apply_reads() {
     cluster
         .psctl(1, &["get", "ns", "deep"])
         .expect("what apply -f DIR does not name");
+}
+
+#[test]
+fn the_wait_after_a_deletion_ends() {
+    needs_hosts!();
+    let cluster = Cluster::with_agents(1);
+    let run = |arguments: &[&str]| cluster.psctl(1, arguments);
+    // Something that does not go by itself: nobody removes this finalizer.
+    cluster.apply(
+        1,
+        "{apiVersion: v1, kind: Service, metadata: {name: stuck, finalizers: [example.com/never]}, spec: {ports: [{port: 1}]}}",
+    );
+    let ran = run(&["delete", "svc/stuck", "--timeout=1s"]);
+    ran.refuses(1, &["service/stuck is still there after 1 s"]);
+    assert_eq!(ran.stdout, "service \"stuck\" deleted\n");
 }
 
 #[test]
