@@ -12,7 +12,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use serde_json::Value;
 
 use super::settings::Settings;
@@ -36,6 +36,9 @@ pub(super) struct Client {
 pub(super) enum ClientError {
     #[error("cannot reach {server}: {reason}")]
     Unreachable { server: String, reason: String },
+    /// The node answers, with a certificate from a CA that is not known here.
+    #[error("the certificate of {server} cannot be trusted: {reason}")]
+    Untrusted { server: String, reason: String },
     #[error("the answer of {server} broke off: {reason}")]
     Broken { server: String, reason: String },
     /// The node refused: its `Status`.
@@ -58,6 +61,9 @@ impl ClientError {
             Self::Unreachable { .. } => {
                 Some("is the agent running there? any other node answers as well: --server")
             }
+            Self::Untrusted { .. } => Some(
+                "copy <data-dir>/ca.crt from a node and run: psctl config set-ca ca.crt; or copy its admin.kubeconfig and set KUBECONFIG",
+            ),
             Self::Refused { status } if status.code == StatusCode::UNAUTHORIZED => {
                 Some("give a token: psctl config set-token TOKEN (a node's own is in <data-dir>/api.token)")
             }
@@ -110,7 +116,7 @@ impl Client {
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.http.request(request))
             .await
             .map_err(|_| self.unreachable(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))?
-            .map_err(|error| self.unreachable(with_sources(&error)))?;
+            .map_err(|error| self.failed(&error))?;
         print_warnings(&answer);
         if answer.status().is_success() {
             return Ok(answer);
@@ -157,6 +163,19 @@ impl Client {
         }
     }
 
+    /// Says why a request got no answer.
+    fn failed(&self, error: &(dyn std::error::Error + 'static)) -> ClientError {
+        let reason = with_sources(error);
+        if is_unknown_authority(error) {
+            ClientError::Untrusted {
+                server: self.settings.server.clone(),
+                reason,
+            }
+        } else {
+            self.unreachable(reason)
+        }
+    }
+
     fn unreachable(&self, reason: impl std::fmt::Display) -> ClientError {
         ClientError::Unreachable {
             server: self.settings.server.clone(),
@@ -197,8 +216,7 @@ fn http_client(
     let mut roots = RootCertStore::empty();
     match ca {
         Some(pem) => {
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                let certificate = certificate.map_err(|error| ClientError::Ca(error.to_string()))?;
+            for certificate in certificates(pem)? {
                 roots
                     .add(certificate)
                     .map_err(|error| ClientError::Ca(error.to_string()))?;
@@ -221,6 +239,43 @@ fn http_client(
         .enable_all_versions()
         .wrap_connector(connector);
     Ok(HttpClient::builder(TokioExecutor::new()).build(connector))
+}
+
+/// Reads the certificates of a PEM text; there may be none.
+///
+/// # Errors
+/// A block that cannot be read.
+pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ClientError> {
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| ClientError::Ca(error.to_string()))
+}
+
+/// Tells whether TLS failed since the certificate comes from a CA that is not trusted: an unknown one, or another of the
+/// same name, whose signature does not match.
+fn is_unknown_authority(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // An I/O error shows the causes of what it wraps, not that itself.
+        let wrapped = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        let tls = match wrapped {
+            Some(wrapped) => wrapped.downcast_ref::<rustls::Error>(),
+            None => error.downcast_ref(),
+        };
+        if let Some(rustls::Error::InvalidCertificate(problem)) = tls {
+            return matches!(
+                problem,
+                CertificateError::UnknownIssuer | CertificateError::BadSignature
+            );
+        }
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// Prints the `Warning:` headers (RFC 9110 removed them, Kubernetes uses them) as kubectl does.
@@ -286,5 +341,21 @@ mod tests {
         ] {
             assert_eq!(warning_text(header), expected, "{header}");
         }
+    }
+
+    #[test]
+    fn an_unknown_authority_is_told_from_other_faults() {
+        let invalid = |problem| rustls::Error::InvalidCertificate(problem);
+        for (error, expected) in [
+            (invalid(CertificateError::UnknownIssuer), true),
+            (invalid(CertificateError::BadSignature), true),
+            (invalid(CertificateError::Expired), false),
+            (rustls::Error::DecryptError, false),
+        ] {
+            let wrapped = std::io::Error::other(std::io::Error::other(error.clone()));
+            assert_eq!(is_unknown_authority(&error), expected, "{error}");
+            assert_eq!(is_unknown_authority(&wrapped), expected, "{error}");
+        }
+        assert!(!is_unknown_authority(&std::io::Error::from_raw_os_error(111)));
     }
 }

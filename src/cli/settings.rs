@@ -10,7 +10,7 @@ use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{CliError, Global};
+use super::{CliError, Global, client};
 
 /// Server, token and CA of a connection.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub(super) enum ConfigCommand {
     SetServer { url: String },
     /// Save a token of the API
     SetToken { token: String },
+    /// Save the CA that the nodes' certificates come from: ca.crt in the data directory of any node
+    SetCa { file: PathBuf },
     /// Print the saved settings, the token hidden
     View,
     /// Print where they are saved
@@ -49,7 +51,7 @@ impl SettingsError {
     pub(super) fn hint(&self) -> Option<&str> {
         match self {
             Self::NoServer => Some(
-                "run psctl as root on a node, or copy its admin.kubeconfig and set KUBECONFIG, or: psctl config set-server URL",
+                "run psctl as root on a node, or copy its admin.kubeconfig and set KUBECONFIG, or: psctl config set-server URL (and set-token, set-ca)",
             ),
             Self::File { .. } | Self::Server(_) | Self::NoHome => None,
         }
@@ -64,6 +66,9 @@ struct Saved {
     server: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
+    /// PEM, the content of the file given: the file itself may move.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca: Option<String>,
 }
 
 impl Settings {
@@ -90,7 +95,10 @@ impl Settings {
                 saved.server.clone()
             }
         });
-        let ca = kubeconfig.as_ref().and_then(|config| config.ca.clone());
+        let saved_ca = saved.ca.filter(|_| global.kubeconfig.is_none());
+        let ca = saved_ca
+            .map(String::into_bytes)
+            .or_else(|| kubeconfig.as_ref().and_then(|config| config.ca.clone()));
         let token = global
             .token
             .clone()
@@ -225,6 +233,11 @@ pub(super) fn run(command: ConfigCommand) -> Result<(), CliError> {
             save(&path, &saved)?;
             eprintln!("token saved in {}", path.display());
         }
+        ConfigCommand::SetCa { file } => {
+            saved.ca = Some(read_ca(&file)?);
+            save(&path, &saved)?;
+            eprintln!("CA saved in {}", path.display());
+        }
         ConfigCommand::View => {
             let shown = Saved {
                 token: saved.token.map(|_| "<hidden>".to_owned()),
@@ -236,6 +249,16 @@ pub(super) fn run(command: ConfigCommand) -> Result<(), CliError> {
         ConfigCommand::GetLocation => writeln!(std::io::stdout(), "{}", path.display())?,
     }
     Ok(())
+}
+
+/// Reads the certificates of a PEM file.
+fn read_ca(file: &Path) -> Result<String, SettingsError> {
+    let text = std::fs::read_to_string(file).map_err(|error| file_error(file, error))?;
+    match client::certificates(text.as_bytes()) {
+        Ok(certificates) if certificates.is_empty() => Err(file_error(file, "it holds no certificate (PEM)")),
+        Ok(_) => Ok(text),
+        Err(error) => Err(file_error(file, error)),
+    }
 }
 
 /// Writes the file whole or not at all, readable by its owner only.
@@ -291,5 +314,20 @@ mod tests {
             ("https://h:1", Some("t"))
         );
         assert_eq!(settings.ca.as_deref(), Some(&b"PEM"[..]));
+    }
+
+    #[test]
+    fn only_certificates_are_saved_as_ca() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ca.crt");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        std::fs::write(&path, certificate.pem()).unwrap();
+        assert_eq!(read_ca(&path).unwrap(), certificate.pem());
+        for other in ["", "no PEM", &key.serialize_pem()] {
+            std::fs::write(&path, other).unwrap();
+            let error = read_ca(&path).unwrap_err().to_string();
+            assert!(error.contains(path.to_str().unwrap()), "{error}");
+        }
     }
 }

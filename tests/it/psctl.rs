@@ -439,6 +439,25 @@ fn it_finds_its_server_by_flag_variable_file_and_on_the_node() {
     assert_eq!(mode.trim(), "600");
     let ran = bare(&cluster, 1, &home_only, &["config", "set-server", "nowhere"]);
     assert!(!ran.ok && ran.stderr.contains("nowhere"), "{ran:?}");
+    // From afar, with the cluster's own CA: told what is missing, and then it is there.
+    let far = [&nodes[..], &["--server", "https://10.231.0.1:8080"]].concat();
+    bare(&cluster, 1, &home_only, &far).refuses(1, &["10.231.0.1:8080", "ca.crt", "set-ca", "KUBECONFIG"]);
+    let no_ca = cluster.write("no-ca", "not a certificate");
+    bare(&cluster, 1, &home_only, &["config", "set-ca", &no_ca]).refuses(1, &[&no_ca, "no certificate"]);
+    let ca = cluster.data(1).join("ca.crt");
+    bare(
+        &cluster,
+        1,
+        &home_only,
+        &["config", "set-ca", ca.to_str().unwrap()],
+    )
+    .expect("set-ca");
+    assert_eq!(
+        bare(&cluster, 1, &home_only, &far).expect("with the CA"),
+        "node/node1\n"
+    );
+    let view = bare(&cluster, 1, &home_only, &["config", "view"]).expect("view");
+    assert!(view.contains("BEGIN CERTIFICATE"), "{view}");
     // Variables beat what is saved.
     bare(&cluster, 1, &wrong, &nodes).refuses(1, &["127.0.0.1:9"]);
     let version = bare(&cluster, 1, &home_only, &["version"]).expect("version");
