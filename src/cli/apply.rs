@@ -99,10 +99,10 @@ struct Manifests {
 
 impl Manifests {
     fn add(&mut self, name: &str, bytes: &[u8]) {
-        match manifest::parse(bytes) {
-            Ok(objects) => self.objects.extend(objects),
-            Err(error) => self.faults.push(format!("{name}: {error}")),
-        }
+        let parsed = manifest::parse_all(bytes);
+        self.objects.extend(parsed.objects);
+        self.faults
+            .extend(parsed.errors.iter().map(|error| format!("{name}: {error}")));
     }
 }
 
@@ -173,7 +173,7 @@ mod tests {
         for (name, text) in [
             ("a.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n"),
             ("b.yaml", "apiVersion: v1\nkind: [\n"),
-            ("c.yaml", "# nothing\n---\nkind: Namespace\n"),
+            ("c.yaml", "# nothing\n---\nkind: Namespace\n---\n- a list\n"),
         ] {
             std::fs::write(directory.path().join(name), text).unwrap();
         }
@@ -193,7 +193,8 @@ mod tests {
             lines[1].contains(&second) && lines[1].contains("apiVersion"),
             "{faults}"
         );
-        assert_eq!((lines.len(), read("a.yaml").await.unwrap().len()), (2, 1));
+        assert!(lines[2].contains("document 2"), "{faults}");
+        assert_eq!((lines.len(), read("a.yaml").await.unwrap().len()), (3, 1));
     }
 
     #[tokio::test]

@@ -114,7 +114,7 @@ fn describe(object: &Value, events: &[Value]) -> String {
         out.push_str("Events:\n");
         let _ = writeln!(
             out,
-            "  {:<9}{:<22}{:<22}{:<24}Message",
+            "  {:<9}{:<22}{:<28}{:<24}Message",
             "Type", "Reason", "Last Seen", "From"
         );
         for event in events {
@@ -126,7 +126,7 @@ fn describe(object: &Value, events: &[Value]) -> String {
                 text(event, "/lastTimestamp") + &count.map(|count| format!(" x{count}")).unwrap_or_default();
             let _ = writeln!(
                 out,
-                "  {:<9}{:<22}{seen:<22}{:<24}{}",
+                "  {:<9}{:<22}{seen:<28}{:<24}{}",
                 text(event, "/type"),
                 text(event, "/reason"),
                 text(event, "/source/component"),

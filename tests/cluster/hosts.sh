@@ -82,6 +82,8 @@ enter() {
 
 ns_ok()  { ip -n "$1" link show lo >/dev/null 2>&1; }     # a file in /run/netns may also be a stale one
 ns_add() { ip netns del "$1" 2>/dev/null || true; ip netns add "$1"; }
+# Beside other clusters that come and go, a first attempt may find the name busy or mounted twice.
+ns_del() { local _; for _ in 1 2 3 4 5; do ip netns del "$1" 2>/dev/null || true; [[ -e /run/netns/$1 ]] || return 0; sleep 0.1; done; }
 
 lan_up() {
     if ns_ok "$SW"; then return 0; fi
@@ -249,7 +251,7 @@ host_rm() {
             done
         done
     fi
-    ip netns del "$(host "$i")" 2>/dev/null || true
+    ns_del "$(host "$i")"
     ip -n "$SW" link del "$(host "$i")" 2>/dev/null || true
     fault delete off "$(q "$i")"
     rm -rf "$d"
@@ -271,7 +273,7 @@ undo() {
     for i in $(jobs -p); do kill -9 "$i" 2>/dev/null; done; wait 2>/dev/null
     for i in "${MADE[@]}"; do host_rm "$i"; done
     if (( MADE_TAR )); then rm -f "$PS_DIR/images.tar" "$PS_DIR/images.new"; fi
-    if [[ -z $(hosts) ]]; then ip netns del "$SW" 2>/dev/null; rm -rf "$PS_DIR"; fi
+    if [[ -z $(hosts) ]]; then ns_del "$SW"; rm -rf "$PS_DIR"; fi
     echo "cluster.sh: up failed; the hosts it had begun were removed" >&2
     exit 1
 }
@@ -310,7 +312,7 @@ cmd_down() {
     # By name, not only by directory: what is left of a cluster whose directory was deleted goes too.
     for i in $(hosts; ip netns list 2>/dev/null | sed -nE "s/^$PS_NAME([0-9]+)( .*)?$/\1/p"); do echo "$i"; done | sort -nu > "$PS_DIR/doomed"
     while read -r i; do host_rm "$i" & done < "$PS_DIR/doomed"; wait
-    ip netns del "$SW" 2>/dev/null || true
+    ns_del "$SW"
     rm -rf "$PS_DIR"
 }
 
