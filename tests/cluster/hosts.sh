@@ -245,7 +245,8 @@ host_rm() {
     if compgen -G "$d/lib/storage/overlay-containers/*/" >/dev/null; then
         for g in "$d"/lib/storage/overlay-containers/*/; do
             id=$(basename "$g")
-            find /sys/fs/cgroup -depth -type d -name "*$id*" 2>/dev/null | while read -r g; do
+            # find fails where others' groups vanish while it looks: what follows must be done all the same.
+            { find /sys/fs/cgroup -depth -type d -name "*$id*" 2>/dev/null || true; } | while read -r g; do
                 rmdir "$g" 2>/dev/null || true
                 [[ $(basename "$(dirname "$g")") == libpod_parent ]] || rmdir "$(dirname "$g")" 2>/dev/null || true
             done
