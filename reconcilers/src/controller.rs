@@ -25,7 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use schemas::{KINDS, Kind};
+use schemas::{KINDS, Kind, with_causes};
 use store::{Gone, NodeId, Revision, Store, View, WatchEvent, WatchScope, WriteError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinSet};
@@ -272,7 +272,7 @@ impl<R: Reconciler> Loop<R> {
             Ok((_, Ok(Next::Done))) => Ended::Done,
             Ok((_, Ok(Next::After(pause)))) => Ended::After(pause),
             Ok((_, Err(failure))) => {
-                warn!(controller = name, ?key, error = %chain(&failure), "reconcile failed, will retry");
+                warn!(controller = name, ?key, error = %with_causes(&failure), "reconcile failed, will retry");
                 Ended::Failed
             }
             Err(join) => {
@@ -300,17 +300,6 @@ impl<R: Reconciler> Loop<R> {
 /// Ends a run that looks at everything: a burst of changes gets a quarter of the time, the rest of the agent the others.
 pub(crate) async fn rest_since(start: Instant) {
     tokio::time::sleep(start.elapsed() * 3).await;
-}
-
-/// An error with its sources, for one line of log.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 async fn next_event(events: &mut Option<mpsc::Receiver<WatchEvent>>) -> Option<WatchEvent> {

@@ -2,6 +2,7 @@
 //!
 //! An owner is gone only when a tombstone covers its uid; that it is not there proves nothing, it may be on its way.
 
+use schemas::deletion::is_held;
 use schemas::{Kind, Object, ObjectKey};
 
 use crate::action::Action;
@@ -16,11 +17,6 @@ pub fn collect(object: &Object, removed: impl Fn(&ObjectKey, &str) -> bool) -> O
                 .is_some_and(|kind| removed(&ObjectKey::new(kind, namespace, &owner.name), &owner.uid))
         });
     is_garbage.then(|| end(object)).flatten()
-}
-
-/// Tells whether somebody has to finish something before an object may go: `metadata.finalizers`.
-pub(crate) fn is_held(object: &Object) -> bool {
-    object.pointer("/metadata/finalizers/0").is_some()
 }
 
 /// Returns what ends an object: a pod on a node gracefully, what has finalizers with the last of them, everything else at

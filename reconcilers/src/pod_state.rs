@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemas::deletion::is_held;
 use schemas::{Object, ObjectKey};
 use serde_json::Value;
 
 use crate::action::Action;
-use crate::garbage::is_held;
 use crate::nodes::Nodes;
 use crate::ports::{Liveness, Moment};
 use schemas::time::from_rfc3339;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{Ending, Kind, Object, time};
 
 /// Kubernetes' default of `spec.terminationGracePeriodSeconds`.
-pub const DEFAULT_GRACE_SECONDS: i64 = 30;
+pub const DEFAULT_GRACE_SECONDS: u32 = 30;
 
 /// Tells whether a finalizer (`metadata.finalizers`) keeps an object that is being deleted.
 pub fn is_held(object: &Object) -> bool {
@@ -20,7 +20,7 @@ pub fn own_grace_seconds(kind: Kind, object: &Object) -> i64 {
     match kind.row().ending {
         Ending::ByNode => object
             .i64_at("/spec/terminationGracePeriodSeconds")
-            .unwrap_or(DEFAULT_GRACE_SECONDS)
+            .unwrap_or(DEFAULT_GRACE_SECONDS.into())
             .max(0),
         Ending::ByController | Ending::AtOnce => 0,
     }

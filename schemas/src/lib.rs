@@ -8,6 +8,7 @@
 
 mod acted_on;
 mod apps;
+mod causes;
 mod core;
 mod defaults;
 pub mod deletion;
@@ -34,6 +35,7 @@ pub mod validate;
 mod yaml;
 mod yaml_write;
 
+pub use causes::with_causes;
 pub use field_error::{FieldError, Reason};
 pub use hex::hex;
 pub use kind::{Ending, KINDS, Kind, KindRow, Scope, Subresource};

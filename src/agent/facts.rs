@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reconcilers::ports::{Announcer, NodeFacts};
+use schemas::hex;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -55,11 +56,7 @@ pub(super) fn followed(flags: &Flags) -> String {
         return String::new();
     };
     let text = [repository.as_str(), &flags.gitops_branch, &flags.gitops_path].join("\0");
-    Sha256::digest(text.as_bytes())
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(text.as_bytes())[..16])
 }
 
 /// Tells the cluster when Podman stops answering, and when it answers again.

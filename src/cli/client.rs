@@ -13,6 +13,7 @@ use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
+use schemas::with_causes;
 use serde_json::Value;
 
 use super::settings::Settings;
@@ -165,7 +166,7 @@ impl Client {
 
     /// Says why a request got no answer.
     fn failed(&self, error: &(dyn std::error::Error + 'static)) -> ClientError {
-        let reason = with_sources(error);
+        let reason = with_causes(error);
         if is_unknown_authority(error) {
             ClientError::Untrusted {
                 server: self.settings.server.clone(),
@@ -195,7 +196,7 @@ pub(super) async fn download(url: &str, max_bytes: usize) -> Result<Bytes, Strin
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, http.request(request))
         .await
         .map_err(|_| format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))?
-        .map_err(|error| with_sources(&error))?;
+        .map_err(|error| with_causes(&error))?;
     if !answer.status().is_success() {
         return Err(format!("the server answered {}", answer.status()));
     }
@@ -304,20 +305,6 @@ fn warning_text(header: &str) -> String {
             None
         };
         text.push(meant.unwrap_or(character));
-    }
-    text
-}
-
-/// Joins an error and its causes; hyper's own text hides what happened.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
     }
     text
 }

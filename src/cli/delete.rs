@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use http::Method;
+use schemas::deletion::DEFAULT_GRACE_SECONDS;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::Value;
 
@@ -13,8 +14,6 @@ use crate::config::parse_duration;
 
 /// How often a deleted object is asked for while it goes.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// What an object gets to end that does not say it itself, seconds: Kubernetes' default for pods.
-const DEFAULT_GRACE_SECONDS: u64 = 30;
 /// How long it may take beyond its grace: its node notices, removes containers and network, and tells the others; what is in a
 /// namespace goes before it.
 const MARGIN: Duration = Duration::from_secs(60);
@@ -178,7 +177,7 @@ fn grace_of(answer: &Value) -> Duration {
     ]
     .iter()
     .find_map(|field| answer.pointer(field)?.as_u64());
-    Duration::from_secs(seconds.unwrap_or(DEFAULT_GRACE_SECONDS))
+    Duration::from_secs(seconds.unwrap_or(DEFAULT_GRACE_SECONDS.into()))
 }
 
 /// An object that was deleted and may not be gone yet.
@@ -250,7 +249,7 @@ mod tests {
                 json!({"metadata": {}, "spec": {"terminationGracePeriodSeconds": 600}}),
                 600,
             ),
-            (json!({"metadata": {}}), DEFAULT_GRACE_SECONDS),
+            (json!({"metadata": {}}), DEFAULT_GRACE_SECONDS.into()),
         ] {
             assert_eq!(grace_of(&answer), Duration::from_secs(seconds), "{answer}");
         }

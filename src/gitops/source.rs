@@ -13,7 +13,7 @@ use gix::object::tree::EntryKind;
 use gix::progress::Discard;
 use gix::remote::Direction;
 use gix::remote::fetch::{Shallow, Tags};
-use schemas::hex;
+use schemas::{hex, with_causes};
 use sha2::{Digest, Sha256};
 
 /// A fetch that takes longer has failed; a shallow one of manifests takes seconds.
@@ -133,7 +133,7 @@ impl Source {
         let parsed = gix::url::parse(url.as_bytes().as_bstr()).map_err(|error| ConfigError::Repository {
             // It could not be parsed, so a password in it cannot be found either.
             url: "…".into(),
-            reason: chain(&error),
+            reason: with_causes(&error),
         })?;
         let mut shown = parsed.clone();
         shown.password = None;
@@ -244,7 +244,7 @@ impl Inner {
             options(),
         )
         .map(Into::into)
-        .map_err(|error| local_error(chain(&error)))
+        .map_err(|error| local_error(with_causes(&error)))
     }
 
     fn remove_copy(&self) {
@@ -304,7 +304,7 @@ impl Inner {
             .connect_timeout(DIAGNOSIS_TIMEOUT)
             .timeout(DIAGNOSIS_TIMEOUT);
         let request = client.build().ok()?.get(&self.repository);
-        request.send().err().map(|error| chain(&error))
+        request.send().err().map(|error| with_causes(&error))
     }
 
     /// Gives the server what the URL has; never asks a person or runs a helper program.
@@ -340,8 +340,8 @@ impl Inner {
         };
         let root = repository
             .find_commit(commit)
-            .map_err(|error| unreadable(chain(&error)))?;
-        let root = root.tree().map_err(|error| unreadable(chain(&error)))?;
+            .map_err(|error| unreadable(with_causes(&error)))?;
+        let root = root.tree().map_err(|error| unreadable(with_causes(&error)))?;
         let mut found: Vec<(String, gix::ObjectId)> = Vec::new();
         let mut directories = Vec::new();
         if self.path.is_empty() {
@@ -349,7 +349,7 @@ impl Inner {
         } else {
             let entry = root
                 .lookup_entry_by_path(&self.path)
-                .map_err(|error| unreadable(chain(&error)))?;
+                .map_err(|error| unreadable(with_causes(&error)))?;
             let entry = entry.ok_or_else(no_path)?;
             match entry.mode().kind() {
                 EntryKind::Tree => directories.push((self.path.clone(), entry.object_id(), 0)),
@@ -362,9 +362,9 @@ impl Inner {
         while let Some((directory, id, depth)) = directories.pop() {
             let tree = repository
                 .find_tree(id)
-                .map_err(|error| unreadable(chain(&error)))?;
+                .map_err(|error| unreadable(with_causes(&error)))?;
             for entry in tree.iter() {
-                let entry = entry.map_err(|error| unreadable(chain(&error)))?;
+                let entry = entry.map_err(|error| unreadable(with_causes(&error)))?;
                 let Ok(name) = entry.filename().to_str() else {
                     continue;
                 };
@@ -399,7 +399,7 @@ impl Inner {
         for (path, id) in found {
             let header = repository
                 .find_header(id)
-                .map_err(|error| unreadable(chain(&error)))?;
+                .map_err(|error| unreadable(with_causes(&error)))?;
             total += header.size();
             if header.size() > MAX_FILE_BYTES {
                 return Err(self.too_large(path, "too many bytes", MAX_FILE_BYTES));
@@ -409,7 +409,7 @@ impl Inner {
             }
             let mut blob = repository
                 .find_blob(id)
-                .map_err(|error| unreadable(chain(&error)))?;
+                .map_err(|error| unreadable(with_causes(&error)))?;
             files.push((path, blob.take_data()));
         }
         Ok(Snapshot {
@@ -428,7 +428,7 @@ impl Inner {
     }
 
     fn fetch_error(&self, error: &dyn std::error::Error) -> SourceError {
-        self.fetch_failed(chain(error))
+        self.fetch_failed(with_causes(error))
     }
 
     fn fetch_failed(&self, reason: String) -> SourceError {
@@ -461,18 +461,4 @@ fn inner_path(path: &str) -> Option<String> {
         }
     }
     Some(elements.join("/"))
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }

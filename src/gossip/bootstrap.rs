@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use rcgen::{KeyPair, PublicKeyData};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use schemas::hex;
 use store::NodeId;
 use tokio::net::{TcpListener, UdpSocket};
 use tracing::info;
@@ -20,7 +21,7 @@ use super::credentials::{
     NODE_KEY, Remembered, TOKEN, parse_certificates, parse_key, pem,
 };
 use super::error::Error;
-use super::token::{JoinToken, hex};
+use super::token::JoinToken;
 use super::{files, join};
 
 /// How this node takes part in a cluster; the flags of the agent.

@@ -10,11 +10,10 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SigningKey,
 };
 use rustls::pki_types::CertificateDer;
+use schemas::hex;
 use sha2::{Digest, Sha256};
 use store::NodeId;
 use x509_parser::extensions::GeneralName;
-
-use super::token::hex;
 
 /// The name in every certificate that we issue, for joiners, who know no node by name.
 pub(super) const INTERNAL_NAME: &str = "node.podman-swarm.internal";

@@ -12,12 +12,13 @@ use hkdf::Hkdf;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use schemas::hex;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use store::NodeId;
 
 use super::error::Error;
-use super::token::{JoinToken, hex};
+use super::token::JoinToken;
 use super::{certificates, files, tls};
 
 pub(super) const NODE_KEY: &str = "node.key";

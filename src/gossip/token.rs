@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use rand::RngExt;
-use schemas::{Kind, Object, ObjectKey};
+use schemas::{Kind, Object, ObjectKey, hex};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -143,16 +143,6 @@ fn hash(secret: &str) -> String {
 
 fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// Writes bytes as lower-case hex digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use reconcilers::ports::{HostPort, PortRedirect, Protocol};
+use schemas::hex;
 use sha2::{Digest, Sha256};
 
 pub(super) const BRIDGE: &str = "psw0";
@@ -43,13 +44,7 @@ pub(super) fn namespace(uid: &str) -> String {
 
 /// Names the node's end of the pod's cable: at most 15 characters, so a hash.
 pub(super) fn cable(uid: &str) -> String {
-    let hash = Sha256::digest(uid.as_bytes());
-    let mut name = String::from("psw");
-    for byte in &hash[..6] {
-        // Writing to a String cannot fail.
-        let _ = write!(name, "{byte:02x}");
-    }
-    name
+    format!("psw{}", hex(&Sha256::digest(uid.as_bytes())[..6]))
 }
 
 /// The alias of a cable says whose it is: the kernel's own record of which pod has which address.

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1;
+use schemas::deletion::DEFAULT_GRACE_SECONDS;
 
 use super::memory::{Backoff, ContainerMemory, FAILURE_SHOWN, PodMemory};
-use super::spec::{DesiredPod, GRACE_SECONDS_DEFAULT, spec_hash};
+use super::spec::{DesiredPod, spec_hash};
 use super::view::{Attempts, may_run};
 use crate::ports::{Container, ContainerId, ContainerState, Moment, PortRedirect, labels};
 
@@ -581,7 +582,7 @@ pub(super) fn grace(pod: &DesiredPod) -> Duration {
     let seconds = pod.object.i64_at("/metadata/deletionGracePeriodSeconds");
     let seconds = seconds.or(pod.spec().termination_grace_period_seconds);
     let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok());
-    Duration::from_secs(seconds.unwrap_or(GRACE_SECONDS_DEFAULT.into()))
+    Duration::from_secs(seconds.unwrap_or(DEFAULT_GRACE_SECONDS.into()))
 }
 
 #[cfg(test)]

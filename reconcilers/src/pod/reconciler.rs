@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use schemas::deletion::{DEFAULT_GRACE_SECONDS, is_held};
 use schemas::{Kind, Object, ObjectKey};
 use store::{Author, Precondition, Store, View, WatchEvent, WatchScope, WriteError};
 use tokio::sync::mpsc;
@@ -17,10 +18,9 @@ use tracing::{debug, info, warn};
 
 use super::plan::{Phase, Wanted, grace};
 use super::runner::{Job, PodDocuments, PodPorts, PodRunner, Step};
-use super::spec::{DesiredPod, GRACE_SECONDS_DEFAULT, NodeSettings};
+use super::spec::{DesiredPod, NodeSettings};
 use super::volumes;
 use crate::controller::{Context, Next, ReconcileError, Reconciler, Trigger};
-use crate::garbage::is_held;
 use crate::ports::{Announcer, Clock, ContainerRuntime, PodNetwork, PortError};
 use crate::redirects::redirects;
 
@@ -344,7 +344,7 @@ impl PodReconciler {
 }
 
 fn default_grace() -> Duration {
-    Duration::from_secs(GRACE_SECONDS_DEFAULT.into())
+    Duration::from_secs(DEFAULT_GRACE_SECONDS.into())
 }
 
 /// Tells whether a change of a pod's view can change its plan: everything but its own status coming back.

@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use schemas::deletion::DEFAULT_GRACE_SECONDS;
 use schemas::quantity::Quantity;
-use schemas::{Object, ObjectKey};
+use schemas::{Object, ObjectKey, hex};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -61,8 +62,6 @@ pub struct Surroundings<'a> {
     pub attachment: &'a Attachment,
 }
 
-/// Mode of stop if the pod does not say: Kubernetes' default grace.
-pub(super) const GRACE_SECONDS_DEFAULT: u32 = 30;
 /// Longest host name that Linux takes is 64 with its end mark.
 const HOSTNAME_MAX: usize = 63;
 
@@ -164,8 +163,7 @@ pub(super) fn spec_hash(container: &Container) -> String {
         "workingDir": container.working_dir,
         "env": container.env.iter().flatten().map(|variable| (&variable.name, &variable.value)).collect::<Vec<_>>(),
     });
-    let digest = Sha256::digest(identity.to_string().as_bytes());
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(identity.to_string().as_bytes())[..8])
 }
 
 /// What a container is made of: its spec, and the directories that must be there before.
@@ -230,7 +228,7 @@ pub fn build(
         stop_timeout_seconds: spec
             .termination_grace_period_seconds
             .and_then(|seconds| seconds.try_into().ok())
-            .unwrap_or(GRACE_SECONDS_DEFAULT),
+            .unwrap_or(DEFAULT_GRACE_SECONDS),
     };
     Ok(Built { spec, directories })
 }
