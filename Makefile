@@ -13,9 +13,10 @@ demo:
 ## What a contributor runs before sending a change.
 test: install-packages lint doc unit cluster
 
-## The same, and the long suites.
-test-all: test
+## The same, and the long suites: another simulated history, and the stories with the programs that ship.
+test-all: test build
 	SEED=3 $(CARGO) test --locked -p reconcilers --test simulation
+	PODMAN_SWARM_BIN="$(CURDIR)/target/release" $(MAKE) cluster
 
 build:
 	$(CARGO) build --locked --release
@@ -35,12 +36,12 @@ unit:
 	$(CARGO) test --locked --workspace --lib --bins --test simulation
 
 ## Real hosts: network namespaces with a Podman engine and an agent each.
-cluster: build
+cluster:
 	$(CARGO) test --locked --test it --no-run
-	$(SUDO) env PATH="$$PATH" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) test --locked --test it -- --test-threads=1 --nocapture
+	$(SUDO) env PATH="$$PATH" PODMAN_SWARM_BIN="$$PODMAN_SWARM_BIN" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) test --locked --test it -- --test-threads=1 --nocapture
 
 ## Figures for docs/benchmarks.md, each beside its peer.
-bench: build
+bench:
 	$(CARGO) bench --locked --bench cluster --no-run
 	$(SUDO) env PATH="$$PATH" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) bench --locked --bench cluster
 

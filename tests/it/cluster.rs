@@ -56,17 +56,13 @@ macro_rules! needs_hosts {
 }
 pub(crate) use needs_hosts;
 
-/// Programs that were built with `make build`.
+/// The programs under test: those that Cargo built beside the tests, or those in the folder `PODMAN_SWARM_BIN`.
 pub(crate) fn program(name: &str) -> PathBuf {
-    let directory = std::env::var_os("PODMAN_SWARM_BIN").map(PathBuf::from);
-    let path = directory
-        .unwrap_or_else(|| Path::new(ROOT).join("target/release"))
-        .join(name);
-    assert!(
-        path.exists(),
-        "{} is not there; run `make build` first",
-        path.display()
-    );
+    let beside = || Path::new(env!("CARGO_BIN_EXE_psctl")).parent().map(PathBuf::from);
+    let named = std::env::var_os("PODMAN_SWARM_BIN").filter(|folder| !folder.is_empty());
+    let folder = named.map(PathBuf::from).or_else(beside).unwrap_or_default();
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is not there", path.display());
     path
 }
 
