@@ -14,7 +14,8 @@ use crate::{Kind, Object};
 /// Operations of a JSON patch, as in Kubernetes.
 pub const MAX_OPERATIONS: usize = 10_000;
 
-/// Bytes that the `copy` operations of a JSON patch may make together: a few of them could fill the memory.
+/// Bytes that the `copy` and `move` operations of a JSON patch may take along together: a few copies could fill the
+/// memory, and each is looked through for its depth.
 pub const MAX_COPIED_BYTES: usize = MAX_OBJECT_BYTES;
 
 /// Why a patch does not apply.
@@ -24,7 +25,7 @@ pub enum PatchError {
     NotOperations(String),
     #[error("the patch has {0} operations, more than {MAX_OPERATIONS}")]
     TooManyOperations(usize),
-    #[error("the copies of the patch have more than {MAX_COPIED_BYTES} bytes")]
+    #[error("what the patch copies and moves has more than {MAX_COPIED_BYTES} bytes")]
     TooMuchCopied,
     #[error("operation {index} at `{path}`: {problem}")]
     Operation {
@@ -55,13 +56,25 @@ pub fn json_patch(object: &Object, patch: &Value) -> Result<Object, PatchError> 
     let mut value = object.clone().into_value();
     let mut copied = 0;
     for (index, operation) in operations.iter().enumerate() {
-        if let PatchOperation::Copy(copy) = operation {
-            let source = copy.from.resolve(&value).ok();
-            copied += source.map_or(0, |source| {
-                serde_json::to_vec(source).map_or(0, |json| json.len())
-            });
+        let added = match operation {
+            PatchOperation::Add(add) => Some(&add.value),
+            PatchOperation::Replace(replace) => Some(&replace.value),
+            PatchOperation::Move(moved) => moved.from.resolve(&value).ok(),
+            PatchOperation::Copy(copy) => copy.from.resolve(&value).ok(),
+            PatchOperation::Remove(_) | PatchOperation::Test(_) => None,
+        };
+        if let (PatchOperation::Move(_) | PatchOperation::Copy(_), Some(source)) = (operation, added) {
+            copied += serde_json::to_vec(source).map_or(0, |json| json.len());
             if copied > MAX_COPIED_BYTES {
                 return Err(PatchError::TooMuchCopied);
+            }
+        }
+        // Before each step: a value that many moves have nested could not even be dropped. The object is level 0, as in
+        // manifests.
+        if let Some(added) = added {
+            let left = MAX_DEPTH.checked_sub(operation.path().count());
+            if left.is_none_or(|left| depth_exceeds(added, left)) {
+                return Err(PatchError::TooDeep);
             }
         }
         // On an error `value` is dropped, so that nothing needs to be undone.
@@ -78,10 +91,6 @@ pub fn json_patch(object: &Object, patch: &Value) -> Result<Object, PatchError> 
                 problem: kind.to_string(),
             },
         })?;
-    }
-    // The value itself is level 0, as for manifests.
-    if depth_exceeds(&value, MAX_DEPTH) {
-        return Err(PatchError::TooDeep);
     }
     Object::from_value(value).ok_or(PatchError::NotAnObject)
 }
@@ -515,6 +524,38 @@ mod tests {
             json_patch(&deployment(), &doubling),
             Err(PatchError::TooMuchCopied | PatchError::TooDeep)
         ));
+    }
+
+    #[test]
+    fn moves_do_not_nest_without_bound() {
+        let chain = |length: usize| "/n".repeat(length);
+        let mut operations = vec![json!({"op": "add", "path": "/c", "value": 1})];
+        for _ in 0..1000 {
+            for length in 1..MAX_DEPTH - 1 {
+                operations.push(json!({"op": "add", "path": chain(length), "value": {}}));
+            }
+            operations.push(json!({"op": "move", "from": "/c", "path": chain(MAX_DEPTH - 1)}));
+            operations.push(json!({"op": "move", "from": "/n", "path": "/c"}));
+        }
+        operations.truncate(MAX_OPERATIONS);
+        assert_eq!(
+            json_patch(&deployment(), &json!(operations)),
+            Err(PatchError::TooDeep)
+        );
+
+        let deepest = json!([{"op": "add", "path": "/n", "value": {}},
+            {"op": "move", "from": "/spec/replicas", "path": "/n/n"}]);
+        assert!(json_patch(&deployment(), &deepest).is_ok());
+        let moves: Vec<Value> = (0..MAX_OPERATIONS)
+            .map(|number| match number % 2 {
+                0 => json!({"op": "move", "from": "/spec", "path": "/other"}),
+                _ => json!({"op": "move", "from": "/other", "path": "/spec"}),
+            })
+            .collect();
+        assert_eq!(
+            json_patch(&deployment(), &json!(moves)),
+            Err(PatchError::TooMuchCopied)
+        );
     }
 
     fn tree() -> impl Strategy<Value = Value> {
