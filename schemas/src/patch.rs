@@ -3,6 +3,8 @@
 //! Pure functions of object and patch. What comes out is not validated, and whether a patch may change name or kind is
 //! for the caller to check. Server-side apply is the store's. Merge keys come from [`crate::fields`].
 
+use std::collections::{HashMap, HashSet};
+
 use json_patch::{PatchOperation, jsonptr::PointerBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -17,6 +19,10 @@ pub const MAX_OPERATIONS: usize = 10_000;
 /// Bytes that the `copy` and `move` operations of a JSON patch may take along together: a few copies could fill the
 /// memory, and each is looked through for its depth.
 pub const MAX_COPIED_BYTES: usize = MAX_OBJECT_BYTES;
+
+/// Elements of one list with the same merge key (a port for each protocol), among which an element of a strategic patch
+/// looks for its own.
+pub const MAX_SAME_KEY: usize = 64;
 
 /// Why a patch does not apply.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -177,7 +183,8 @@ impl<'a> Strategic<'a> {
             let Some(retained) = retained.as_array() else {
                 return self.fail(format!("{RETAIN_KEYS} is a list of names"));
             };
-            original.retain(|name, _| retained.iter().any(|kept| kept == name));
+            let retained: HashSet<&str> = retained.iter().filter_map(Value::as_str).collect();
+            original.retain(|name, _| retained.contains(name.as_str()));
         }
         for (name, change) in patch {
             if let Some(field) = name.strip_prefix(DELETE_VALUES) {
@@ -185,6 +192,7 @@ impl<'a> Strategic<'a> {
                     return self.fail(format!("{name} is a list"));
                 };
                 if let Some(Value::Array(list)) = list {
+                    let gone: HashSet<&Value> = gone.iter().collect();
                     list.retain(|value| !gone.contains(value));
                 }
             }
@@ -246,11 +254,8 @@ impl<'a> Strategic<'a> {
             PatchRule::Replace => Ok(change.to_vec()),
             PatchRule::MergeValues => {
                 let mut list = old;
-                for value in change {
-                    if !list.contains(value) {
-                        list.push(value.clone());
-                    }
-                }
+                let mut there: HashSet<&Value> = server.iter().collect();
+                list.extend(change.iter().filter(|value| there.insert(value)).cloned());
                 Ok(in_order(list, change, &server, None))
             }
             PatchRule::MergeBy(key) => {
@@ -271,7 +276,20 @@ impl<'a> Strategic<'a> {
         let replaces = change
             .iter()
             .any(|element| directive(element).as_deref() == Some("replace"));
-        let mut list = if replaces { Vec::new() } else { old };
+        let mut list: Vec<Option<Value>> = match replaces {
+            true => Vec::new(),
+            false => old.into_iter().map(Some).collect(),
+        };
+        // Where the elements of each merge key are: list and patch can both have many thousands.
+        let mut places: HashMap<Value, Vec<usize>> = HashMap::new();
+        for (at, element) in list.iter().enumerate() {
+            if let Some(value) = element.as_ref().and_then(|element| element.get(key)) {
+                places.entry(value.clone()).or_default().push(at);
+            }
+        }
+        if places.values().any(|same| same.len() > MAX_SAME_KEY) {
+            return self.fail(format!("more than {MAX_SAME_KEY} elements have the same {key}"));
+        }
         for element in change {
             let Value::Object(fields) = element else {
                 return self.fail("elements of this list are maps");
@@ -279,33 +297,36 @@ impl<'a> Strategic<'a> {
             if directive(element).as_deref() == Some("replace") {
                 continue;
             }
-            let Some(wanted) = fields.get(key) else {
+            let Some(wanted) = fields.get(key).filter(|wanted| !wanted.is_null()) else {
                 return Err(PatchError::NoMergeKey {
                     path: self.path.join("."),
                     key,
                 });
             };
+            let same_key = places.entry(wanted.clone()).or_default();
+            let names_same = |at: usize, with_defaults| {
+                let old = list[at].as_ref();
+                old.is_some_and(|old| self.names_same(old, element, with_defaults))
+            };
             if directive(element).as_deref() == Some("delete") {
-                let is_gone =
-                    |old: &Value| old.get(key) == Some(wanted) && self.names_same(old, element, false);
-                list.retain(|old| !is_gone(old));
+                let (gone, rest): (Vec<usize>, _) = same_key.iter().partition(|at| names_same(**at, false));
+                gone.into_iter().for_each(|at| list[at] = None);
+                *same_key = rest;
                 continue;
             }
-            let same_key: Vec<usize> = (0..list.len())
-                .filter(|index| list[*index].get(key) == Some(wanted))
-                .collect();
-            let exact = same_key
-                .iter()
-                .find(|index| self.names_same(&list[**index], element, true));
+            let exact = same_key.iter().find(|at| names_same(**at, true));
             match exact.or(same_key.first()) {
-                Some(index) => {
-                    let old = list[*index].take();
-                    list[*index] = self.value(Some(old), element)?;
+                Some(at) => {
+                    let old = list[*at].take();
+                    list[*at] = Some(self.value(old, element)?);
                 }
-                None => list.push(self.value(None, element)?),
+                None => {
+                    same_key.push(list.len());
+                    list.push(Some(self.value(None, element)?));
+                }
             }
         }
-        Ok(list)
+        Ok(list.into_iter().flatten().collect())
     }
 
     /// Tells whether two elements agree in all key fields of the list; a field that is missing has its default, or
@@ -327,20 +348,30 @@ impl<'a> Strategic<'a> {
 /// Sorts a merged list: elements that `order` names by it, the others as on the server, woven as Kubernetes does (an
 /// element that the server does not have yet goes first). Checked against `kubectl patch --local`.
 fn in_order(list: Vec<Value>, order: &[Value], server: &[Value], key: Option<&str>) -> Vec<Value> {
-    let same = |a: &Value, b: &Value| match key {
-        Some(key) => a.get(key).is_some() && a.get(key) == b.get(key),
-        None => a == b,
-    };
-    let place = |within: &[Value], element: &Value| within.iter().position(|other| same(other, element));
+    fn name<'a>(element: &'a Value, key: Option<&str>) -> Option<&'a Value> {
+        match key {
+            Some(key) => element.get(key),
+            None => Some(element),
+        }
+    }
+    // Of equal names the first place counts.
+    fn places<'a>(within: &'a [Value], key: Option<&str>) -> HashMap<&'a Value, usize> {
+        let elements = within.iter().enumerate().rev();
+        elements
+            .filter_map(|(at, element)| Some((name(element, key)?, at)))
+            .collect()
+    }
+    let place = |places: &HashMap<&Value, usize>, element: &Value| places.get(name(element, key)?).copied();
+    let (order, server) = (places(order, key), places(server, key));
     let (mut named, others): (Vec<_>, Vec<_>) = list
         .into_iter()
-        .partition(|element| place(order, element).is_some());
-    named.sort_by_cached_key(|element| place(order, element));
+        .partition(|element| place(&order, element).is_some());
+    named.sort_by_cached_key(|element| place(&order, element));
 
     let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
     let mut woven = Vec::new();
     while let (Some(left), Some(right)) = (named.peek(), others.peek()) {
-        let left_first = match (place(server, left), place(server, right)) {
+        let left_first = match (place(&server, left), place(&server, right)) {
             (Some(left), Some(right)) => left < right,
             _ => true,
         };
@@ -524,6 +555,34 @@ mod tests {
             json_patch(&deployment(), &doubling),
             Err(PatchError::TooMuchCopied | PatchError::TooDeep)
         ));
+    }
+
+    #[test]
+    fn lists_of_many_thousands_are_merged_in_one_pass() {
+        let element = |number: usize| json!({"name": number.to_string()});
+        let (old, new): (Vec<_>, Vec<_>) = (
+            (0..20_000).map(element).collect(),
+            (10_000..30_000).map(element).collect(),
+        );
+        let mut object = deployment();
+        object.set(&["spec", "template", "spec", "volumes"], old);
+        let patch =
+            json!({"spec": {"template": {"spec": {"$setElementOrder/volumes": new, "volumes": new}}}});
+        let patched = strategic_merge_patch(&object, &patch).unwrap();
+        let volumes = patched
+            .pointer("/spec/template/spec/volumes")
+            .and_then(Value::as_array);
+        assert_eq!(volumes.unwrap().len(), 30_000);
+
+        object.set(
+            &["spec", "template", "spec", "volumes"],
+            vec![element(1); MAX_SAME_KEY + 1],
+        );
+        let error = strategic_merge_patch(&object, &patch).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "spec.template.spec.volumes: more than 64 elements have the same name"
+        );
     }
 
     #[test]
