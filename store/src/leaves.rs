@@ -1,7 +1,7 @@
 //! Between an object's tree and its leaves: the flat map from path to scalar that a document holds. Pure.
 //!
 //! A scalar is itself; a value that merges as a whole (an atomic list or map, a register group, an empty map or list)
-//! is JSON in bytes. An element of a list that merges has a presence leaf and, under its number, its order and fields
+//! is JSON in bytes, its keys sorted. An element of a list that merges has a presence leaf and, under its number, its order and fields
 //! (see `path.rs`). A leaf that is no empty map or list hides what lies below its path, so that every set of leaves
 //! has a meaning, whatever was merged. Materialising needs the leaves alone; only flattening asks `schemas::fields`.
 
@@ -439,9 +439,12 @@ pub(crate) fn compact_map(map: Map<String, Value>) -> Map<String, Value> {
 
 // ---------------------------------------------------------------- values
 
-/// Writes a value that merges as a whole.
+/// Writes a value that merges as a whole, its keys sorted: equal values have equal bytes, by which they are compared.
 fn whole(value: &impl serde::Serialize) -> ScalarValue {
-    ScalarValue::Bytes(json(value))
+    // Maps with text keys cannot fail to be written.
+    let mut value = serde_json::to_value(value).unwrap_or_default();
+    value.sort_all_objects();
+    ScalarValue::Bytes(json(&value))
 }
 
 fn json(value: &impl serde::Serialize) -> Vec<u8> {

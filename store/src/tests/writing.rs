@@ -170,6 +170,24 @@ async fn apply_removes_what_it_no_longer_names_and_leaves_the_rest() {
 }
 
 #[tokio::test]
+async fn values_that_differ_in_the_order_of_their_keys_are_equal() {
+    let store = store("a");
+    let ingress = |rules: Value| {
+        object(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+            "metadata": {"name": "web", "namespace": "default"}, "spec": {"rules": rules}
+        }))
+    };
+    let one = ingress(json!([{"host": "a.b", "http": {"paths": [{"path": "/", "pathType": "Prefix"}]}}]));
+    let other = ingress(json!([{"http": {"paths": [{"pathType": "Prefix", "path": "/"}]}, "host": "a.b"}]));
+    store.apply(one.clone(), author("git"), false).await.unwrap();
+    for (object, manager) in [(other.clone(), "git"), (other, "psctl"), (one, "git")] {
+        let applied = store.apply(object, author(manager), false).await.unwrap();
+        assert_eq!(applied.outcome, Outcome::Unchanged, "{manager}");
+    }
+}
+
+#[tokio::test]
 async fn apply_names_the_owners_of_what_it_would_take() {
     let store = store("a");
     let key = key_of(&deployment("web"));
