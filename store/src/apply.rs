@@ -45,7 +45,8 @@ pub(crate) fn apply(
     force: bool,
 ) -> Result<(Leaves, Owners), Vec<Owned>> {
     let applier = &Owner::new(Operation::Apply, manager);
-    let named = without_needless_markers(existing, named);
+    let dropped = Dropped::find(kind, existing, owners, &named, applier);
+    let named = without_needless_markers(existing, &dropped, named);
     let hidden: BTreeSet<&String> = hidden_by(existing, &named).collect();
     let mut conflicts = Conflicts {
         owners,
@@ -64,7 +65,6 @@ pub(crate) fn apply(
         return Err(conflicts.found.into_iter().collect());
     }
 
-    let dropped = Dropped::find(kind, existing, owners, &named, applier);
     let mut leaves: Leaves = existing
         .iter()
         .filter(|(path, value)| {
@@ -130,10 +130,13 @@ fn below<'a>(
         .take_while(move |(path, _)| path.starts_with(&prefix))
 }
 
-/// Leaves out the marker of an empty map or list where the document has something in it.
-fn without_needless_markers(existing: &Leaves, mut named: Leaves) -> Leaves {
+/// Leaves out the marker of an empty map or list where something stays in it.
+fn without_needless_markers(existing: &Leaves, dropped: &Dropped, mut named: Leaves) -> Leaves {
+    let stays = |path: &String, value: &ScalarValue| {
+        !dropped.leaves.contains(path) && !is_removed_element(path, value)
+    };
     named.retain(|path, value| {
-        !is_marker(value) || below(existing, path).all(|(path, value)| is_removed_element(path, value))
+        !is_marker(value) || !below(existing, path).any(|(path, value)| stays(path, value))
     });
     named
 }

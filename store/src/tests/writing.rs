@@ -210,6 +210,26 @@ async fn apply_names_the_owners_of_what_it_would_take() {
     assert_eq!(applied.view.object.i64_at("/spec/replicas"), None);
 }
 
+/// A deployment whose first container has these resources.
+fn with_resources(resources: Value) -> Object {
+    let mut object = deployment("web");
+    object.0["spec"]["template"]["spec"]["containers"][0]["resources"] = resources;
+    object
+}
+
+#[tokio::test]
+async fn an_empty_map_takes_the_place_of_what_an_apply_drops_from_it() {
+    let store = store("a");
+    let full = with_resources(json!({"limits": {"memory": "64Mi"}}));
+    let empty = with_resources(json!({}));
+    store.apply(full, author("git"), false).await.unwrap();
+    let first = store.apply(empty.clone(), author("git"), false).await.unwrap();
+    assert_eq!(plain(&first.view.object), plain(&empty));
+    let second = store.apply(empty, author("git"), false).await.unwrap();
+    assert_eq!(second.outcome, Outcome::Unchanged);
+    assert_eq!(first.view.object, second.view.object);
+}
+
 #[tokio::test]
 async fn apply_keeps_what_the_same_manager_changed_by_updates() {
     let store = store("a");
