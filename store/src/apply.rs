@@ -53,7 +53,10 @@ pub(crate) fn apply(
         applier,
         found: BTreeMap::new(),
     };
-    for path in &hidden {
+    // A map or list that was empty and gets something is not changed by that for who said that it is there.
+    let is_filled =
+        |path: &str| existing.get(path).is_some_and(is_marker) && below(&named, path).next().is_some();
+    for path in hidden.iter().filter(|path| !is_filled(path)) {
         conflicts.check(path);
     }
     for (path, value) in named.iter().filter(|(path, _)| path::role(path) == Role::Value) {

@@ -231,6 +231,27 @@ async fn an_empty_map_takes_the_place_of_what_an_apply_drops_from_it() {
 }
 
 #[tokio::test]
+async fn what_another_left_empty_can_be_filled() {
+    let store = store("a");
+    let empty = with_resources(json!({}));
+    store.apply(empty.clone(), author("git"), false).await.unwrap();
+    let limits = object(json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"template": {"spec": {"containers": [{"name": "web", "resources": {"limits": {"memory": "64Mi"}}}]}}}
+    }));
+    let filled = store.apply(limits, author("sizer"), false).await.unwrap();
+    let full = with_resources(json!({"limits": {"memory": "64Mi"}}));
+    assert_eq!(plain(&filled.view.object), plain(&full));
+    let again = store.apply(empty, author("git"), false).await.unwrap();
+    assert_eq!(again.outcome, Outcome::Unchanged);
+    // A value in its place is another matter.
+    let scalar = store
+        .apply(with_resources(json!("none")), author("other"), false)
+        .await;
+    assert!(matches!(scalar, Err(WriteError::Owned { .. })), "{scalar:?}");
+}
+
+#[tokio::test]
 async fn apply_keeps_what_the_same_manager_changed_by_updates() {
     let store = store("a");
     let key = key_of(&deployment("web"));
