@@ -176,7 +176,8 @@ impl Document {
         owners: &Owners,
         author: &ChangeAuthor,
     ) -> Result<Option<WrittenChange>, BadBytes> {
-        let edits = leaves::diff(&contents.raw, &leaves::pack(kind, leaves));
+        let desired = leaves::pack(kind, leaves);
+        let edits = leaves::diff(&contents.raw, &desired);
         let owner_edits = leaves::diff(&contents.owners.to_leaves(), &owners.to_leaves());
         if edits.is_empty() && owner_edits.is_empty() {
             return Ok(None);
@@ -185,6 +186,17 @@ impl Document {
         let is_spec = touches_spec(edits.puts.iter().map(|(path, _)| path).chain(&edits.deletes));
         self.edit(edits)?;
         self.edit(owner_edits)?;
+        // Who removes a field while another begins to own it knows nothing of that: written again, it outlives the removal.
+        // (Not an element as a whole: its removal beats all under its number.)
+        for (path, value) in desired {
+            let is_value = path::role(&path) == Role::Value;
+            let is_adopted = !owners.of(&path).is_subset(contents.owners.of(&path));
+            if is_value && is_adopted && contents.raw.get(&path) == Some(&value) {
+                // A put of an equal value alone would be left out.
+                self.delete(&path)?;
+                self.put(&path, value)?;
+            }
+        }
         let bytes = self.commit(author)?;
         Ok(Some(WrittenChange {
             bytes,
@@ -219,15 +231,17 @@ impl Document {
     }
 
     fn edit(&mut self, edits: Edits) -> Result<(), BadBytes> {
-        for path in &edits.deletes {
-            self.automerge
-                .delete(&ROOT, path.as_str())
-                .map_err(|error| BadBytes(error.to_string()))?;
-        }
+        edits.deletes.iter().try_for_each(|path| self.delete(path))?;
         edits
             .puts
             .into_iter()
             .try_for_each(|(path, value)| self.put(&path, value))
+    }
+
+    fn delete(&mut self, path: &str) -> Result<(), BadBytes> {
+        self.automerge
+            .delete(&ROOT, path)
+            .map_err(|error| BadBytes(error.to_string()))
     }
 
     /// Puts a leaf, if peers would take it.
@@ -403,9 +417,16 @@ impl IncomingChange {
         })?;
         let paths = check_operations(&expanded)?;
         check_author(&change)?;
+        // What is deleted and put in one change stays as it was (see `Document::write`).
+        let mut changed = BTreeSet::new();
+        for path in &paths {
+            if !changed.insert(path) {
+                changed.remove(path);
+            }
+        }
         Ok(Self {
             hash: change.hash(),
-            is_spec: expanded.deps.is_empty() || touches_spec(&paths),
+            is_spec: expanded.deps.is_empty() || touches_spec(changed),
             paths,
             change,
         })

@@ -585,4 +585,37 @@ proptest! {
             }
         });
     }
+
+    /// What a manager applies stays, also where those who had it before drop it at the same time.
+    #[test]
+    fn what_an_apply_names_outlives_its_removal_elsewhere(kept in 0..8_usize, taken in 0..8_usize, by_update in any::<bool>()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let some = |bits: usize| {
+                let mut object = deployment("web");
+                object.remove(&["spec", "replicas"]);
+                for bit in (0..3).filter(|bit| bits & 1 << bit != 0) {
+                    object.set(&["metadata", "annotations", &format!("a{bit}")], bit);
+                    object.0["spec"]["template"]["spec"]["containers"][0][format!("f{bit}")] = json!({"x": [bit]});
+                }
+                object
+            };
+            let (a, b) = (store("a"), store("b"));
+            let key = key_of(&some(7));
+            a.apply(some(7), author("git"), false).await.unwrap();
+            exchange(&a, &b).await;
+            b.apply(some(taken), author("psctl"), false).await.unwrap();
+            if by_update {
+                edit(&a, &key, |object| object.0 = some(kept).0).await;
+            } else {
+                a.apply(some(kept), author("git"), false).await.unwrap();
+            }
+            exchange(&a, &b).await;
+            for store in [&a, &b] {
+                let view = store.get(&key).unwrap();
+                assert_eq!(plain(&view.object), plain(&some(kept | taken)), "{}", view.revision);
+                assert_eq!(view.object.generation(), a.get(&key).unwrap().object.generation());
+            }
+        });
+    }
 }
