@@ -84,22 +84,34 @@ pub(crate) fn check_limits(object: &Object) -> Result<(), String> {
 /// Lays an object (without system fields) out as leaves; `existing` are the leaves of the document that it will be
 /// written to, from which elements keep their number and order.
 pub(crate) fn flatten(kind: Kind, object: &Object, existing: &Leaves) -> Leaves {
-    let mut flattening = Flattening {
-        kind,
-        existing,
-        leaves: Leaves::new(),
-    };
-    flattening.map("", &object.0, &mut Vec::new());
-    flattening.leaves
+    Flattening::run(kind, object, existing, false)
+}
+
+/// As [`flatten`], of an object beside whose elements others stay: new elements at the end of a list come after them.
+pub(crate) fn flatten_named(kind: Kind, object: &Object, existing: &Leaves) -> Leaves {
+    Flattening::run(kind, object, existing, true)
 }
 
 struct Flattening<'a> {
     kind: Kind,
     existing: &'a Leaves,
+    /// Existing elements that the object does not name stay.
+    others_stay: bool,
     leaves: Leaves,
 }
 
 impl<'a> Flattening<'a> {
+    fn run(kind: Kind, object: &'a Object, existing: &'a Leaves, others_stay: bool) -> Leaves {
+        let mut flattening = Self {
+            kind,
+            existing,
+            others_stay,
+            leaves: Leaves::new(),
+        };
+        flattening.map("", &object.0, &mut Vec::new());
+        flattening.leaves
+    }
+
     fn put(&mut self, path: String, value: ScalarValue) {
         self.leaves.insert(path, value);
     }
@@ -150,18 +162,29 @@ impl<'a> Flattening<'a> {
             .zip(&numbers)
             .map(|(identity, number)| path::child(list_path, &path::numbered(identity, *number)))
             .collect();
-        let placed: Vec<(&str, Option<&str>)> = identities
+        let mut placed: Vec<(&str, Option<&str>)> = identities
             .iter()
             .zip(&paths)
-            .map(|(identity, path)| {
-                let order = existing
-                    .get(path)
-                    .and_then(text)
-                    .filter(|order| order::is_valid(order));
-                (identity.as_str(), order)
-            })
+            .map(|(identity, path)| (identity.as_str(), order_at(existing, path)))
             .collect();
-        let orders = order::assign(&placed);
+        let old = placed
+            .iter()
+            .rposition(|(_, order)| order.is_some())
+            .map_or(0, |last| last + 1);
+        let last = if self.others_stay && old < placed.len() {
+            last_element(existing, list_path)
+        } else {
+            None
+        };
+        // It may be one of those that are named, which then has its place.
+        let last = last.filter(|(identity, _)| placed[..old].iter().all(|(named, _)| named != identity));
+        if let Some((identity, order)) = last {
+            placed.insert(old, (identity, Some(order)));
+        }
+        let mut orders = order::assign(&placed);
+        if last.is_some() {
+            orders.remove(old);
+        }
         let one_value = fields::is_atomic_map(self.kind, names);
         for (index, element) in list.iter().enumerate() {
             self.put(
@@ -220,6 +243,29 @@ fn identities(kind: Kind, names: &[&str], list: &[Value]) -> Option<Vec<String>>
         path::duplicate(identity, *count)
     });
     Some(identities.collect())
+}
+
+/// Returns the order of an element, given the path of its content.
+fn order_at<'a>(existing: &'a Leaves, content: &str) -> Option<&'a str> {
+    let order = existing.get(content).and_then(text);
+    order.filter(|order| order::is_valid(order))
+}
+
+/// Returns identity and order of the last element that is in a list.
+fn last_element<'a>(existing: &'a Leaves, list_path: &str) -> Option<(&'a str, &'a str)> {
+    let prefix = format!("{list_path}/");
+    let below = existing.range(prefix.clone()..);
+    let elements = below
+        .take_while(|(path, _)| path.starts_with(&prefix))
+        .filter_map(|(path, value)| {
+            let (identity, ScalarValue::Int(number @ 1..)) = (&path[prefix.len()..], value) else {
+                return None;
+            };
+            let is_presence = !identity.contains('/') && path::role(path) == Role::Presence;
+            let order = order_at(existing, &format!("{path}@{number}"))?;
+            is_presence.then_some((identity, order))
+        });
+    elements.max_by_key(|(identity, order)| (*order, *identity))
 }
 
 /// Returns the number for an element that is to be there: its own, or the one after that which was removed.

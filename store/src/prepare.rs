@@ -174,7 +174,7 @@ impl Shared {
         let Contents {
             leaves: old, owners, ..
         } = &loaded.contents;
-        let named = leaves::flatten(key.kind, &stripped(object), old);
+        let named = leaves::flatten_named(key.kind, &stripped(object), old);
         let (leaves, owners) =
             apply::apply(key.kind, old, owners, named, &author.manager, force).map_err(|fields| {
                 WriteError::Owned {

@@ -252,6 +252,48 @@ async fn what_another_left_empty_can_be_filled() {
 }
 
 #[tokio::test]
+async fn elements_that_an_apply_adds_come_after_those_of_others() {
+    let store = store("a");
+    store
+        .apply(deployment("web"), author("git"), false)
+        .await
+        .unwrap();
+    let check = |manager: &'static str, names: &'static [&'static str], expected: &'static [&'static str]| {
+        let store = store.clone();
+        async move {
+            let mut object = deployment("web");
+            object.0.remove("spec");
+            let containers: Value = names.iter().map(|name| json!({ "name": name })).collect();
+            object.set(&["spec", "template", "spec", "containers"], containers);
+            let applied = store.apply(object, author(manager), false).await.unwrap();
+            let containers = applied
+                .view
+                .object
+                .pointer("/spec/template/spec/containers")
+                .unwrap();
+            let shown: Vec<_> = containers
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|one| one["name"].as_str().unwrap())
+                .collect();
+            assert_eq!(shown, expected, "{names:?}");
+        }
+    };
+    check("istio", &["istio"], &["web", "log", "istio"]).await;
+    check("a", &["web", "a", "b"], &["web", "log", "istio", "a", "b"]).await;
+    // Before one that it names.
+    check("z", &["z", "log"], &["web", "z", "log", "istio", "a", "b"]).await;
+    check(
+        "z",
+        &["z", "log", "y"],
+        &["web", "z", "log", "istio", "a", "b", "y"],
+    )
+    .await;
+    check("z", &["y", "x"], &["web", "log", "istio", "a", "b", "y", "x"]).await;
+}
+
+#[tokio::test]
 async fn apply_keeps_what_the_same_manager_changed_by_updates() {
     let store = store("a");
     let key = key_of(&deployment("web"));
