@@ -3,6 +3,7 @@
 //! Adapters (`podman`, `network`, `dns`, `ingress`, `gossip`) implement ports and do not know each other; `api` and
 //! `gitops` know schemas and store; only `agent` sees all.
 
+mod addresses;
 pub mod agent;
 pub mod api;
 pub mod caller;

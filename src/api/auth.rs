@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use store::Store;
 use subtle::ConstantTimeEq;
 
+use super::serve::Proven;
 use super::state::ApiState;
 use super::status::ApiError;
 use crate::caller::Caller;
@@ -35,6 +36,11 @@ pub(crate) async fn check(State(state): State<ApiState>, mut request: Request, n
         Some(secret) => authenticate(&state.store, secret, state.clock.unix_seconds()),
         None => None,
     };
+    if (caller.is_some() || !state.auth_required)
+        && let Some(Proven(proven)) = request.extensions().get()
+    {
+        proven.cancel();
+    }
     let public = !state.auth_required || PUBLIC.contains(&request.uri().path());
     let Some(caller) = caller.or(public.then_some(Caller::Anonymous)) else {
         return ApiError::unauthorized().into_response();

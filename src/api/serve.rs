@@ -3,11 +3,10 @@
 //! The first byte tells a TLS handshake from a plain request. Nothing of a request is interpreted here; the
 //! router's first layer authenticates it.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -28,11 +27,14 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::status::ApiError;
+use crate::addresses::Addresses;
 
 /// Connections at once: 50 nodes and some hundred clients with watches; at up to 100 KiB each below 100 MiB.
 const MAX_CONNECTIONS: usize = 1024;
 /// Of these from one address, lest one client shut the others out; this machine's own are not counted.
 const MAX_CONNECTIONS_PER_ADDRESS: usize = 256;
+/// Of these from all other machines: 64 are left for people and programs on this one.
+const MAX_REMOTE_CONNECTIONS: usize = MAX_CONNECTIONS - 64;
 /// Requests at once on one HTTP/2 connection, as Go's server has it.
 const MAX_STREAMS: u32 = 250;
 /// All header lines of a request: a bearer token and kubectl's own fit many times.
@@ -42,6 +44,8 @@ const MAX_HEADERS: usize = 100;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the first byte of a request to the end of its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// From the handshake to the first request with a token. Connections that only probe for health end then, and come anew.
+const STRANGER_TIME: Duration = Duration::from_secs(15);
 /// A peer that does not answer HTTP/2 pings for this long is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -65,6 +69,10 @@ pub enum PlainHttp {
 #[derive(Clone, Debug)]
 pub struct Stopping(pub CancellationToken);
 
+/// Fires when a request of the connection has shown a token, as a request extension: until then it has little time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Proven(pub(super) CancellationToken);
+
 /// Serves the API until `shutdown` fires; then takes no more connections, ends watches and waits a few seconds for
 /// requests in flight.
 pub async fn serve(
@@ -74,93 +82,8 @@ pub async fn serve(
     plain: PlainHttp,
     shutdown: CancellationToken,
 ) {
-    let connection = Arc::new(Connection {
-        router,
-        tls: TlsAcceptor::from(with_alpn(tls)),
-        plain,
-        shutdown: shutdown.clone(),
-    });
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let addresses = Arc::new(Addresses::default());
-    let tasks = TaskTracker::new();
-    let cut_off = CancellationToken::new();
-    loop {
-        // A full server leaves connections in the kernel's queue instead of refusing them.
-        let permit = tokio::select! {
-            permit = permits.clone().acquire_owned() => permit,
-            () = shutdown.cancelled() => break,
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = shutdown.cancelled() => break,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let Some(place) = addresses.enter(peer.ip().to_canonical()) else {
-                    tracing::debug!(%peer, "api: too many connections from one address");
-                    continue;
-                };
-                let connection = connection.clone();
-                let cut_off = cut_off.clone();
-                tasks.spawn(async move {
-                    cut_off.run_until_cancelled(connection.run(stream, peer)).await;
-                    drop((permit, place));
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "api: accept failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    drop(listener);
-    tasks.close();
-    if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
-        tracing::warn!(connections = tasks.len(), "api: requests in flight were cut off");
-        cut_off.cancel();
-    }
-}
-
-/// How many connections each address has now.
-#[derive(Default)]
-struct Addresses(Mutex<HashMap<IpAddr, usize>>);
-
-/// One connection's place among those of its address.
-struct Place {
-    addresses: Arc<Addresses>,
-    address: IpAddr,
-}
-
-impl Addresses {
-    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// None: the address has all that it may have.
-    fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
-        let mut counts = self.counts();
-        let count = counts.entry(address).or_default();
-        if *count >= MAX_CONNECTIONS_PER_ADDRESS && !address.is_loopback() {
-            return None;
-        }
-        *count += 1;
-        Some(Place {
-            addresses: self.clone(),
-            address,
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.addresses.counts();
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
+    let server = Server::new(router, tls, plain, shutdown);
+    Arc::new(server).serve(listener).await;
 }
 
 /// HTTP/2 and HTTP/1.1 are offered, whatever the caller's configuration says.
@@ -170,14 +93,73 @@ fn with_alpn(tls: Arc<rustls::ServerConfig>) -> Arc<rustls::ServerConfig> {
     Arc::new(config)
 }
 
-struct Connection {
+/// What connections are served with.
+pub(super) struct Server {
     router: Router,
     tls: TlsAcceptor,
     plain: PlainHttp,
     shutdown: CancellationToken,
+    pub(super) stranger_time: Duration,
 }
 
-impl Connection {
+impl Server {
+    pub(super) fn new(
+        router: Router,
+        tls: Arc<rustls::ServerConfig>,
+        plain: PlainHttp,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            router,
+            tls: TlsAcceptor::from(with_alpn(tls)),
+            plain,
+            shutdown,
+            stranger_time: STRANGER_TIME,
+        }
+    }
+
+    pub(super) async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let addresses = Addresses::new(MAX_CONNECTIONS_PER_ADDRESS, MAX_REMOTE_CONNECTIONS);
+        let tasks = TaskTracker::new();
+        let cut_off = CancellationToken::new();
+        loop {
+            // A full server leaves connections in the kernel's queue instead of refusing them.
+            let permit = tokio::select! {
+                permit = permits.clone().acquire_owned() => permit,
+                () = self.shutdown.cancelled() => break,
+            };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.shutdown.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let Some(place) = addresses.enter(peer.ip()) else {
+                        tracing::debug!(%peer, "api: too many connections from this address, or from all others");
+                        continue;
+                    };
+                    let server = self.clone();
+                    let cut_off = cut_off.clone();
+                    tasks.spawn(async move {
+                        cut_off.run_until_cancelled(server.run(stream, peer)).await;
+                        drop((permit, place));
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "api: accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        tasks.close();
+        if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
+            tracing::warn!(connections = tasks.len(), "api: requests in flight were cut off");
+            cut_off.cancel();
+        }
+    }
+
     async fn run(&self, stream: TcpStream, peer: SocketAddr) {
         let _ = stream.set_nodelay(true);
         keep_alive(&stream);
@@ -214,15 +196,19 @@ impl Connection {
     ) {
         let router = self.router.clone();
         let shutdown = self.shutdown.clone();
+        let proven = Proven::default();
+        let given = proven.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let router = router.clone();
             let stopping = Stopping(shutdown.clone());
+            let proven = given.clone();
             async move {
                 if !allowed {
                     return Ok::<_, Infallible>(plain_http_refused().into_response());
                 }
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(stopping);
+                request.extensions_mut().insert(proven);
                 router.oneshot(request).await
             }
         });
@@ -241,8 +227,19 @@ impl Connection {
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT);
         let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        // hyper's own limits begin with a request and end after it: neither sees a connection that makes none.
+        let stranger = async {
+            tokio::time::sleep(self.stranger_time).await;
+            if proven.0.is_cancelled() {
+                std::future::pending::<()>().await;
+            }
+        };
         let result = tokio::select! {
             result = connection.as_mut() => result,
+            () = stranger => {
+                connection.as_mut().graceful_shutdown();
+                tokio::time::timeout(DRAIN_TIMEOUT, connection).await.unwrap_or(Ok(()))
+            }
             () = self.shutdown.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -267,29 +264,4 @@ fn plain_http_refused() -> ApiError {
         "Forbidden",
         "plain HTTP is not accepted from this address: use https:// (or start the agent with --plain-http=all)",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_gets_its_share_and_no_more() {
-        let addresses = Arc::new(Addresses::default());
-        let far = IpAddr::from([192, 0, 2, 7]);
-        let mut places: Vec<Place> = std::iter::from_fn(|| addresses.enter(far))
-            .take(2 * MAX_CONNECTIONS_PER_ADDRESS)
-            .collect();
-        assert_eq!(places.len(), MAX_CONNECTIONS_PER_ADDRESS);
-        assert!(addresses.enter(IpAddr::from([192, 0, 2, 8])).is_some());
-        places.pop();
-        assert!(addresses.enter(far).is_some(), "an end makes room");
-        let own = IpAddr::from([127, 0, 0, 1]);
-        let own_places: Vec<_> = (0..=MAX_CONNECTIONS_PER_ADDRESS)
-            .map(|_| addresses.enter(own))
-            .collect();
-        assert!(own_places.iter().all(Option::is_some));
-        drop((places, own_places));
-        assert!(addresses.counts().is_empty());
-    }
 }

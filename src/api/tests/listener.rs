@@ -11,9 +11,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::fixture::{Api, pod};
-use crate::api::{PlainHttp, serve};
+use crate::api::serve::Server;
+use crate::api::{PlainHttp, create_token};
 
 const DEADLINE: Duration = Duration::from_secs(20);
+/// For the tests that wait until it is over.
+const STRANGER_TIME: Duration = Duration::from_millis(300);
 
 /// An API behind the listener, on a port of its own.
 pub(super) struct Served {
@@ -26,6 +29,11 @@ pub(super) struct Served {
 
 impl Served {
     pub(super) async fn start(api: &Api, plain: PlainHttp) -> Self {
+        Self::start_with(api, plain, None).await
+    }
+
+    /// `stranger_time`: how long a connection may go without a token, if not as long as usual.
+    async fn start_with(api: &Api, plain: PlainHttp, stranger_time: Option<Duration>) -> Self {
         let made =
             rcgen::generate_simple_self_signed(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
         let certificate = made.cert.der().clone();
@@ -40,13 +48,9 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(serve(
-            listener,
-            api.router.clone(),
-            Arc::new(config),
-            plain,
-            shutdown.clone(),
-        ));
+        let mut server = Server::new(api.router.clone(), Arc::new(config), plain, shutdown.clone());
+        server.stranger_time = stranger_time.unwrap_or(server.stranger_time);
+        let task = tokio::spawn(Arc::new(server).serve(listener));
         Self {
             address,
             certificate_pem: made.cert.pem(),
@@ -117,6 +121,55 @@ async fn plain_http_can_be_turned_off() {
     );
     let sealed = get(served.connect_tls().await, "/livez").await;
     assert!(sealed.starts_with("HTTP/1.1 200"), "{sealed}");
+}
+
+/// Reads until the other side closes; tells whether it did so within the time.
+async fn closes(stream: &mut (impl AsyncRead + Unpin), within: Duration) -> bool {
+    let mut rest = Vec::new();
+    tokio::time::timeout(within, stream.read_to_end(&mut rest))
+        .await
+        .is_ok()
+}
+
+#[tokio::test]
+async fn a_connection_that_shows_no_token_does_not_stay() {
+    let api = Api::named("n1", true).await;
+    let served = Served::start_with(&api, PlainHttp::Loopback, Some(STRANGER_TIME)).await;
+    let probe = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    for sent in [&b"P"[..], b"PRI * HTTP/2.0\r\n", preface, probe] {
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        stream.write_all(sent).await.unwrap();
+        assert!(
+            closes(&mut stream, DEADLINE).await,
+            "{:?}",
+            String::from_utf8_lossy(sent)
+        );
+    }
+    let mut silent = served.connect_tls().await;
+    assert!(closes(&mut silent, DEADLINE).await, "TLS without a request");
+}
+
+#[tokio::test]
+async fn a_connection_that_has_shown_a_token_stays() {
+    let api = Api::named("n1", true).await;
+    let (token, secret) = create_token("ci", None);
+    api.state
+        .store
+        .create(token, api.state.author("test", ""))
+        .await
+        .unwrap();
+    let served = Served::start_with(&api, PlainHttp::Loopback, Some(STRANGER_TIME)).await;
+    let mut watch = TcpStream::connect(served.address).await.unwrap();
+    let request = "GET /api/v1/pods?watch=1 HTTP/1.1\r\nhost: localhost\r\n";
+    watch
+        .write_all(format!("{request}authorization: Bearer {secret}\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    let mut answer = [0; 12];
+    watch.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    assert!(!closes(&mut watch, 3 * STRANGER_TIME).await);
 }
 
 #[tokio::test]
