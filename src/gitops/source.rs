@@ -44,6 +44,9 @@ const LOCAL_REFERENCE: &str = "refs/gitops/head";
 /// The ssh program must fail rather than ask a question that nobody sees.
 const SSH_COMMAND: &str = "core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20";
 
+/// A user's name of fewer bytes is no token, and may be a part of other words.
+const MIN_TOKEN_BYTES: usize = 8;
+
 /// The manifests of one commit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
@@ -111,7 +114,7 @@ pub struct Source {
 
 struct Inner {
     url: gix::Url,
-    /// The URL without its password, for people.
+    /// The URL for people: without password, and for HTTP without user, which may be a token.
     repository: String,
     /// Hash of `repository`.
     id: String,
@@ -137,6 +140,9 @@ impl Source {
         })?;
         let mut shown = parsed.clone();
         shown.password = None;
+        if is_http(&parsed) {
+            shown.user = None;
+        }
         let repository = shown.to_bstring().to_string();
         let reference = format!("refs/heads/{branch}");
         gix::validate::reference::name(reference.as_bytes().as_bstr())
@@ -155,7 +161,7 @@ impl Source {
         })
     }
 
-    /// The repository's URL without its password.
+    /// The repository's URL, without what proves who asks.
     pub fn repository(&self) -> &str {
         &self.inner.repository
     }
@@ -297,7 +303,7 @@ impl Inner {
     /// Finds out why an HTTP server could not be asked (no such name, refused, a certificate that nobody vouches for):
     /// gix drops the cause. None: it can be asked, or is no HTTP server.
     fn http_failure(&self) -> Option<String> {
-        if !matches!(self.url.scheme, gix::url::Scheme::Http | gix::url::Scheme::Https) {
+        if !is_http(&self.url) {
             return None;
         }
         let client = reqwest::blocking::Client::builder()
@@ -317,7 +323,8 @@ impl Inner {
         };
         let identity = gix::sec::identity::Account {
             username: self.url.user()?.to_owned(),
-            password: self.url.password()?.to_owned(),
+            // A token may stand alone, as the user.
+            password: self.url.password().unwrap_or_default().to_owned(),
             oauth_refresh_token: None,
         };
         Some(gix::credentials::protocol::Outcome {
@@ -432,16 +439,32 @@ impl Inner {
     }
 
     fn fetch_failed(&self, reason: String) -> SourceError {
-        let reason = match self.url.password() {
-            Some(password) if !password.is_empty() => reason.replace(password, "…"),
-            _ => reason,
-        };
+        let reason = self.redacted(reason);
         SourceError::Fetch {
             repository: self.repository.clone(),
             branch: self.branch.clone(),
             reason,
         }
     }
+
+    /// Takes out of a text what the URL says about who asks, as it is in the URL and by itself.
+    fn redacted(&self, text: String) -> String {
+        let password = self.url.password().filter(|password| !password.is_empty());
+        let is_token = |user: &&str| is_http(&self.url) && user.len() >= MIN_TOKEN_BYTES;
+        let token = self.url.user().filter(is_token);
+        let url = self.url.to_bstring().to_string();
+        // Percent-encoded there.
+        let in_url = url.split_once("://").and_then(|(_, rest)| rest.split_once('@'));
+        let in_url = in_url
+            .filter(|_| password.or(token).is_some())
+            .map(|(who, _)| who);
+        let secrets = [in_url, password, token].into_iter().flatten();
+        secrets.fold(text, |text, secret| text.replace(secret, "…"))
+    }
+}
+
+fn is_http(url: &gix::Url) -> bool {
+    matches!(url.scheme, gix::url::Scheme::Http | gix::url::Scheme::Https)
 }
 
 fn is_manifest(name: &str) -> bool {

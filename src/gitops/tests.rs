@@ -428,12 +428,21 @@ async fn a_damaged_copy_is_replaced_and_a_node_that_lost_the_repository_does_not
 }
 
 #[test]
-fn flags_are_checked_and_passwords_never_shown() {
+fn flags_are_checked_and_who_asks_is_never_shown() {
     let directory = Path::new("/nonexistent");
     let source = |url: &str, branch: &str, path: &str| Source::new(url, branch, path, directory);
-    let shown = source("https://user:secret@example.com/r.git", "main", "./a//b/").expect("valid");
-    assert_eq!(shown.repository(), "https://user@example.com/r.git");
-    assert_eq!(shown.path(), "a/b");
+    let plain = source("https://example.com/r.git", "main", "./a//b/").expect("valid");
+    assert_eq!(plain.path(), "a/b");
+    for url in [
+        "https://user:secret@example.com/r.git",
+        "https://ghp_token@example.com/r.git",
+    ] {
+        let shown = source(url, "main", "").expect("valid");
+        assert_eq!(shown.repository(), "https://example.com/r.git");
+        assert_eq!(shown.id(), plain.id(), "another token, the same repository");
+    }
+    let ssh = source("ssh://git:secret@example.com/r.git", "main", "").expect("valid");
+    assert_eq!(ssh.repository(), "ssh://git@example.com/r.git");
     for (url, branch, path, expected) in [
         ("", "main", "", "--gitops-repo"),
         ("https://example.com/r", "a..b", "", "--gitops-branch"),
@@ -468,7 +477,11 @@ async fn https_works_on_ring_with_a_password_and_checks_certificates() {
     assert!(error.contains("certificate"), "{error}");
     assert!(!error.contains("secret"), "{error}");
 
-    for (url, works) in [(url.clone(), true), (url.replace("secret", "wrong"), false)] {
+    for (url, works) in [
+        (url.clone(), true),
+        (url.replace("secret", "wrong"), false),
+        (url.replace("user:secret", "ghp_wrong"), false),
+    ] {
         let output = tokio::process::Command::new(std::env::current_exe().expect("this program"))
             .args([
                 "--exact",
@@ -484,6 +497,7 @@ async fn https_works_on_ring_with_a_password_and_checks_certificates() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.success(), works, "{text}");
         assert!(works || text.contains("cannot fetch"), "{text}");
+        assert!(!text.contains("wrong"), "{text}");
     }
 }
 
