@@ -41,8 +41,9 @@ const MAX_PACKS: usize = 64;
 /// Where the branch is kept in the local copy.
 const LOCAL_REFERENCE: &str = "refs/gitops/head";
 
-/// The ssh program must fail rather than ask a question that nobody sees.
-const SSH_COMMAND: &str = "core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20";
+/// The ssh program must fail rather than ask a question that nobody sees, or wait for a server that vanished: a minute
+/// (4 x 15 s) after its last word.
+const SSH_COMMAND: &str = "core.sshCommand=ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15 -o ServerAliveCountMax=4";
 
 /// A user's name of fewer bytes is no token, and may be a part of other words.
 const MIN_TOKEN_BYTES: usize = 8;
