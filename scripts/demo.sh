@@ -7,7 +7,7 @@ set -Eeuo pipefail
 cd "$(dirname "$0")/.."
 repository=$PWD
 ONESHOT=${ONESHOT:-}
-state=/tmp/podman-swarm-demo
+state=/run/podman-swarm-demo                # below a folder in which only root makes anything
 
 say()  { printf '%s\n' "$*"; }
 step() { if [[ -t 1 ]]; then printf '\033[1m==> %s\033[0m\n' "$*"; else printf '==> %s\n' "$*"; fi; }
@@ -125,11 +125,13 @@ progress() {                                # waits for three ready pods, showin
     fail "the pods did not become ready"
 }
 
-if [[ -d $state ]]; then
+if [[ -e $state || -L $state ]]; then
+    # What is in it is run as root.
+    [[ ! -L $state && -d $state && -O $state ]] || fail "$state is not root's own folder: remove it"
     step "Removing what an earlier demo left behind"
     down
 fi
-mkdir -p "$state"
+mkdir -m 0700 "$state"
 trap down EXIT
 trap 'exit 130' INT TERM HUP
 
