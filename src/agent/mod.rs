@@ -350,6 +350,11 @@ impl Agent {
         if let Err(error) = self.network.remove_all().await {
             error!(%error, "a part of the pod network is left: a restart of the machine removes it");
         }
+        // Before the membership: what leaves waits until a peer has confirmed that removal, and so this one too.
+        let now = SystemClock::new().unix_seconds();
+        if let Err(error) = credentials_for_people::revoke(&self.config.node_name, &self.store, now).await {
+            error!(%error, "the node's API token stays valid: revoke it by hand");
+        }
         self.gossip.leave().await?;
         self.dns.stop().await;
         if let Some(ingress) = self.ingress {

@@ -31,3 +31,4 @@ pub use resources::delete_if;
 pub use serve::{PlainHttp, Stopping, serve};
 pub use state::{ApiState, Build, router};
 pub use status::{ApiError, ApiResult, Cause, Details};
+pub use tokens::revoke_tokens;

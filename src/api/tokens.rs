@@ -8,7 +8,7 @@ use http::StatusCode;
 use schemas::{Kind, Object, time};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use store::{Precondition, View};
+use store::{Author, Precondition, Store, View, WriteError};
 
 use super::auth::{create_token, token_id};
 use super::content::{MAX_OBJECT_BYTES, read_body};
@@ -47,7 +47,7 @@ pub(crate) async fn create(State(state): State<ApiState>, request: Request) -> A
             format!("a token named \"{}\" already exists", new.name),
         ));
     }
-    let expires = (new.expires_in > 0).then(|| state.clock.unix_seconds().saturating_add(new.expires_in));
+    let expires = (new.expires_in > 0).then(|| state.clock.unix_seconds() + new.expires_in);
     let (object, secret) = create_token(&new.name, expires);
     let view = state.store.create(object, state.author(MANAGER, &user)).await?;
     let mut shown = summary(&view.object, state.clock.unix_seconds());
@@ -70,17 +70,43 @@ pub(crate) async fn delete(
 ) -> ApiResult {
     let user = user_of(request.extensions(), request.headers());
     let id = token_id(&word).unwrap_or(&word);
-    let found = tokens(&state).find(|view| view.key.name == id || view.object.str_at("/spec/name") == word);
+    let named = |view: &View| view.key.name == id || view.object.str_at("/spec/name") == word;
+    let revoked = revoke(&state.store, named, state.author(MANAGER, &user)).await?;
     // The word may be a secret: it is not repeated.
-    let view = found.ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "NotFound", "no such token"))?;
-    state
-        .store
-        .remove(&view.key, &Precondition::default(), state.author(MANAGER, &user))
-        .await?;
-    Ok(
-        Json(json!({"id": view.key.name, "name": view.object.str_at("/spec/name"), "result": "revoked"}))
-            .into_response(),
-    )
+    let Some(first) = revoked.first() else {
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "NotFound", "no such token"));
+    };
+    let name = first.object.str_at("/spec/name");
+    let answer = json!({"id": first.key.name, "name": name, "result": "revoked", "count": revoked.len()});
+    Ok(Json(answer).into_response())
+}
+
+/// Revokes all tokens of a name: two nodes may have made one each.
+///
+/// # Errors
+/// A removal cannot be stored.
+pub async fn revoke_tokens(store: &Store, name: &str, author: Author) -> Result<(), WriteError> {
+    let named = |view: &View| view.object.str_at("/spec/name") == name;
+    revoke(store, named, author).await.map(drop)
+}
+
+async fn revoke(
+    store: &Store,
+    which: impl Fn(&View) -> bool,
+    author: Author,
+) -> Result<Vec<View>, WriteError> {
+    let mut views = store.list(Kind::ApiToken, None).items;
+    views.retain(which);
+    for view in &views {
+        match store
+            .remove(&view.key, &Precondition::default(), author.clone())
+            .await
+        {
+            Ok(_) | Err(WriteError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(views)
 }
 
 fn tokens(state: &ApiState) -> impl Iterator<Item = View> {

@@ -404,6 +404,20 @@ async fn tokens_are_made_shown_once_expired_and_revoked() {
 }
 
 #[tokio::test]
+async fn a_name_revokes_all_tokens_that_nodes_have_made_under_it() {
+    let api = Api::open().await;
+    for _ in 0..2 {
+        let author = api.state.author("test", "");
+        let made = api.state.store.create(create_token("ci", None).0, author).await;
+        made.unwrap();
+    }
+    let revoked = api.delete("/api/v1/tokens/ci").await.expect(200);
+    assert_eq!(revoked.json()["count"], 2);
+    let left = api.get("/api/v1/tokens").await.expect(200).json();
+    assert_eq!(left["count"], 0, "{left}");
+}
+
+#[tokio::test]
 async fn health_says_what_is_missing() {
     let api = Api::named("n1", true).await;
     api.readiness.send_replace(vec!["podman".into()]);
