@@ -17,6 +17,8 @@ use super::status::{ApiError, ApiResult};
 
 const MANAGER: &str = "api";
 const MAX_NAME_BYTES: usize = 253;
+/// A hundred years; much later times cannot be written down (RFC 3339 has four digits for the year).
+const MAX_SECONDS: i64 = 100 * 365 * 24 * 3600;
 
 #[derive(Deserialize)]
 struct NewToken {
@@ -35,10 +37,10 @@ pub(crate) async fn create(State(state): State<ApiState>, request: Request) -> A
             "name: must have 1 to {MAX_NAME_BYTES} bytes"
         )));
     }
-    if new.expires_in < 0 {
-        return Err(ApiError::bad_request(
-            "expires_in: must be a number of seconds, or 0 for ever",
-        ));
+    if !(0..=MAX_SECONDS).contains(&new.expires_in) {
+        return Err(ApiError::bad_request(format!(
+            "expires_in: must be a number of seconds, at most {MAX_SECONDS}, or 0 for ever"
+        )));
     }
     if tokens(&state).any(|view| view.object.str_at("/spec/name") == new.name) {
         return Err(ApiError::new(

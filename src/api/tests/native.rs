@@ -418,6 +418,24 @@ async fn a_name_revokes_all_tokens_that_nodes_have_made_under_it() {
 }
 
 #[tokio::test]
+async fn a_token_cannot_outlive_the_calendar() {
+    let api = Api::open().await;
+    for (seconds, code) in [
+        (i64::MAX, 400),
+        (300_000_000_000, 400),
+        (-1, 400),
+        (3_000_000_000, 201),
+    ] {
+        api.post(
+            "/api/v1/tokens",
+            json!({"name": format!("t{seconds}"), "expires_in": seconds}),
+        )
+        .await
+        .expect(code);
+    }
+}
+
+#[tokio::test]
 async fn health_says_what_is_missing() {
     let api = Api::named("n1", true).await;
     api.readiness.send_replace(vec!["podman".into()]);
