@@ -5,7 +5,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use reconcilers::ports::DnsWhitelist;
-use reconcilers::zone::WHITELIST_NAME;
+use reconcilers::zone::{WHITELIST_NAME, whitelist};
 use schemas::{Kind, Object, ObjectKey};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -168,7 +168,7 @@ pub(crate) async fn get_whitelist(State(state): State<ApiState>) -> Json<DnsWhit
     let view = state
         .store
         .get(&ObjectKey::cluster(Kind::DnsWhitelist, WHITELIST_NAME));
-    Json(view.map(|view| whitelist_of(&view.object)).unwrap_or_default())
+    Json(whitelist(view.as_ref().map(|view| &*view.object)))
 }
 
 /// The whole whitelist: what is left out would otherwise be switched off or emptied unasked.
@@ -223,7 +223,7 @@ pub(crate) async fn remove_whitelist_host(
     let view = state
         .store
         .get(&ObjectKey::cluster(Kind::DnsWhitelist, WHITELIST_NAME));
-    if !view.is_some_and(|view| whitelist_of(&view.object).hosts.contains(&host)) {
+    if !view.is_some_and(|view| whitelist(Some(&view.object)).hosts.contains(&host)) {
         let message = format!("host \"{host}\" is not in the whitelist");
         return Err(ApiError::new(StatusCode::NOT_FOUND, "NotFound", message));
     }
@@ -234,13 +234,6 @@ pub(crate) async fn remove_whitelist_host(
     .await
 }
 
-fn whitelist_of(object: &Object) -> DnsWhitelist {
-    object
-        .pointer("/spec")
-        .and_then(|spec| DnsWhitelist::deserialize(spec).ok())
-        .unwrap_or_default()
-}
-
 /// Changes the whitelist, making it if there is none, and answers with what it is then.
 async fn change_whitelist(
     state: &ApiState,
@@ -249,7 +242,7 @@ async fn change_whitelist(
 ) -> ApiResult {
     let key = ObjectKey::cluster(Kind::DnsWhitelist, WHITELIST_NAME);
     let edit = |object: &Object| -> ApiResult<Object> {
-        let whitelist = change(whitelist_of(object));
+        let whitelist = change(whitelist(Some(object)));
         if whitelist.hosts.len() > MAX_WHITELIST_HOSTS {
             return Err(ApiError::bad_request(format!(
                 "hosts: must have at most {MAX_WHITELIST_HOSTS} items"
@@ -269,7 +262,7 @@ async fn change_whitelist(
             .create(edit(&Object::new(&key))?, author.clone())
             .await
         {
-            Ok(view) => return Ok(Json(whitelist_of(&view.object)).into_response()),
+            Ok(view) => return Ok(Json(whitelist(Some(&view.object))).into_response()),
             // Another request was faster.
             Err(WriteError::Exists(_)) => {}
             Err(error) => return Err(error.into()),
@@ -279,7 +272,7 @@ async fn change_whitelist(
         .store
         .update(&key, &Precondition::default(), author, edit)
         .await?;
-    Ok(Json(whitelist_of(&view.object)).into_response())
+    Ok(Json(whitelist(Some(&view.object))).into_response())
 }
 
 /// Checks a DNS name (RFC 1123) and writes it as it is compared: lower case, without the last dot.

@@ -1,6 +1,7 @@
 //! The native paths, authentication, discovery and health.
 
 use axum::body::Body;
+use reconcilers::zone::WHITELIST_NAME;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
 
@@ -433,6 +434,23 @@ async fn a_token_cannot_outlive_the_calendar() {
         .await
         .expect(code);
     }
+}
+
+#[tokio::test]
+async fn a_whitelist_that_cannot_be_read_is_not_switched_off() {
+    let api = Api::open().await;
+    let mut object = Object::new(&ObjectKey::cluster(Kind::DnsWhitelist, WHITELIST_NAME));
+    object.set(&["spec"], json!({"enabled": "in another form", "hosts": []}));
+    api.state
+        .store
+        .create(object, api.state.author("test", ""))
+        .await
+        .unwrap();
+    let shown = api.get("/api/v1/dns/whitelist").await.expect(200).json();
+    assert_eq!(shown["enabled"], true);
+    let body = json!({"host": "example.com"});
+    let answer = api.post("/api/v1/dns/whitelist/hosts", body).await.expect(200);
+    assert_eq!(answer.json(), json!({"enabled": true, "hosts": ["example.com"]}));
 }
 
 #[tokio::test]
