@@ -15,10 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::facts;
 use crate::api::{self, ApiState, AppliedObject, ApplyOptions, ManifestError};
 use crate::config::Config;
-use crate::gitops::{Applier, ApplierError, Gitops, GitopsConfig, MANAGER};
-
-/// Where manifests without a namespace go.
-const DEFAULT_NAMESPACE: &str = "default";
+use crate::gitops::{Applier, ApplierError, DEFAULT_NAMESPACE, Gitops, GitopsConfig, MANAGER};
 
 struct ApiApplier(ApiState);
 

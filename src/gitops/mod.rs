@@ -11,4 +11,4 @@ mod tests;
 
 pub use run::{Applier, ApplierError, Gitops, GitopsConfig, MANAGER};
 pub use source::{ConfigError, Snapshot, Source, SourceError};
-pub use sync::{Inventory, Plan, PlanError, parse, plan};
+pub use sync::{DEFAULT_NAMESPACE, Inventory, Plan, PlanError, parse, plan};

@@ -12,7 +12,7 @@ use store::Applied;
 use super::source::Snapshot;
 
 /// Where an object without a namespace goes, as `kubectl apply` has it.
-const DEFAULT_NAMESPACE: &str = "default";
+pub const DEFAULT_NAMESPACE: &str = "default";
 
 /// What a repository has applied: objects by uid.
 #[derive(Clone, Debug, Default, PartialEq)]
