@@ -4,19 +4,19 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The connections of a listener, counted by address. This machine's own are not limited here.
+/// The connections of a listener, or those in one state, counted by address.
 pub(crate) struct Addresses {
     /// At once from one address.
     per_address: usize,
-    /// At once from all other machines together.
-    remote: usize,
+    /// At once from all.
+    total: usize,
     counts: Mutex<Counts>,
 }
 
 #[derive(Default)]
 struct Counts {
     by_address: HashMap<IpAddr, usize>,
-    remote: usize,
+    total: usize,
 }
 
 /// One connection's place among those of its address; dropping it makes room.
@@ -26,10 +26,10 @@ pub(crate) struct Place {
 }
 
 impl Addresses {
-    pub(crate) fn new(per_address: usize, remote: usize) -> Arc<Self> {
+    pub(crate) fn new(per_address: usize, total: usize) -> Arc<Self> {
         Arc::new(Self {
             per_address,
-            remote,
+            total,
             counts: Mutex::default(),
         })
     }
@@ -38,18 +38,16 @@ impl Addresses {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// None: the address, or all other machines together, have what they may have.
+    /// None: the address, or all together, have what they may have.
     pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
         let address = address.to_canonical();
         let mut counts = self.counts();
-        if !address.is_loopback() {
-            let of_address = counts.by_address.get(&address).copied().unwrap_or(0);
-            if of_address >= self.per_address || counts.remote >= self.remote {
-                return None;
-            }
-            counts.remote += 1;
-            *counts.by_address.entry(address).or_default() += 1;
+        let of_address = counts.by_address.get(&address).copied().unwrap_or(0);
+        if of_address >= self.per_address || counts.total >= self.total {
+            return None;
         }
+        counts.total += 1;
+        counts.by_address.insert(address, of_address + 1);
         Some(Place {
             addresses: self.clone(),
             address,
@@ -59,11 +57,8 @@ impl Addresses {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.address.is_loopback() {
-            return;
-        }
         let mut counts = self.addresses.counts();
-        counts.remote -= 1;
+        counts.total -= 1;
         if let Some(count) = counts.by_address.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
@@ -96,14 +91,10 @@ mod tests {
     }
 
     #[test]
-    fn other_machines_together_leave_room_for_this_one() {
+    fn all_together_have_a_limit() {
         let addresses = Addresses::new(3, 5);
         let places: Vec<Place> = (0..9).filter_map(|last| addresses.enter(far(last))).collect();
         assert_eq!(places.len(), 5);
-        let own: Vec<_> = (0..9)
-            .map(|_| addresses.enter(IpAddr::from([127, 0, 0, 1])))
-            .collect();
-        assert!(own.iter().all(Option::is_some));
         drop(places);
         assert!(addresses.enter(far(1)).is_some());
     }

@@ -135,7 +135,11 @@ impl Server {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let Some(place) = addresses.enter(peer.ip()) else {
+                    let place = if peer.ip().to_canonical().is_loopback() {
+                        None
+                    } else if let Some(place) = addresses.enter(peer.ip()) {
+                        Some(place)
+                    } else {
                         tracing::debug!(%peer, "api: too many connections from this address, or from all others");
                         continue;
                     };

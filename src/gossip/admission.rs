@@ -2,13 +2,15 @@
 //!
 //! Nothing of a request is parsed before its token is known to be right; how many may try at once is bounded.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use ipnet::IpNet;
 use reconcilers::pod_range;
-use schemas::{Kind, ObjectKey};
+use schemas::{Kind, ObjectKey, names};
 use store::{NodeId, Precondition, Store, WriteError};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
@@ -22,12 +24,12 @@ use super::token::{self, Verdict};
 
 /// Attempts that may be under way at once; each holds at most one body of 16 KiB.
 const CONCURRENT_ATTEMPTS: usize = 4;
-/// Wrong tokens that are answered in a window; more are turned away unread until it is over. A secret has 256 bits,
-/// so this bounds work and log lines, not guessing.
+/// Wrong tokens of one address that are answered in a window; more are turned away unread until it is over. A secret has
+/// 256 bits, so this bounds work, not guessing.
 const FAILURES_IN_WINDOW: u32 = 20;
 const FAILURE_WINDOW: Duration = Duration::from_secs(10);
-/// As in Kubernetes (RFC 1123 subdomain).
-const NAME_LENGTH_LIMIT: usize = 253;
+/// Addresses whose failures are counted in a window, 64 KiB. Those of more are not: a check is cheap.
+const MAX_FAILING_ADDRESSES: usize = 1024;
 
 /// Admits nodes on behalf of the cluster.
 pub(super) struct Admission {
@@ -41,9 +43,35 @@ pub(super) struct Admission {
     writing: Mutex<()>,
 }
 
+/// The wrong tokens of a window.
 struct Failures {
     since: Instant,
-    count: u32,
+    by_address: HashMap<IpAddr, u32>,
+}
+
+impl Failures {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            by_address: HashMap::new(),
+        }
+    }
+
+    /// Tells whether the address has shown as many as are answered.
+    fn exhausted(&mut self, address: IpAddr) -> bool {
+        if self.since.elapsed() > FAILURE_WINDOW {
+            *self = Self::new();
+        }
+        self.by_address
+            .get(&address)
+            .is_some_and(|count| *count >= FAILURES_IN_WINDOW)
+    }
+
+    fn add(&mut self, address: IpAddr) {
+        if self.by_address.len() < MAX_FAILING_ADDRESSES || self.by_address.contains_key(&address) {
+            *self.by_address.entry(address).or_default() += 1;
+        }
+    }
 }
 
 /// A refusal with its status.
@@ -68,16 +96,13 @@ impl Admission {
             pod_cidr,
             caught_up,
             attempts: Semaphore::new(CONCURRENT_ATTEMPTS),
-            failures: std::sync::Mutex::new(Failures {
-                since: Instant::now(),
-                count: 0,
-            }),
+            failures: std::sync::Mutex::new(Failures::new()),
             writing: Mutex::new(()),
         }
     }
 
     /// Lets an attempt begin, or turns it away before anything of it is read.
-    pub(super) fn begin(&self) -> Result<SemaphorePermit<'_>, Refused> {
+    pub(super) fn begin(&self, address: IpAddr) -> Result<SemaphorePermit<'_>, Refused> {
         // It may know neither tokens nor names yet; the joiner tries again.
         if !*self.caught_up.borrow() {
             return Err(refuse(
@@ -91,28 +116,18 @@ impl Admission {
                 "too many join attempts, try again later",
             )
         };
-        if self.with_failures(|failures| failures.count >= FAILURES_IN_WINDOW) {
+        if self.failures().exhausted(address) {
             return Err(busy());
         }
         self.attempts.try_acquire().map_err(|_| busy())
     }
 
-    fn with_failures<T>(&self, use_it: impl FnOnce(&mut Failures) -> T) -> T {
-        let mut failures = self
-            .failures
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if failures.since.elapsed() > FAILURE_WINDOW {
-            *failures = Failures {
-                since: Instant::now(),
-                count: 0,
-            };
-        }
-        use_it(&mut failures)
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Checks what the `Authorization` header holds; returns the token's id, and whether its uses are counted.
-    pub(super) fn authenticate(&self, bearer: &str) -> Result<(String, bool), Refused> {
+    pub(super) fn authenticate(&self, bearer: &str, address: IpAddr) -> Result<(String, bool), Refused> {
         let forbidden = |reason: &str| refuse(StatusCode::FORBIDDEN, reason);
         let verdict = token::parse_bearer(bearer).and_then(|(id, secret)| {
             let view = self.store.get(&ObjectKey::cluster(Kind::JoinToken, id))?;
@@ -123,7 +138,7 @@ impl Admission {
             Some((_, Verdict::Expired)) => Err(forbidden("the join token has expired")),
             Some((_, Verdict::UsedUp)) => Err(forbidden("the join token was used as often as it may be")),
             Some((_, Verdict::Wrong)) | None => {
-                self.with_failures(|failures| failures.count += 1);
+                self.failures().add(address);
                 Err(forbidden("the join token is not known to this cluster"))
             }
         }
@@ -147,13 +162,11 @@ impl Admission {
                 ),
             ));
         }
-        if !is_node_name(&request.node_name) {
+        if let Some(rule) = names::dns_subdomain(&request.node_name) {
+            let name = request.node_name.escape_debug();
             return Err(refuse(
                 StatusCode::BAD_REQUEST,
-                format!(
-                    "`{}` is no node name: lower-case letters, digits, `-` and `.`",
-                    request.node_name.escape_debug()
-                ),
+                format!("`{name}` is no node name: {rule}"),
             ));
         }
         if request.address.is_unspecified() || request.gossip_port == 0 {
@@ -320,36 +333,28 @@ impl Admission {
     }
 }
 
-/// RFC 1123 subdomain, as Kubernetes wants the names of nodes.
-fn is_node_name(name: &str) -> bool {
-    name.len() <= NAME_LENGTH_LIMIT
-        && name.split('.').all(|label| {
-            !label.is_empty()
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label
-                    .bytes()
-                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn node_names_are_those_of_kubernetes() {
-        for (name, fits) in [
-            ("node1", true),
-            ("node-1.example.com", true),
-            ("", false),
-            ("Node", false),
-            ("a b", false),
-            ("-a", false),
-            ("a..b", false),
-            ("a/b", false),
-        ] {
-            assert_eq!(is_node_name(name), fits, "{name}");
+    #[tokio::test]
+    async fn wrong_tokens_of_one_address_turn_no_other_away() {
+        let guesser = IpAddr::from([192, 0, 2, 1]);
+        let honest = IpAddr::from([192, 0, 2, 2]);
+        let mut failures = Failures::new();
+        for _ in 0..FAILURES_IN_WINDOW {
+            assert!(!failures.exhausted(guesser));
+            failures.add(guesser);
         }
+        assert!(failures.exhausted(guesser));
+        assert!(!failures.exhausted(honest));
+        for number in 0..2 * MAX_FAILING_ADDRESSES as u32 {
+            failures.add(std::net::Ipv4Addr::from(number).into());
+        }
+        assert_eq!(failures.by_address.len(), MAX_FAILING_ADDRESSES);
+        assert!(failures.exhausted(guesser));
+        assert!(!failures.exhausted(honest));
+        failures.since -= 2 * FAILURE_WINDOW;
+        assert!(!failures.exhausted(guesser), "the window is over");
     }
 }

@@ -1,6 +1,7 @@
 //! The peer port's TCP side: TLS 1.3, then HTTP. `POST /join` for bearers of a token; everything else for members,
 //! known by their certificates: `POST /sync`, `GET /generation`, and the API as [`Caller::Peer`].
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,15 +30,19 @@ use super::admission::Admission;
 use super::connections::{PING_INTERVAL, PING_TIMEOUT, Peers};
 use super::join::{self, JoinRequest, Refusal};
 use super::{certificates, members};
+use crate::addresses::Addresses;
 use crate::caller::Caller;
 
 /// Frames of sync: the store makes none above 4 MiB.
 pub(super) const FRAME_LIMIT: usize = 4 * 1024 * 1024;
-/// Connections whose TLS handshake is under way. More wait in the kernel's queue.
-const HANDSHAKES: usize = 256;
+/// Connections whose TLS handshake is under way, and those of one address, lest it shut the others out: a peer makes a few
+/// at a time. More are closed.
+const HANDSHAKES: usize = 512;
+const HANDSHAKES_PER_ADDRESS: usize = 32;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections without a certificate, which can only join; each lives for [`STRANGER_TIME`] at most.
-const STRANGERS: usize = 16;
+const STRANGERS: usize = 64;
+const STRANGERS_PER_ADDRESS: usize = 8;
 const STRANGER_TIME: Duration = Duration::from_secs(15);
 /// Connections of certified peers: one each way and a few while reconnecting, for 50 nodes.
 const CERTIFIED: usize = 512;
@@ -64,6 +69,10 @@ pub(super) struct PeerServer {
 /// The identity that a connection's certificate proves, if it has one.
 #[derive(Clone)]
 struct Certified(Option<NodeId>);
+
+/// The address that a connection comes from.
+#[derive(Clone, Copy)]
+struct Origin(IpAddr);
 
 impl PeerServer {
     fn router(self: Arc<Self>, api: Router) -> Router {
@@ -92,8 +101,8 @@ impl PeerServer {
         let router = Arc::new(self).router(api);
         let acceptor = TlsAcceptor::from(tls);
         let limits = Arc::new(Limits {
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
-            strangers: Semaphore::new(STRANGERS),
+            handshakes: Addresses::new(HANDSHAKES_PER_ADDRESS, HANDSHAKES),
+            strangers: Addresses::new(STRANGERS_PER_ADDRESS, STRANGERS),
             certified: Semaphore::new(CERTIFIED),
         });
         let mut connections = JoinSet::new();
@@ -101,9 +110,9 @@ impl PeerServer {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = accept(&listener, &limits) => accepted,
+                accepted = listener.accept() => accepted,
             };
-            let (stream, permit) = match accepted {
+            let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     warn!(%error, "cannot accept a peer, will retry");
@@ -111,12 +120,16 @@ impl PeerServer {
                     continue;
                 }
             };
+            let Some(place) = limits.handshakes.enter(peer.ip()) else {
+                debug!(%peer, "too many handshakes of peers from this address, or from all");
+                continue;
+            };
             let (acceptor, router, limits) = (acceptor.clone(), router.clone(), limits.clone());
             connections.spawn(async move {
                 let handshake = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
-                drop(permit);
+                drop(place);
                 match handshake {
-                    Ok(Ok(stream)) => serve(stream, router, &limits).await,
+                    Ok(Ok(stream)) => serve(stream, peer.ip(), router, &limits).await,
                     Ok(Err(error)) => debug!(%error, "handshake of a peer failed"),
                     Err(_) => debug!("handshake of a peer took too long"),
                 }
@@ -127,26 +140,17 @@ impl PeerServer {
 }
 
 struct Limits {
-    handshakes: Arc<Semaphore>,
-    strangers: Semaphore,
+    handshakes: Arc<Addresses>,
+    strangers: Arc<Addresses>,
     certified: Semaphore,
 }
 
-async fn accept(
-    listener: &TcpListener,
+async fn serve(
+    stream: tokio_rustls::server::TlsStream<TcpStream>,
+    address: IpAddr,
+    router: Router,
     limits: &Limits,
-) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = limits
-        .handshakes
-        .clone()
-        .acquire_owned()
-        .await
-        .map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
-}
-
-async fn serve(stream: tokio_rustls::server::TlsStream<TcpStream>, router: Router, limits: &Limits) {
+) {
     let certified = stream
         .get_ref()
         .1
@@ -154,15 +158,14 @@ async fn serve(stream: tokio_rustls::server::TlsStream<TcpStream>, router: Route
         .and_then(|chain| chain.first())
         .and_then(certificates::node_id);
     let stranger = certified.is_none();
-    let pool = if stranger {
-        &limits.strangers
-    } else {
-        &limits.certified
+    let (place, permit) = match stranger {
+        true => (limits.strangers.enter(address), None),
+        false => (None, limits.certified.try_acquire().ok()),
     };
-    let Ok(_permit) = pool.try_acquire() else {
-        debug!(stranger, "too many peer connections");
+    if place.is_none() && permit.is_none() {
+        debug!(stranger, %address, "too many peer connections");
         return;
-    };
+    }
     // Answers of a few bytes must not wait for more.
     if let Err(error) = stream.get_ref().0.set_nodelay(true) {
         debug!(%error, "cannot set TCP_NODELAY");
@@ -170,6 +173,7 @@ async fn serve(stream: tokio_rustls::server::TlsStream<TcpStream>, router: Route
     let extension = Certified(certified);
     let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(extension.clone());
+        request.extensions_mut().insert(Origin(address));
         router.clone().oneshot(request.map(Body::new))
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -256,10 +260,11 @@ async fn generation(
 async fn join_handler(
     State(server): State<Arc<PeerServer>>,
     Extension(Certified(certified)): Extension<Certified>,
+    Extension(origin): Extension<Origin>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    match join_inner(&server, certified, &headers, body).await {
+    match join_inner(&server, certified, origin, &headers, body).await {
         Ok(answer) => Json(answer).into_response(),
         Err(response) => response,
     }
@@ -268,17 +273,18 @@ async fn join_handler(
 async fn join_inner(
     server: &PeerServer,
     certified: Option<NodeId>,
+    Origin(address): Origin,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<join::JoinAnswer, Response> {
     let refused = |(status, refusal): (StatusCode, Refusal)| (status, Json(refusal)).into_response();
-    let _attempt = server.admission.begin().map_err(refused)?;
+    let _attempt = server.admission.begin(address).map_err(refused)?;
     let bearer = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.strip_prefix("Bearer "))
         .unwrap_or_default();
-    let (token_id, counted) = server.admission.authenticate(bearer).map_err(refused)?;
+    let (token_id, counted) = server.admission.authenticate(bearer, address).map_err(refused)?;
     let body = read(body, join::REQUEST_LIMIT).await?;
     let request: JoinRequest = serde_json::from_slice(&body).map_err(|error| {
         refusal(
