@@ -34,10 +34,10 @@ pub(super) struct DeleteArgs {
     #[arg(long, short = 'R', requires = "filename")]
     recursive: bool,
     /// All objects of the kind with these labels
-    #[arg(long, short = 'l', value_name = "LABELS")]
+    #[arg(long, short = 'l', value_name = "LABELS", conflicts_with = "filename")]
     selector: Option<String>,
     /// All objects of the kind in the namespace
-    #[arg(long, conflicts_with = "selector")]
+    #[arg(long, conflicts_with_all = ["selector", "filename"])]
     all: bool,
     /// Return at once, do not wait until they are gone
     #[arg(long)]
@@ -121,8 +121,11 @@ fn key_of(object: &Object, namespace: &str) -> Option<ObjectKey> {
 }
 
 async fn named(client: &Client, global: &Global, args: &DeleteArgs) -> Result<Vec<ObjectKey>, CliError> {
+    let targets = resource::parse(&args.words)?;
+    let selector = args.selector.as_ref().map(|_| "--selector");
+    resource::check_choice(&targets, selector.or(args.all.then_some("--all")))?;
     let mut keys = Vec::new();
-    for target in resource::parse(&args.words)? {
+    for target in targets {
         if target.names.is_empty() {
             if !args.all && args.selector.is_none() {
                 return Err(CliError::Usage {
@@ -217,9 +220,19 @@ impl Going {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
     use serde_json::json;
 
     use super::*;
+    use crate::cli::Cli;
+
+    #[test]
+    fn files_and_a_choice_by_labels_are_not_both_taken() {
+        for flags in ["--all", "-l app=web"] {
+            let line = format!("psctl delete -f a.yaml {flags}");
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
 
     #[test]
     fn both_answers_of_a_deletion_say_which_object() {

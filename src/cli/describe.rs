@@ -20,8 +20,10 @@ pub(super) struct DescribeArgs {
 
 /// Carries out the command.
 pub(super) async fn run(client: &Client, global: &Global, args: DescribeArgs) -> Result<(), CliError> {
+    let targets = resource::parse(&args.words)?;
+    resource::check_choice(&targets, args.selector.as_ref().map(|_| "--selector"))?;
     let mut first = true;
-    for target in resource::parse(&args.words)? {
+    for target in targets {
         let mut objects = Vec::new();
         if target.names.is_empty() {
             let mut path = resource::list_path(target.kind, Some(&global.namespace));

@@ -50,6 +50,7 @@ pub(super) async fn run(client: &Client, global: &Global, args: GetArgs) -> Resu
             hint: "name its namespace with -n",
         });
     }
+    resource::check_choice(&targets, args.selector.as_ref().map(|_| "--selector"))?;
     match args.output {
         Some(Output::Json | Output::Yaml | Output::Name) => objects(client, global, &args, &targets).await,
         Some(Output::Wide) | None => tables(client, global, &args, &targets).await,

@@ -45,6 +45,20 @@ pub(super) fn parse(words: &[String]) -> Result<Vec<Target>, CliError> {
         .collect())
 }
 
+/// Refuses flags that choose objects beside names, which choose them already: the flag would be ignored.
+///
+/// # Errors
+/// `flag` is given, and a target has names.
+pub(super) fn check_choice(targets: &[Target], flag: Option<&'static str>) -> Result<(), CliError> {
+    match flag {
+        Some(flag) if targets.iter().any(|target| !target.names.is_empty()) => Err(CliError::Usage {
+            message: format!("{flag} cannot be given with names"),
+            hint: "name the kind alone, or leave the flag out",
+        }),
+        _ => Ok(()),
+    }
+}
+
 fn slashed(word: &str) -> Result<Target, CliError> {
     match word.split_once('/') {
         Some((kind_word, name)) if !name.is_empty() && !name.contains('/') => Ok(Target {
@@ -124,6 +138,17 @@ mod tests {
         );
         for bad in ["nothing", "pods/", "pods,svc web", "pod/a b"] {
             assert!(parse(&words(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_and_a_selector_are_not_both_taken() {
+        let targets = |text| parse(&words(text)).unwrap();
+        assert!(check_choice(&targets("pods"), Some("--selector")).is_ok());
+        assert!(check_choice(&targets("pods a"), None).is_ok());
+        for named in ["pods a", "pod/a", "pod/a svc/b"] {
+            let refused = check_choice(&targets(named), Some("--selector"));
+            assert!(matches!(refused, Err(CliError::Usage { .. })), "{named}");
         }
     }
 
