@@ -56,12 +56,7 @@ pub(super) async fn run(client: &Client, global: &Global, args: DeleteArgs) -> R
         named(client, global, &args).await?
     } else {
         let objects = apply::read_manifests(&args.filename, args.recursive).await?;
-        // The last first: namespaces usually stand before what is in them.
-        objects
-            .iter()
-            .rev()
-            .filter_map(|object| key_of(object, &global.namespace))
-            .collect()
+        keys_of(&objects, &global.namespace)?
     };
     if keys.is_empty() {
         eprintln!("No resources found");
@@ -112,12 +107,41 @@ pub(super) async fn run(client: &Client, global: &Global, args: DeleteArgs) -> R
     if failed { Err(CliError::Reported) } else { Ok(()) }
 }
 
-fn key_of(object: &Object, namespace: &str) -> Option<ObjectKey> {
-    let mut key = object.key()?;
+/// Returns what objects of files are called, the last first: namespaces usually stand before what is in them.
+///
+/// # Errors
+/// All objects that cannot be found by what their files say.
+fn keys_of(objects: &[Object], namespace: &str) -> Result<Vec<ObjectKey>, CliError> {
+    let mut keys = Vec::new();
+    let mut faults = Vec::new();
+    for object in objects.iter().rev() {
+        match key_of(object, namespace) {
+            Ok(key) => keys.push(key),
+            Err(fault) => faults.insert(0, fault),
+        }
+    }
+    if faults.is_empty() {
+        Ok(keys)
+    } else {
+        Err(CliError::Manifests(faults))
+    }
+}
+
+fn key_of(object: &Object, namespace: &str) -> Result<ObjectKey, String> {
+    let (kind, name) = (object.str_at("/kind"), object.name());
+    let Some(mut key) = object.key() else {
+        return Err(match object.kind() {
+            Some(_) => format!("an object of kind {kind} has no metadata.name"),
+            None => {
+                let version = object.str_at("/apiVersion");
+                format!("{name:?}: no matches for kind {kind:?} in version {version:?}")
+            }
+        });
+    };
     if key.kind.is_namespaced() && key.namespace.is_empty() {
         key.namespace = namespace.to_owned();
     }
-    Some(key)
+    Ok(key)
 }
 
 async fn named(client: &Client, global: &Global, args: &DeleteArgs) -> Result<Vec<ObjectKey>, CliError> {
@@ -232,6 +256,22 @@ mod tests {
             let line = format!("psctl delete -f a.yaml {flags}");
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn every_object_of_a_file_that_cannot_be_found_is_told() {
+        let object = |value: Value| Object::from_value(value).unwrap();
+        let pod = object(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}));
+        let thing = object(json!({"apiVersion": "v9", "kind": "Thing", "metadata": {"name": "b"}}));
+        let nameless = object(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}}));
+        let named = ObjectKey::new(Kind::Pod, "shop", "a");
+        assert_eq!(keys_of(std::slice::from_ref(&pod), "shop").unwrap(), [named]);
+        let error = keys_of(&[pod, thing, nameless], "shop").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "\"b\": no matches for kind \"Thing\" in version \"v9\"\n\
+             error: an object of kind Pod has no metadata.name"
+        );
     }
 
     #[test]
