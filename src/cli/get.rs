@@ -51,10 +51,26 @@ pub(super) async fn run(client: &Client, global: &Global, args: GetArgs) -> Resu
         });
     }
     resource::check_choice(&targets, args.selector.as_ref().map(|_| "--selector"))?;
+    if args.watch {
+        return watch(client, global, &args, watched(&args, &targets)?).await;
+    }
     match args.output {
         Some(Output::Json | Output::Yaml | Output::Name) => objects(client, global, &args, &targets).await,
         Some(Output::Wide) | None => tables(client, global, &args, &targets).await,
     }
+}
+
+/// Returns what a watch follows: one list, or one object.
+fn watched<'a>(args: &GetArgs, targets: &'a [Target]) -> Result<&'a Target, CliError> {
+    let message = match (args.output, targets) {
+        (Some(Output::Json | Output::Yaml | Output::Name), _) => "--watch prints tables alone",
+        (Some(Output::Wide) | None, [target]) if target.names.len() <= 1 => return Ok(target),
+        (Some(Output::Wide) | None, _) => "--watch follows one kind, or one object of it",
+    };
+    Err(CliError::Usage {
+        message: message.into(),
+        hint: "psctl get KIND -w, or psctl get KIND NAME -w, with -o wide or without -o",
+    })
 }
 
 fn list_query(args: &GetArgs) -> String {
@@ -79,6 +95,19 @@ fn paths(global: &Global, args: &GetArgs, target: &Target) -> Vec<String> {
             .map(|name| resource::object_path(target.kind, &global.namespace, name))
             .collect()
     }
+}
+
+/// Returns the path and query of the list that a watch follows.
+fn watched_path(global: &Global, args: &GetArgs, target: &Target) -> String {
+    let namespace = (!args.all_namespaces).then_some(global.namespace.as_str());
+    let labels = args.selector.as_deref().unwrap_or_default();
+    let field = target.names.first().map(|name| format!("metadata.name={name}"));
+    format!(
+        "{}?labelSelector={}&fieldSelector={}",
+        resource::list_path(target.kind, namespace),
+        resource::encode(labels),
+        resource::encode(&field.unwrap_or_default())
+    )
 }
 
 async fn objects(
@@ -196,9 +225,6 @@ async fn tables(
         }
         printed += sheet.rows.len();
         sheet.print(!args.no_headers)?;
-        if args.watch {
-            return watch(client, global, args, target, &table).await;
-        }
     }
     if printed == 0 && !failed {
         if args.all_namespaces || targets.iter().all(|target| !target.kind.is_namespaced()) {
@@ -210,33 +236,25 @@ async fn tables(
     if failed { Err(CliError::Reported) } else { Ok(()) }
 }
 
-/// Follows changes from where the table was made, a row a change, until interrupted.
-async fn watch(
-    client: &Client,
-    global: &Global,
-    args: &GetArgs,
-    target: &Target,
-    table: &Value,
-) -> Result<(), CliError> {
+/// Prints a list, then a row for each change of it, until interrupted. An object is a list of one: a watch begins at the
+/// list's version, of which the node remembers the changes since, where the object's own may be long ago.
+async fn watch(client: &Client, global: &Global, args: &GetArgs, target: &Target) -> Result<(), CliError> {
+    let list = watched_path(global, args, target);
+    let table = client
+        .parse(client.send(Method::GET, &list, TABLE, None).await?)
+        .await?;
+    let sheet = Sheet::new(&table, args, target.kind, None);
+    if let (true, [name]) = (sheet.rows.is_empty(), target.names.as_slice()) {
+        // Refused with the node's own words, unless the object was made just now.
+        let path = resource::object_path(target.kind, &global.namespace, name);
+        client.get_json(&path).await?;
+    }
+    sheet.print(!args.no_headers)?;
     let version = table
         .pointer("/metadata/resourceVersion")
         .and_then(Value::as_str)
         .unwrap_or_default();
-    let namespace = (!args.all_namespaces).then_some(global.namespace.as_str());
-    let mut path = format!(
-        "{}?watch=true&resourceVersion={}",
-        resource::list_path(target.kind, namespace),
-        resource::encode(version)
-    );
-    if let Some(labels) = &args.selector {
-        path += &format!("&labelSelector={}", resource::encode(labels));
-    }
-    if let [name] = target.names.as_slice() {
-        path += &format!(
-            "&fieldSelector={}",
-            resource::encode(&format!("metadata.name={name}"))
-        );
-    }
+    let path = format!("{list}&watch=true&resourceVersion={}", resource::encode(version));
     let answer = client.send(Method::GET, &path, TABLE, None).await?;
     let body = answer
         .into_body()
@@ -371,4 +389,42 @@ fn labels(value: Option<&Value>) -> String {
         .collect();
     pairs.sort();
     pairs.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(line: &str) -> (Global, GetArgs) {
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        match cli.command {
+            Command::Get(args) => (cli.global, args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_watch_follows_one_list_and_an_object_as_a_list() {
+        let check = |line: &str, expected: Option<&str>| {
+            let (global, args) = parse(line);
+            let targets = resource::parse(&args.words).unwrap();
+            let path = watched(&args, &targets).map(|target| watched_path(&global, &args, target));
+            assert_eq!(path.ok().as_deref(), expected, "{line}");
+        };
+        check(
+            "psctl get pod a -w",
+            Some("/api/v1/namespaces/default/pods?labelSelector=&fieldSelector=metadata.name%3Da"),
+        );
+        check(
+            "psctl get pods -A -w -l app=web",
+            Some("/api/v1/pods?labelSelector=app%3Dweb&fieldSelector="),
+        );
+        check("psctl get pod a b -w", None);
+        check("psctl get pods,svc -w", None);
+        check("psctl get pod/a svc/a -w", None);
+        check("psctl get pods -w -o json", None);
+    }
 }
