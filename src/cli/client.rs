@@ -10,6 +10,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use reqwest::Url;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
@@ -24,6 +25,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer that is read whole, bytes: all objects of a full cluster (10,000 of a few KiB) fit.
 const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
+
+/// On the way from a manifest's URL to where it is: Go's limit, and so kubectl's.
+const MAX_REDIRECTS: usize = 10;
 
 const USER_AGENT: &str = concat!("psctl/", env!("CARGO_PKG_VERSION"));
 
@@ -188,23 +192,48 @@ impl Client {
 /// Fetches a manifest from the web, trusting the machine's own CAs.
 pub(super) async fn download(url: &str, max_bytes: usize) -> Result<Bytes, String> {
     let http = http_client(None).map_err(|error| error.to_string())?;
-    let uri: http::Uri = url.parse().map_err(|_| "not a URL".to_owned())?;
-    let request = Request::get(uri)
-        .header(header::USER_AGENT, USER_AGENT)
-        .body(Full::new(Bytes::new()));
-    let request = request.map_err(|error| error.to_string())?;
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, http.request(request))
-        .await
-        .map_err(|_| format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))?
-        .map_err(|error| with_causes(&error))?;
-    if !answer.status().is_success() {
-        return Err(format!("the server answered {}", answer.status()));
+    let mut url: Url = url.parse().map_err(|_| "not a URL".to_owned())?;
+    for _ in 0..=MAX_REDIRECTS {
+        let request = Request::get(url.as_str())
+            .header(header::USER_AGENT, USER_AGENT)
+            .body(Full::new(Bytes::new()));
+        let request = request.map_err(|error| error.to_string())?;
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, http.request(request))
+            .await
+            .map_err(|_| format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))?
+            .map_err(|error| with_causes(&error))?;
+        if let Some(target) = redirect(&url, &answer)? {
+            url = target;
+            continue;
+        }
+        if !answer.status().is_success() {
+            return Err(format!("the server answered {}", answer.status()));
+        }
+        let body = Limited::new(answer.into_body(), max_bytes)
+            .collect()
+            .await
+            .map_err(|error| error.to_string())?;
+        return Ok(body.to_bytes());
     }
-    let body = Limited::new(answer.into_body(), max_bytes)
-        .collect()
-        .await
-        .map_err(|error| error.to_string())?;
-    Ok(body.to_bytes())
+    Err(format!("more than {MAX_REDIRECTS} redirects"))
+}
+
+/// Returns where the server sends us instead, if it does (RFC 9110, 15.4). What was asked for with TLS is not taken without.
+fn redirect<T>(url: &Url, answer: &Response<T>) -> Result<Option<Url>, String> {
+    let redirects = matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    let Some(location) = answer.headers().get(header::LOCATION).filter(|_| redirects) else {
+        return Ok(None);
+    };
+    let location = String::from_utf8_lossy(location.as_bytes());
+    let target = url.join(&location).ok();
+    let allowed = target
+        .filter(|target| target.scheme() == "https" || (target.scheme() == "http" && url.scheme() == "http"));
+    match allowed {
+        Some(target) => Ok(Some(target)),
+        None => Err(format!(
+            "the server redirects to {location:?}, which is not followed"
+        )),
+    }
 }
 
 fn http_client(
@@ -311,6 +340,9 @@ fn warning_text(header: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+
     use super::*;
 
     #[test]
@@ -328,6 +360,52 @@ mod tests {
         ] {
             assert_eq!(warning_text(header), expected, "{header}");
         }
+    }
+
+    #[test]
+    fn redirects_never_lead_out_of_tls() {
+        let check = |from: &str, location: &str, expected: Result<&str, ()>| {
+            let answer = Response::builder().status(302).header(header::LOCATION, location);
+            let target = redirect(&from.parse().unwrap(), &answer.body(()).unwrap());
+            let target = target.map(|target| target.unwrap().to_string()).map_err(drop);
+            assert_eq!(target, expected.map(str::to_owned), "{from} to {location}");
+        };
+        check("https://a/b/c.yaml", "d.yaml", Ok("https://a/b/d.yaml"));
+        check("https://a/b", "https://c/d", Ok("https://c/d"));
+        check("http://a/b", "//c/d", Ok("http://c/d"));
+        check("http://a/b", "https://a/b", Ok("https://a/b"));
+        check("https://a/b", "http://a/b", Err(()));
+        check("http://a/b", "file:///etc/passwd", Err(()));
+    }
+
+    #[tokio::test]
+    async fn a_manifest_is_found_where_its_url_leads() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer = |request: Request<Incoming>| async move {
+            let target = match request.uri().path() {
+                "/first" => "/second",
+                "/second" => "third",
+                "/loop" => "/loop",
+                _ => return Ok::<_, std::convert::Infallible>(Response::new(Full::<Bytes>::from("found"))),
+            };
+            let answer = Response::builder().status(302).header(header::LOCATION, target);
+            Ok(answer.body(Full::default()).unwrap())
+        };
+        let server = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service_fn(answer));
+                tokio::spawn(async move { connection.await.ok() });
+            }
+        });
+        let get = |path: &str| {
+            let url = format!("http://{address}{path}");
+            async move { download(&url, 1024).await }
+        };
+        assert_eq!(get("/first").await.unwrap(), "found");
+        assert!(get("/loop").await.unwrap_err().contains("redirects"));
+        server.abort();
     }
 
     #[test]
