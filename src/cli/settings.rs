@@ -1,4 +1,5 @@
-//! Where psctl connects to: flags, then variables, then `~/.psctl/config`, then the `admin.kubeconfig` of this node.
+//! Where psctl connects to: flags and variables, then a kubeconfig that was named, else `~/.psctl/config` and then the
+//! `admin.kubeconfig` of this node.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -79,43 +80,52 @@ impl Settings {
 
     /// Finds the settings in the order that the module names.
     pub(super) fn resolve(global: &Global) -> Result<Self, SettingsError> {
-        let saved = match saved_path() {
-            Ok(path) => load_saved(&path)?,
-            Err(_) => Saved::default(),
-        };
-        let kubeconfig = match &global.kubeconfig {
-            Some(path) => Some(load_kubeconfig(path)?),
-            None => local_kubeconfig().as_deref().map(load_kubeconfig).transpose()?,
-        };
-        let explicit = global.server.clone().or_else(|| {
-            // A kubeconfig that was named beats what was saved; the one found on this node does not.
-            if global.kubeconfig.is_some() {
-                None
-            } else {
-                saved.server.clone()
+        let (server, token, ca) = match named_kubeconfig(global)? {
+            // Taken whole: a token that was saved for one cluster is not sent to another.
+            Some(path) => {
+                let config = load_kubeconfig(&path)?;
+                (Some(config.server), config.token, config.ca)
             }
-        });
-        let saved_ca = saved.ca.filter(|_| global.kubeconfig.is_none());
-        let ca = saved_ca
-            .map(String::into_bytes)
-            .or_else(|| kubeconfig.as_ref().and_then(|config| config.ca.clone()));
-        let token = global
-            .token
-            .clone()
-            .or_else(|| {
-                if global.kubeconfig.is_some() {
-                    None
-                } else {
-                    saved.token.clone()
-                }
-            })
-            .or_else(|| kubeconfig.as_ref().and_then(|config| config.token.clone()));
-        let server = explicit
-            .or_else(|| kubeconfig.map(|config| config.server))
-            .or(saved.server)
-            .ok_or(SettingsError::NoServer)?;
-        let server = check_server(&server)?;
-        Ok(Self { server, token, ca })
+            None => {
+                let saved = match saved_path() {
+                    Ok(path) => load_saved(&path)?,
+                    Err(_) => Saved::default(),
+                };
+                let found = local_kubeconfig().as_deref().map(load_kubeconfig).transpose()?;
+                let (server, token, ca) = match found {
+                    Some(found) => (Some(found.server), found.token, found.ca),
+                    None => (None, None, None),
+                };
+                (
+                    saved.server.or(server),
+                    saved.token.or(token),
+                    saved.ca.map(String::into_bytes).or(ca),
+                )
+            }
+        };
+        let server = global.server.clone().or(server);
+        Ok(Self {
+            server: check_server(&server.ok_or(SettingsError::NoServer)?)?,
+            token: global.token.clone().or(token),
+            ca,
+        })
+    }
+}
+
+/// Returns the kubeconfig that `--kubeconfig` or `KUBECONFIG` names: of several, the first that is there (kubectl merges them,
+/// and the first that says something wins).
+///
+/// # Errors
+/// None is there, and the flags alone do not say all.
+fn named_kubeconfig(global: &Global) -> Result<Option<PathBuf>, SettingsError> {
+    let Some(named) = &global.kubeconfig else {
+        return Ok(None);
+    };
+    let mut paths = std::iter::once(named.clone()).chain(std::env::split_paths(named));
+    match paths.find(|path| path.exists()) {
+        Some(path) => Ok(Some(path)),
+        None if global.server.is_some() && global.token.is_some() => Ok(None),
+        None => Err(file_error(named, "there is no such file")),
     }
 }
 
@@ -314,6 +324,34 @@ mod tests {
             ("https://h:1", Some("t"))
         );
         assert_eq!(settings.ca.as_deref(), Some(&b"PEM"[..]));
+    }
+
+    #[test]
+    fn of_several_kubeconfigs_the_first_that_is_there_is_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        for name in ["b", "c", "d:e"] {
+            std::fs::write(path(name), "").unwrap();
+        }
+        let mut global = Global {
+            server: None,
+            token: None,
+            kubeconfig: None,
+            namespace: "default".into(),
+        };
+        let mut check = |named: String, expected: Option<&str>| {
+            global.kubeconfig = Some(named.into());
+            let found = named_kubeconfig(&global).ok().flatten();
+            assert_eq!(found, expected.map(|name| path(name).into()));
+        };
+        check(path("c"), Some("c"));
+        check(format!("{}:{}:{}", path("a"), path("b"), path("c")), Some("b"));
+        check(path("d:e"), Some("d:e"));
+        check(format!("{}:", path("a")), None);
+        let error = named_kubeconfig(&global).unwrap_err().to_string();
+        assert!(error.contains(&path("a")), "{error}");
+        (global.server, global.token) = (Some("https://h:1".into()), Some("t".into()));
+        assert!(named_kubeconfig(&global).unwrap().is_none(), "it is not needed");
     }
 
     #[test]
