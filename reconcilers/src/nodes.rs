@@ -24,6 +24,8 @@ pub struct NodeState {
     pub liveness: Liveness,
     /// When `liveness` took this value; for a node that gossip has not shown, the start of this agent.
     pub since: Moment,
+    /// As in [`crate::ports::NodeObservation::in_sync`].
+    pub in_sync: bool,
     /// Gossip has shown it since this agent started. An unseen node counts as dead, after a longer grace.
     pub seen: bool,
     /// Takes no new pods (`kubectl cordon`).
@@ -99,6 +101,7 @@ fn node_state(member: &Object, unschedulable: bool, cluster: &Cluster) -> NodeSt
             .or_else(|| member.str_at("/spec/address").parse().ok()),
         liveness: observation.map_or(Liveness::Dead, |node| node.liveness),
         since: observation.map_or(Moment::default(), |node| node.since),
+        in_sync: observation.is_some_and(|node| node.in_sync),
         seen: observation.is_some(),
         unschedulable,
         facts: observation.map(|node| node.facts.clone()).unwrap_or_default(),
@@ -120,6 +123,7 @@ pub(crate) mod testing {
             address: None,
             liveness: Liveness::Alive,
             since: Moment::default(),
+            in_sync: true,
             seen: true,
             unschedulable: false,
             facts: NodeFacts {
@@ -175,6 +179,7 @@ mod tests {
         let observation = NodeObservation {
             liveness: Liveness::Alive,
             since: Moment(std::time::Duration::from_secs(3)),
+            in_sync: true,
             facts: NodeFacts::default(),
             pods: BTreeMap::new(),
         };

@@ -13,6 +13,9 @@ use crate::ports::{Liveness, Moment};
 
 /// A new owner acts after two rounds of gossip (of up to 250 ms each) in which it would have heard of a better one.
 pub const SETTLE: Duration = Duration::from_millis(500);
+/// For so long an owner waits to be in sync with a node that became live: an exchange takes milliseconds, and a connection
+/// from before a cut ends and is tried again within 4 s. A node that stalls must not stop the others.
+pub const CATCH_UP: Duration = Duration::from_secs(4);
 
 /// Whether this node works for a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,7 +29,8 @@ pub enum Holding {
 /// Decides whether `me` works for `key`, where `key` is that of the root controller (Deployment, not its Pod).
 ///
 /// A node that ceased to be live within [`SETTLE`] still counts against `me`: it may be there, or have handed over
-/// to another. While `me` itself has just started, it may not have heard of others.
+/// to another. While `me` itself has just started, it may not have heard of others. While what a node brings along that
+/// became live is not all here, a plan could see a part of it: pods without the scale that asked for them.
 pub fn holding(key: &ObjectKey, me: &NodeId, nodes: &Nodes, now: Moment) -> Holding {
     let key = key.to_string();
     let weight = |id: &NodeId| (hash(&["owner", &id.0, &key]), id.clone());
@@ -37,6 +41,9 @@ pub fn holding(key: &ObjectKey, me: &NodeId, nodes: &Nodes, now: Moment) -> Hold
         let better = weight(&node.id) > mine;
         match (is_live(node), better) {
             (true, true) => return Holding::Other,
+            (true, false) if !node.in_sync => {
+                wait = wait.max(CATCH_UP.saturating_sub(now.since(node.since)));
+            }
             (false, true) => wait = wait.max(fresh),
             (_, false) => {}
         }
@@ -111,6 +118,25 @@ mod tests {
                 (_, Holding::Mine) => panic!("{n}: took over at once"),
             }
         }
+    }
+
+    #[test]
+    fn an_owner_waits_until_it_holds_what_a_node_brings_along_but_not_for_long() {
+        let me = NodeId("a".into());
+        let returned = Moment(Duration::from_secs(100));
+        let after = |liveness, in_sync| {
+            let other = node("b").liveness(liveness, returned);
+            nodes([node("a"), NodeState { in_sync, ..other }])
+        };
+        let key = (0..)
+            .map(key)
+            .find(|key| holding(key, &me, &after(Liveness::Alive, true), returned) == Holding::Mine)
+            .unwrap();
+        let at = |nodes: &Nodes, wait| holding(&key, &me, nodes, Moment(returned.0 + wait));
+        let behind = after(Liveness::Alive, false);
+        assert_eq!(at(&behind, Duration::ZERO), Holding::Settling(CATCH_UP));
+        assert_eq!(at(&behind, CATCH_UP), Holding::Mine);
+        assert_eq!(at(&after(Liveness::Dead, false), Duration::ZERO), Holding::Mine);
     }
 
     #[test]

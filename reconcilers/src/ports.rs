@@ -70,6 +70,8 @@ pub struct NodeObservation {
     pub liveness: Liveness,
     /// When `liveness` took this value; of a node given up because its agent was away for too long, when that went away.
     pub since: Moment,
+    /// This node has taken in all desired state that it held when it became alive. Means nothing while it is not.
+    pub in_sync: bool,
     pub facts: NodeFacts,
     /// `status` of its pods by pod uid, as Kubernetes writes PodStatus.
     pub pods: BTreeMap<String, Arc<Value>>,

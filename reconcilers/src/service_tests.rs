@@ -135,6 +135,7 @@ fn a_dead_node_that_came_back_under_its_name_is_not_dead() {
         Arc::new(crate::ports::NodeObservation {
             liveness,
             since: Default::default(),
+            in_sync: true,
             facts,
             pods: BTreeMap::new(),
         })

@@ -251,8 +251,11 @@ impl World {
     async fn step(&mut self, in_trouble: bool) {
         self.tick += 1;
         self.deliver(in_trouble).await;
+        let digests: Vec<Option<String>> = (0..NODES)
+            .map(|index| self.store(index).map(|store| store.digest()))
+            .collect();
         for index in 0..NODES {
-            self.observe(index);
+            self.observe(index, &digests);
             self.run_pods(index).await;
             let timers_are_due = (self.tick + index as u32).is_multiple_of(TIMER_TICKS);
             if let Some(agent) = &mut self.hosts[index].agent {
@@ -335,8 +338,8 @@ impl World {
         }
     }
 
-    /// Lets an agent see the cluster as gossip would show it.
-    fn observe(&mut self, index: usize) {
+    /// Lets an agent see the cluster as gossip would show it; stores of one digest are in sync.
+    fn observe(&mut self, index: usize, digests: &[Option<String>]) {
         let tick = self.tick;
         let reachable: Vec<bool> = (0..NODES).map(|other| self.connected(index, other)).collect();
         let agents: Vec<bool> = self.hosts.iter().map(|host| host.agent.is_some()).collect();
@@ -364,9 +367,9 @@ impl World {
                 (true, true) => Liveness::AgentDown,
                 (true, false) => Liveness::Dead,
             };
-            let since = known
-                .filter(|known| known.liveness == liveness)
-                .map_or(now, |known| known.since);
+            let before = known.filter(|known| known.liveness == liveness);
+            let since = before.map_or(now, |known| known.since);
+            let in_sync = digests[index] == digests[other] || before.is_some_and(|known| known.in_sync);
             let pods = match (hears, known) {
                 (false, Some(known)) => known.pods.clone(),
                 _ => said[other].clone(),
@@ -383,6 +386,7 @@ impl World {
                 Arc::new(NodeObservation {
                     liveness,
                     since,
+                    in_sync,
                     facts,
                     pods,
                 }),

@@ -150,6 +150,16 @@ impl Observations {
         }
     }
 
+    /// Takes in that this node holds all that `id` held at `began`.
+    pub(super) fn exchanged(&mut self, id: &NodeId, began: Moment) {
+        if let Some(shown) = self.nodes.get_mut(id).and_then(|node| node.shown.as_mut())
+            && !shown.observation.in_sync
+            && began >= shown.observation.since
+        {
+            Arc::make_mut(&mut shown.observation).in_sync = true;
+        }
+    }
+
     /// Nodes that chitchat does not hear, with their addresses.
     pub(super) fn silent(&self) -> impl Iterator<Item = (&NodeId, SocketAddr)> {
         self.nodes
@@ -229,6 +239,7 @@ impl Node {
             // Its pods were replaced when the grace was over: it is dead as long as it was away.
             let given_up = liveness == Liveness::Dead && self.probe != Some(Probe::Silent);
             observation.liveness = liveness;
+            observation.in_sync = false;
             if !given_up {
                 observation.since = now;
             }
@@ -267,6 +278,7 @@ impl Shown {
             observation: Arc::new(NodeObservation {
                 liveness: Liveness::Dead,
                 since: Moment::default(),
+                in_sync: false,
                 facts: NodeFacts::default(),
                 pods: BTreeMap::new(),
             }),
@@ -405,6 +417,22 @@ mod tests {
             at(4),
         );
         assert!(seen(&observations).unwrap().pods.is_empty());
+    }
+
+    #[test]
+    fn an_exchange_makes_a_node_in_sync_until_it_is_away() {
+        let mut observations = Observations::new(me(), GRACE);
+        let node = state(FULL);
+        observations.read([(&id(1), &node, true)].into_iter(), at(1));
+        observations.exchanged(&other(), at(0));
+        assert!(!seen(&observations).unwrap().in_sync, "it began too early");
+        observations.exchanged(&other(), at(1));
+        assert!(seen(&observations).unwrap().in_sync);
+        observations.read([(&id(1), &node, false)].into_iter(), at(2));
+        observations.probed(&other(), Probe::Silent, at(3));
+        observations.read([(&id(1), &node, true)].into_iter(), at(9));
+        observations.exchanged(&other(), at(8));
+        assert!(!seen(&observations).unwrap().in_sync, "it was away since");
     }
 
     #[test]

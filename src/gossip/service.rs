@@ -27,7 +27,7 @@ use super::members::{self, Member};
 use super::membership::{self, Membership};
 use super::peer_server::{GENERATION_PATH, PeerServer};
 use super::published::{Announcements, FACTS, READY, STATE, facts_text};
-use super::sync::Sync;
+use super::sync::{Exchanged, Sync};
 use super::tls;
 use super::token::join_token_object;
 use super::transport::SealedTransport;
@@ -130,7 +130,7 @@ impl Prepared {
             connections,
             announcements,
         } = self;
-        let ((peers_sender, peers), (cluster_sender, _)) = (peers, cluster);
+        let ((peers_sender, peers), (cluster_sender, cluster)) = (peers, cluster);
         let me = credentials.node().clone();
         let stop = CancellationToken::new();
         let ended = CancellationToken::new();
@@ -166,14 +166,16 @@ impl Prepared {
         let transport =
             SealedTransport::new(sockets.udp, GossipKey::new(credentials.cluster_key.gossip()), &me)
                 .map_err(|error| Error::Gossip(error.to_string()))?;
+        let (exchanged_sender, exchanged) = watch::channel(Exchanged::new());
         let membership = Membership {
             store: store.clone(),
             credentials: credentials.clone(),
             connections: connections.clone(),
             announcements: announcements.clone(),
-            clock,
+            clock: clock.clone(),
             cluster: cluster_sender,
             peers: peers_sender,
+            exchanged,
             restart_grace: config.restart_grace,
         }
         .start(
@@ -191,6 +193,9 @@ impl Prepared {
             connections,
             announcements,
             peers,
+            cluster,
+            clock,
+            exchanged: exchanged_sender,
             caught_up,
         };
         others.spawn(telling(

@@ -1,6 +1,7 @@
 //! Drives the store's sync: pushes fresh changes to live peers, and exchanges with a peer whose digest differs.
 //!
-//! Pushes make changes fast, exchanges make them certain: a push that fails is dropped and never repeated.
+//! Pushes make changes fast, exchanges make them certain: a push that fails is dropped and never repeated. Every node that
+//! becomes live is exchanged with, so that planners know when they see all that it brings along.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes, to_bytes};
 use http::{Request, StatusCode};
 use rand::seq::IteratorRandom;
+use reconcilers::ports::{Clock, Cluster, Liveness, Moment};
 use store::{Exchange, NodeId, Store, SyncError};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -61,6 +63,9 @@ enum ExchangeError {
     Endless,
 }
 
+/// When the last exchange with each node began, of those that ended well.
+pub(super) type Exchanged = BTreeMap<NodeId, Moment>;
+
 /// What the tasks share.
 #[derive(Clone)]
 pub(super) struct Sync {
@@ -69,6 +74,9 @@ pub(super) struct Sync {
     pub(super) connections: Arc<Connections>,
     pub(super) announcements: Arc<Announcements>,
     pub(super) peers: watch::Receiver<Arc<Peers>>,
+    pub(super) cluster: watch::Receiver<Arc<Cluster>>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) exchanged: watch::Sender<Exchanged>,
     /// Set once this node holds what a peer held: after an exchange, or when digests are equal. Until then it admits
     /// nobody: what it does not find may be there.
     pub(super) caught_up: watch::Sender<bool>,
@@ -161,7 +169,8 @@ impl Sync {
         }
     }
 
-    /// Exchanges with peers whose digest differs from ours for longer than [`PATIENCE`].
+    /// Exchanges with peers whose digest differs from ours for longer than [`PATIENCE`], and at once with those that became
+    /// live: what gossip shows of their digest may be from before.
     async fn repair(self) {
         let mut peers = self.peers.clone();
         let mut tick = interval(TICK);
@@ -183,19 +192,26 @@ impl Sync {
             let ours = self.store.digest();
             let now = Instant::now();
             let peers = peers.borrow_and_update().clone();
+            let cluster = self.cluster.borrow().clone();
+            let is_new = |node: &NodeId| {
+                let seen = cluster.nodes.get(node);
+                seen.is_some_and(|seen| seen.liveness == Liveness::Alive && !seen.in_sync)
+            };
             let differs = |node: &NodeId| {
-                peers
-                    .get(node)
-                    .is_some_and(|peer| peer.live && !peer.digest.is_empty() && peer.digest != ours)
+                peers.get(node).is_some_and(|peer| {
+                    let differs = !peer.digest.is_empty() && peer.digest != ours;
+                    peer.live && (differs || is_new(node))
+                })
             };
             if peers.values().any(|peer| peer.live && peer.digest == ours) {
                 self.caught_up.send_replace(true);
             }
             differing.retain(|node, one| one.running || differs(node));
             for node in peers.keys().filter(|node| differs(node)) {
+                let patience = if is_new(node) { Duration::ZERO } else { PATIENCE };
                 differing
                     .entry(node.clone())
-                    .or_insert_with(|| Differing::new(now));
+                    .or_insert_with(|| Differing::new(now + patience));
             }
             while exchanges.len() < EXCHANGES {
                 // Peers with one digest hold the same: one of them is enough at a time.
@@ -229,7 +245,11 @@ impl Sync {
     /// Exchanges all that differs with a peer. Where writes never cease, digests are never equal, and this alone tells that
     /// a joiner has arrived.
     async fn catch_up(&self, node: &NodeId) -> Result<(), ExchangeError> {
+        let began = self.clock.now();
         self.exchange(node, None).await?;
+        self.exchanged.send_modify(|exchanged| {
+            exchanged.insert(node.clone(), began);
+        });
         // Who admits a node stores its membership first: a peer without it may know no more than this node did.
         if members::list(&self.store).contains_key(&self.me) {
             self.caught_up
@@ -317,9 +337,9 @@ struct Differing {
 }
 
 impl Differing {
-    fn new(now: Instant) -> Self {
+    fn new(not_before: Instant) -> Self {
         Self {
-            not_before: now + PATIENCE,
+            not_before,
             pause: PAUSE,
             running: false,
             told: String::new(),

@@ -312,7 +312,18 @@ async fn a_stopped_node_returns_by_its_data_directory_and_a_killed_one_counts_as
     let second = node(config, Some(address)).await.unwrap();
     assert_eq!(*second.id(), id);
     everybody_sees_everybody(&[&first, &second]).await;
-    wait_for_object(&second, "meanwhile").await;
+    for (one, other) in [(&first, &second), (&second, &first)] {
+        wait_for("both in sync", || {
+            let seen = one.sees(other.id());
+            seen.clone().filter(|node| node.in_sync).ok_or(seen)
+        })
+        .await;
+    }
+    let key = ObjectKey::cluster(Kind::Namespace, "meanwhile");
+    assert!(
+        second.store.get(&key).is_some(),
+        "it says so only when all is here"
+    );
 
     // Killed: the sockets close, nothing is said.
     let Node {

@@ -15,9 +15,10 @@ use crate::ports::{Cluster, Liveness, Moment, NodeFacts, NodeObservation};
 pub(super) struct Fixture {
     pub(super) store: Store,
     pub(super) context: Context,
-    /// Keeps [`Context::cluster`] open.
-    _cluster: watch::Sender<Arc<Cluster>>,
+    /// What [`Context::cluster`] shows.
+    pub(super) cluster: watch::Sender<Arc<Cluster>>,
     pub(super) events: Arc<FakeEvents>,
+    pub(super) clock: Arc<FakeClock>,
 }
 
 pub(super) fn author() -> Author {
@@ -34,6 +35,7 @@ pub(super) fn cluster(max_pods: u32) -> Arc<Cluster> {
     let node = NodeObservation {
         liveness: Liveness::Alive,
         since: Moment::default(),
+        in_sync: true,
         facts: NodeFacts {
             name: "node1".to_owned(),
             cpu_millis: 2000,
@@ -62,18 +64,20 @@ impl Fixture {
         let store = Store::open_in_memory(MemoryDisk::default(), options).expect("an empty disk opens");
         let (cluster, receiver) = watch::channel(all);
         let events = Arc::new(FakeEvents::default());
+        let clock = Arc::new(FakeClock::default());
         let context = Context {
             store: store.clone(),
             cluster: receiver,
-            clock: Arc::new(FakeClock::default()),
+            clock: clock.clone(),
             events: events.clone(),
             node,
         };
         Fixture {
             store,
             context,
-            _cluster: cluster,
+            cluster,
             events,
+            clock,
         }
     }
 

@@ -121,14 +121,17 @@ impl Context {
 
 /// What planners of workloads read of the nodes in gossip: it changes rarely, while the pods' status changes often.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub(super) struct NodesSeen(BTreeMap<String, (Liveness, Moment, NodeFacts)>);
+pub(super) struct NodesSeen(BTreeMap<String, (Liveness, Moment, bool, NodeFacts)>);
 
 impl NodesSeen {
     pub(super) fn of(cluster: &Cluster) -> Self {
         let nodes = cluster.nodes.iter();
         Self(
             nodes
-                .map(|(id, node)| (id.0.clone(), (node.liveness, node.since, node.facts.clone())))
+                .map(|(id, node)| {
+                    let facts = node.facts.clone();
+                    (id.0.clone(), (node.liveness, node.since, node.in_sync, facts))
+                })
                 .collect(),
         )
     }

@@ -189,6 +189,7 @@ mod tests {
 
     use super::super::fixture::{Fixture, author};
     use super::*;
+    use crate::ownership::{CATCH_UP, SETTLE};
 
     /// How long a state may take; thousands of times what it takes.
     const DEADLINE: Duration = Duration::from_secs(20);
@@ -217,6 +218,57 @@ mod tests {
         assert_eq!(workloads.keys(&Trigger::Store(put)), std::slice::from_ref(&pod));
         assert_eq!(workloads.keys(&Trigger::Resync), [pod]);
         assert_eq!(workloads.keys(&Trigger::Resync), []);
+    }
+
+    #[tokio::test]
+    async fn an_owner_that_returns_ends_nothing_while_what_came_meanwhile_is_not_all_here() {
+        let fixture = Fixture::new(20);
+        fixture.admit().await;
+        let other = "2".repeat(64);
+        let mut member = schemas::Object::new(&ObjectKey::cluster(Kind::Member, &other));
+        member.set(&["spec", "name"], "node2");
+        fixture.store.create(member, author()).await.unwrap();
+        let sees_other = |in_sync| {
+            fixture.cluster.send_modify(|cluster| {
+                let mut node = cluster.nodes[&cluster.me].as_ref().clone();
+                node.since = crate::ports::Moment(SETTLE);
+                node.in_sync = in_sync;
+                let nodes = &mut std::sync::Arc::make_mut(cluster).nodes;
+                nodes.insert(store::NodeId(other.clone()), std::sync::Arc::new(node));
+            });
+        };
+        fixture.clock.advance(SETTLE);
+        sees_other(true);
+        let keys = (0..).map(|number| ObjectKey::new(Kind::ReplicaSet, "default", format!("web-{number}")));
+        let key = keys
+            .into_iter()
+            .find(|key| fixture.context.holding(key) == Holding::Mine)
+            .unwrap();
+        let mut set = schemas::Object::new(&key);
+        set.set(
+            &["spec"],
+            json!({"replicas": 6, "template": {"spec": {"containers": [{"name": "c", "image": "web:1"}]}}}),
+        );
+        fixture.store.create(set, author()).await.unwrap();
+        let workloads = Workloads::new(fixture.context.clone(), Graces::default());
+        workloads.reconcile(&key).await.unwrap();
+        let pods = || {
+            let pods = fixture.context.objects(Kind::Pod, None);
+            pods.iter().filter(|pod| !pod.is_terminating()).count()
+        };
+        assert_eq!(pods(), 6);
+
+        // As it is in the middle of an exchange: the other's pods came, its scale did not yet.
+        fixture.edit(&key, &["spec", "replicas"], json!(2)).await;
+        sees_other(false);
+        let next = workloads.reconcile(&key).await.unwrap();
+        assert_eq!((pods(), next), (6, Next::After(CATCH_UP)));
+        fixture.edit(&key, &["spec", "replicas"], json!(6)).await;
+        sees_other(true);
+        let woken = workloads.keys(&Trigger::Cluster(fixture.context.cluster.borrow().clone()));
+        assert!(woken.contains(&key));
+        workloads.reconcile(&key).await.unwrap();
+        assert_eq!(pods(), 6);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

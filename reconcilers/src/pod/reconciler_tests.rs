@@ -199,6 +199,7 @@ fn cluster(other: Liveness) -> Cluster {
         Arc::new(NodeObservation {
             liveness,
             since: Default::default(),
+            in_sync: true,
             facts,
             pods: Default::default(),
         })

@@ -338,6 +338,7 @@ fn cluster_of(me: &NodeId, nodes: &[(NodeId, &str)]) -> Cluster {
         let observation = NodeObservation {
             liveness: Liveness::Alive,
             since: Moment::default(),
+            in_sync: true,
             facts,
             pods: BTreeMap::new(),
         };
