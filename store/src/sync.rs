@@ -245,9 +245,10 @@ impl Store {
         })
     }
 
-    /// Returns what is wanted, and whether something did not fit.
+    /// Returns what is wanted, and whether another exchange has something to bring: what did not fit, or what the peer
+    /// has and we lack.
     fn answer(&self, wants: &[Want]) -> (Vec<Delta>, bool) {
-        let mut deltas = Vec::new();
+        let (mut deltas, mut more) = (Vec::new(), false);
         let mut bytes = 0;
         let mut seen = BTreeSet::new();
         for want in wants {
@@ -264,24 +265,22 @@ impl Store {
                 let index = self.shared.index();
                 (index.removed(&key), index.record(&key))
             };
-            let heads = |record: &Record| {
-                if record.incarnation == want.incarnation {
-                    want.heads.as_slice()
-                } else {
-                    &[]
-                }
-                .to_vec()
-            };
-            let changes = record
-                .as_ref()
-                .map(|record| self.shared.changes_after(&key, record, &heads(record)));
-            let delta = Delta::new(&key, removed, record.as_deref(), changes.unwrap_or_default());
+            let mut changes = Vec::new();
+            if let Some(record) = &record {
+                let is_same = record.incarnation == want.incarnation;
+                let heads = if is_same { want.heads.as_slice() } else { &[] };
+                let lacks;
+                (changes, lacks) = self.shared.changes_after(&key, record, heads);
+                more |= lacks;
+            }
+            let delta = Delta::new(&key, removed, record.as_deref(), changes);
             if delta.live.is_some() || delta.removed.is_some() {
                 bytes += delta.bytes();
                 deltas.push(delta);
             }
         }
-        fit(deltas)
+        let (deltas, cut) = fit(deltas);
+        (deltas, more || cut)
     }
 
     async fn take_round(&self, round: u16) -> Result<(), SyncError> {
@@ -389,10 +388,10 @@ impl Shared {
         };
         let (changes, want) = match (record, live) {
             (None, None) => (Vec::new(), None),
-            (Some(record), None) => (self.changes_after(key, record, &[]), None),
+            (Some(record), None) => (self.changes_after(key, record, &[]).0, None),
             (None, Some(live)) => (Vec::new(), Some(want_of(live, Vec::new()))),
             (Some(record), Some(live)) if record.incarnation > live.incarnation => {
-                (self.changes_after(key, record, &[]), None)
+                (self.changes_after(key, record, &[]).0, None)
             }
             (Some(record), Some(live)) if record.incarnation < live.incarnation => {
                 (Vec::new(), Some(want_of(live, Vec::new())))
@@ -401,11 +400,22 @@ impl Shared {
                 tracing::warn!(%key, ours = record.epoch, theirs = live.epoch, "documents of different epochs");
                 (Vec::new(), None)
             }
-            (Some(record), Some(live)) => {
-                let unknown = self.lacks_any(key, record, &live.heads);
-                let want = unknown.then(|| want_of(live, record.heads.clone()));
-                (self.changes_after(key, record, &live.heads), want)
-            }
+            (Some(record), Some(live)) if record.heads == live.heads => (Vec::new(), None),
+            (Some(record), Some(live)) => match self.load(key, record) {
+                Some(mut document) => {
+                    let heads = live.heads.iter().map(|head| ChangeHash(*head));
+                    let (known, unknown): (Vec<_>, Vec<_>) = heads.partition(|head| document.has(head));
+                    // Without any head that is known here, the peer would seem to lack the whole history. Mostly it lacks
+                    // nothing; if it does, it says so with its answer.
+                    let changes = match known.as_slice() {
+                        [] => Vec::new(),
+                        known => document.changes_after(known),
+                    };
+                    let want = (!unknown.is_empty()).then(|| want_of(live, record.heads.clone()));
+                    (changes, want)
+                }
+                None => (Vec::new(), None),
+            },
         };
         let newer_tombstone = mine.removed > their_removed;
         let delta =
@@ -420,22 +430,17 @@ impl Shared {
             .ok()
     }
 
-    fn changes_after(&self, key: &ObjectKey, record: &Record, heads: &[[u8; 32]]) -> Vec<Vec<u8>> {
+    /// Returns the changes that a document with `heads` lacks, and whether ours lacks some of those.
+    fn changes_after(&self, key: &ObjectKey, record: &Record, heads: &[[u8; 32]]) -> (Vec<Vec<u8>>, bool) {
         if record.heads == heads {
-            return Vec::new();
+            return (Vec::new(), false);
         }
+        let Some(mut document) = self.load(key, record) else {
+            return (Vec::new(), false);
+        };
         let heads: Vec<ChangeHash> = heads.iter().map(|head| ChangeHash(*head)).collect();
-        self.load(key, record)
-            .map(|mut document| document.changes_after(&heads))
-            .unwrap_or_default()
-    }
-
-    fn lacks_any(&self, key: &ObjectKey, record: &Record, heads: &[[u8; 32]]) -> bool {
-        if record.heads == heads {
-            return false;
-        }
-        let document = self.load(key, record);
-        document.is_some_and(|mut document| heads.iter().any(|head| !document.has(&ChangeHash(*head))))
+        let lacks = heads.iter().any(|head| !document.has(head));
+        (document.changes_after(&heads), lacks)
     }
 
     /// Decides what to store of a delta.

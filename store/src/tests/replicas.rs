@@ -307,6 +307,40 @@ async fn pushes_carry_fresh_changes_and_ask_for_what_they_build_on() {
 }
 
 #[tokio::test]
+async fn only_what_is_missing_travels() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    for number in 0..50 {
+        edit(&a, &key, |object| {
+            object.set(
+                &["metadata", "annotations", "x"],
+                format!("{number}").repeat(1000),
+            )
+        })
+        .await;
+    }
+    exchange(&a, &b).await;
+    edit(&a, &key, |object| object.set(&["spec", "replicas"], 5)).await;
+    // Whoever begins, the larger frames are those of the digests.
+    for (from, to) in [(&b, &a), (&a, &b)] {
+        let (mut bytes, mut next) = (0, from.begin_exchange(&NodeId("to".to_owned())));
+        let mut sides = [to, from].into_iter().cycle();
+        while let (Exchange::Send(frame), Some(receiver)) = (next, sides.next()) {
+            bytes += frame.len();
+            next = receiver
+                .receive(&NodeId("peer".to_owned()), &frame)
+                .await
+                .unwrap();
+        }
+        assert!(bytes < 20_000, "{bytes}");
+        assert_eq!(a.digest(), b.digest());
+        edit(&a, &key, |object| object.set(&["spec", "replicas"], 6)).await;
+    }
+    // Where each lacks what the other has, a second exchange brings the rest.
+    edit(&b, &key, |object| object.set(&["metadata", "labels", "b"], "1")).await;
+    meet(&a, &b, &key).await;
+}
+
+#[tokio::test]
 async fn large_objects_and_many_pass_in_steps() {
     let (a, b) = (store("a"), store("b"));
     for number in 0..6 {
