@@ -222,8 +222,9 @@ pub(super) async fn change_object(
         let edited = edit(&base)?;
         check_identity(&base, &edited)?;
         let edited = tidied(confined(&base, edited, part, key.kind.has_status()));
-        if part == Part::Main {
-            warnings = check_changed(key, &base, &edited, validation)?;
+        match part {
+            Part::Main => warnings = check_changed(key, &base, &edited, validation)?,
+            Part::Status => check_status(key, &edited)?,
         }
         Ok(if key.kind.row().derived {
             stored_beside(raw, &base, &edited)
@@ -543,6 +544,13 @@ fn check_changed(
     errors.extend(validate::validate_update(old, new));
     refused(key, errors)?;
     Ok(warnings)
+}
+
+/// Checks the types of a status; what is wrong elsewhere does not keep it from being written.
+fn check_status(key: &ObjectKey, object: &Object) -> ApiResult<()> {
+    let mut errors = validate::validate(object);
+    errors.retain(|error| error.path.starts_with("status"));
+    refused(key, errors)
 }
 
 /// Checks what an apply would make of an object.

@@ -279,6 +279,26 @@ async fn defaults_that_a_client_sends_back_are_not_stored() {
 }
 
 #[tokio::test]
+async fn a_status_has_the_types_of_its_fields() {
+    let api = Api::open().await;
+    api.post(DEPLOYMENTS, deployment("web", 1)).await.expect(201);
+    let merge = "merge";
+    let wrong = json!({"status": {"replicas": "many"}});
+    let refused = api
+        .patch(&format!("{WEB}/status"), merge, wrong)
+        .await
+        .expect(422);
+    assert_eq!(refused.json()["details"]["causes"][0]["field"], "status.replicas");
+    let right = json!({"status": {"replicas": 2}});
+    api.patch(&format!("{WEB}/status"), merge, right)
+        .await
+        .expect(200);
+    api.patch(WEB, merge, json!({"spec": {"replicas": 2}}))
+        .await
+        .expect(200);
+}
+
+#[tokio::test]
 async fn status_and_spec_are_written_apart() {
     let api = Api::open().await;
     let mut object = api
