@@ -64,6 +64,36 @@ fn stripped(object: &Object) -> Object {
     tree
 }
 
+/// Returns what an object that is applied demands of the stored one.
+fn precondition(object: &Object) -> Precondition {
+    let version = object.str_at("/metadata/resourceVersion").parse();
+    Precondition {
+        uid: Some(object.uid().to_owned()).filter(|uid| !uid.is_empty()),
+        resource_version: version.ok().map(Revision),
+    }
+}
+
+/// Checks a view, of which `uid` is the document's.
+fn check_precondition(precondition: &Precondition, view: &View, uid: &str) -> Result<(), WriteError> {
+    let conflict = |reason| WriteError::Conflict {
+        key: view.key.clone(),
+        reason,
+    };
+    if let Some(wanted) = precondition.uid.as_ref()
+        && wanted != uid
+        && wanted != view.object.uid()
+    {
+        return Err(conflict(format!("its uid is {uid}, not {wanted}")));
+    }
+    match precondition.resource_version {
+        Some(wanted) if wanted != view.revision => Err(conflict(format!(
+            "its resourceVersion is {}, not {wanted}",
+            view.revision
+        ))),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// An object that is to be changed.
 struct Loaded<'a> {
     key: &'a ObjectKey,
@@ -162,15 +192,7 @@ impl Shared {
         author: &Author,
         force: bool,
     ) -> Result<Option<Prepared>, WriteError> {
-        let precondition = Precondition {
-            uid: Some(object.uid().to_owned()).filter(|uid| !uid.is_empty()),
-            resource_version: object
-                .str_at("/metadata/resourceVersion")
-                .parse()
-                .ok()
-                .map(Revision),
-        };
-        let loaded = self.load_current(key, &precondition)?;
+        let loaded = self.load_current(key, &precondition(object))?;
         let Contents {
             leaves: old, owners, ..
         } = &loaded.contents;
@@ -226,26 +248,20 @@ impl Shared {
         let (Some(record), Some(view)) = (index.record(key), index.get(key)) else {
             return Err(WriteError::NotFound(key.clone()));
         };
-        let conflict = |reason| WriteError::Conflict {
-            key: key.clone(),
-            reason,
-        };
         let uid = self.uids.uid(key, record.incarnation);
-        if let Some(wanted) = precondition.uid.as_ref()
-            && *wanted != uid
-            && *wanted != view.object.uid()
-        {
-            return Err(conflict(format!("its uid is {uid}, not {wanted}")));
-        }
-        if let Some(wanted) = precondition.resource_version
-            && wanted != view.revision
-        {
-            return Err(conflict(format!(
-                "its resourceVersion is {}, not {wanted}",
-                view.revision
-            )));
-        }
+        check_precondition(precondition, &view, &uid)?;
         Ok((record, view))
+    }
+
+    /// Checks what an apply demands of a key that has no document: of what is computed, if anything is.
+    pub(crate) fn check_without_document(&self, key: &ObjectKey, object: &Object) -> Result<(), WriteError> {
+        let precondition = precondition(object);
+        if precondition == Precondition::default() {
+            return Ok(());
+        }
+        let view = self.index().get(key);
+        let view = view.ok_or_else(|| WriteError::NotFound(key.clone()))?;
+        check_precondition(&precondition, &view, view.object.uid())
     }
 
     fn load_current<'a>(

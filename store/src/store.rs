@@ -154,8 +154,8 @@ impl Store {
 
     /// Server-side apply by `author.manager`: sets the fields that `object` names, removes those that an apply of this
     /// manager owned and that it no longer names (unless another owns them too), and leaves the rest. What the same
-    /// manager changed by updates has another owner, as in Kubernetes. Creates if absent. A uid or resourceVersion in
-    /// `object` must be the current one.
+    /// manager changed by updates has another owner, as in Kubernetes. Creates if absent and no uid or
+    /// resourceVersion is in `object`, which must be the current ones.
     ///
     /// # Errors
     /// [`WriteError::Owned`] without `force`, where another manager owns a field with another value.
@@ -193,6 +193,7 @@ impl Store {
         force: bool,
     ) -> Result<(Outcome, Option<Prepared>), WriteError> {
         if self.shared.index().record(key).is_none() {
+            self.shared.check_without_document(key, object)?;
             let prepared = self
                 .shared
                 .prepare_create(key, object, author, Operation::Apply)?;

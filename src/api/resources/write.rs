@@ -306,7 +306,14 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &[u8], validation: Valid
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
     let precondition = precondition(&object)?;
-    let object = cleaned(key.kind, tidied(object));
+    let mut object = cleaned(key.kind, tidied(object));
+    // The store compares them again, where nobody else writes.
+    if let Some(uid) = &precondition.uid {
+        object.set(&["metadata", "uid"], uid.clone());
+    }
+    if let Some(version) = precondition.resource_version {
+        object.set(&["metadata", "resourceVersion"], version.to_string());
+    }
     let before = call.state.store.get(key);
     match &before {
         Some(view) => check_precondition(key, view, &precondition)?,

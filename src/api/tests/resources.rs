@@ -298,6 +298,27 @@ async fn a_status_has_the_types_of_its_fields() {
         .expect(200);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn of_applies_with_one_version_one_succeeds() {
+    let api = std::sync::Arc::new(Api::open().await);
+    let created = api
+        .post(DEPLOYMENTS, deployment("web", 1))
+        .await
+        .expect(201)
+        .json();
+    let applies = (0..20).map(|number| {
+        let metadata = json!({
+            "resourceVersion": created["metadata"]["resourceVersion"], "labels": {"winner": number.to_string()},
+        });
+        let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata});
+        let (api, path) = (api.clone(), format!("{WEB}?fieldManager=m{number}&force=true"));
+        tokio::spawn(async move { api.apply(&path, object).await.code.as_u16() })
+    });
+    let answers = futures::future::join_all(applies).await;
+    let codes = answers.into_iter().map(Result::unwrap);
+    assert_eq!(codes.filter(|code| *code == 200).count(), 1);
+}
+
 #[tokio::test]
 async fn status_and_spec_are_written_apart() {
     let api = Api::open().await;
