@@ -400,11 +400,16 @@ pub(crate) fn set_resource_version(object: &mut Object, revision: Revision) {
     object.set(&["metadata", "resourceVersion"], revision.to_string());
 }
 
-/// Merges maps; of other values the upper one stays.
+/// Merges maps, and conditions by their type; of other values the upper one stays.
 fn lay_over(lower: &mut Map<String, Value>, upper: &Map<String, Value>) {
     for (name, value) in upper {
         match (lower.get_mut(name), value) {
             (Some(Value::Object(lower)), Value::Object(upper)) => lay_over(lower, upper),
+            (Some(Value::Array(lower)), Value::Array(upper)) if name == "conditions" => {
+                let is_upper = |one: &Value| upper.iter().any(|upper| upper["type"] == one["type"]);
+                lower.retain(|one| !is_upper(one));
+                lower.splice(..0, upper.iter().cloned());
+            }
             (Some(slot), value) => *slot = value.clone(),
             (None, value) => {
                 lower.insert(name.clone(), value.clone());

@@ -416,6 +416,38 @@ async fn projections_lie_over_documents_and_cost_no_write() {
 }
 
 #[tokio::test]
+async fn conditions_of_projection_and_document_merge_by_type() {
+    let store = store("a");
+    let key = key_of(&deployment("web"));
+    let condition = |kind: &str, status: &str| json!({"type": kind, "status": status});
+    let mut written = deployment("web");
+    written.set(
+        &["status", "conditions"],
+        json!([condition("Mine", "True"), condition("Available", "False")]),
+    );
+    store.create(written, author("x")).await.unwrap();
+    let mut status = Object::default();
+    status.set(
+        &["status", "conditions"],
+        json!([condition("Available", "True"), condition("Progressing", "True")]),
+    );
+    store.project(&key, Some(status));
+    assert_eq!(
+        store
+            .get(&key)
+            .unwrap()
+            .object
+            .pointer("/status/conditions")
+            .unwrap(),
+        &json!([
+            condition("Available", "True"),
+            condition("Progressing", "True"),
+            condition("Mine", "True")
+        ])
+    );
+}
+
+#[tokio::test]
 async fn a_new_incarnation_does_not_show_the_status_of_the_old_one() {
     let store = store("a");
     let key = key_of(&deployment("web"));
