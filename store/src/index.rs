@@ -219,11 +219,12 @@ impl Index {
             Change::Put { key, stored, removed } => {
                 self.toggle_digest(&key);
                 self.bury(&key, removed);
-                let entry = self.entries.entry(key.clone()).or_default();
-                let before = entry.record.as_ref().map(|record| record.incarnation);
+                let before = self.record(&key).map(|record| record.incarnation);
                 if before.is_some_and(|before| before != stored.record.incarnation) {
-                    entry.forget_status(&key);
+                    // Who watches sees the old object go before the new one comes.
+                    self.take_away(&key);
                 }
+                let entry = self.entries.entry(key.clone()).or_default();
                 entry.record = Some(stored.record);
                 entry.document = None;
                 self.toggle_digest(&key);
@@ -234,25 +235,26 @@ impl Index {
                 let last = self.get(&key);
                 self.toggle_digest(&key);
                 self.bury(&key, Some(removed));
-                if let Some(entry) = self.entries.get_mut(&key)
-                    && entry
-                        .record
-                        .as_ref()
-                        .is_some_and(|record| record.incarnation <= removed)
-                {
-                    (entry.record, entry.document) = (None, None);
-                    entry.forget_status(&key);
-                    self.toggle_digest(&key);
-                    self.show(&key, None);
-                } else {
-                    self.toggle_digest(&key);
+                let held = self.record(&key).map(|record| record.incarnation);
+                if held.is_some_and(|held| held <= removed) {
+                    self.take_away(&key);
                 }
+                self.toggle_digest(&key);
                 last
             }
             Change::Round(round) => {
                 self.round = self.round.max(round);
                 None
             }
+        }
+    }
+
+    /// Takes away a document and what was computed for it.
+    fn take_away(&mut self, key: &ObjectKey) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            (entry.record, entry.document) = (None, None);
+            entry.forget_status(key);
+            self.show(key, None);
         }
     }
 

@@ -44,6 +44,33 @@ async fn a_watch_from_a_list_misses_nothing() {
 }
 
 #[tokio::test]
+async fn an_object_of_another_incarnation_comes_after_the_old_one_went() {
+    let (a, b) = (store("a"), store("b"));
+    let old = a.create(deployment("web"), author("x")).await.unwrap();
+    exchange(&a, &b).await;
+    let mut watch = b.watch(scope(&[Kind::Deployment]), None).unwrap();
+    a.remove(&old.key, &Precondition::default(), author("x"))
+        .await
+        .unwrap();
+    let new = a.create(deployment("web"), author("x")).await.unwrap();
+    exchange(&a, &b).await;
+    let mut seen = Vec::new();
+    while let Ok(event) = watch.try_recv() {
+        seen.push(match event {
+            WatchEvent::Put { view, previous } => (previous.is_none(), view.object.uid().to_owned()),
+            WatchEvent::Deleted { view } => (false, view.object.uid().to_owned()),
+        });
+    }
+    assert_eq!(
+        seen,
+        [
+            (false, old.object.uid().to_owned()),
+            (true, new.object.uid().to_owned())
+        ]
+    );
+}
+
+#[tokio::test]
 async fn foreign_and_future_revisions_are_gone() {
     let (store, other) = (store("a"), store("b"));
     let revision = store.revision();
