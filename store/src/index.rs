@@ -14,7 +14,7 @@ use crate::incarnation::{Incarnation, Uids};
 use crate::leaves::compact_map;
 use crate::packed::{Packed, Recent};
 use crate::record::{Record, Stored};
-use crate::types::{Gone, Listing, Revision, View, WatchEvent, WatchScope};
+use crate::types::{Gone, Revision, View, WatchEvent, WatchScope};
 use crate::watch::Watches;
 
 /// How many revisions are reserved on disk at once: half of this is what can be issued while one write is under way.
@@ -25,9 +25,9 @@ pub(crate) const REVISION_BLOCK: u64 = 1 << 24;
 struct Entry {
     record: Option<Arc<Record>>,
     /// The document's object, where a projection makes the view another.
-    document: Option<Packed>,
+    document: Option<Arc<Packed>>,
     projection: Option<Arc<Object>>,
-    shown: Option<(Packed, Revision)>,
+    shown: Option<(Arc<Packed>, Revision)>,
 }
 
 impl Entry {
@@ -35,6 +35,26 @@ impl Entry {
     fn forget_status(&mut self, key: &ObjectKey) {
         self.projection
             .take_if(|projection| projection.key().as_ref() != Some(key));
+    }
+}
+
+/// A view whose tree may have to be read from JSON first: of a long list that takes its time, for which nobody else
+/// needs to wait.
+pub(crate) struct PackedView {
+    key: ObjectKey,
+    object: Arc<Packed>,
+    revision: Revision,
+    stored: bool,
+}
+
+impl PackedView {
+    pub(crate) fn view(self) -> View {
+        View {
+            key: self.key,
+            object: self.object.tree(),
+            revision: self.revision,
+            stored: self.stored,
+        }
     }
 }
 
@@ -59,7 +79,7 @@ pub(crate) enum Change {
 #[derive(Debug)]
 pub(crate) struct Index {
     entries: BTreeMap<ObjectKey, Entry>,
-    recent: Recent,
+    recent: Arc<Recent>,
     tombstones: BTreeMap<ObjectKey, Incarnation>,
     round: u16,
     digests: Digests,
@@ -76,7 +96,7 @@ impl Index {
     pub(crate) fn new(uids: Uids, tag: u16, counter: u64, reserved: u64) -> Self {
         Self {
             entries: BTreeMap::new(),
-            recent: Recent::default(),
+            recent: Arc::default(),
             tombstones: BTreeMap::new(),
             round: 0,
             digests: Digests::default(),
@@ -90,18 +110,18 @@ impl Index {
 
     // -------------------------------------------------------------- reading
 
-    fn view_of(&self, key: &ObjectKey, entry: &Entry) -> Option<View> {
+    fn view_of(key: &ObjectKey, entry: &Entry) -> Option<PackedView> {
         let (object, revision) = entry.shown.as_ref()?;
-        Some(View {
+        Some(PackedView {
             key: key.clone(),
-            object: object.tree(&self.recent),
+            object: object.clone(),
             revision: *revision,
             stored: entry.record.is_some(),
         })
     }
 
     pub(crate) fn get(&self, key: &ObjectKey) -> Option<View> {
-        self.view_of(key, self.entries.get(key)?)
+        Self::view_of(key, self.entries.get(key)?).map(PackedView::view)
     }
 
     fn entries_of<'a>(
@@ -119,25 +139,24 @@ impl Index {
         })
     }
 
-    pub(crate) fn list(&self, kind: Kind, namespace: Option<&str>) -> Listing {
+    /// Lists a kind, ordered by key, at the newest revision.
+    pub(crate) fn list(&self, kind: Kind, namespace: Option<&str>) -> (Vec<PackedView>, Revision) {
         let entries = self.entries_of(kind, namespace);
-        Listing {
-            items: entries
-                .filter_map(|(key, entry)| self.view_of(key, entry))
-                .collect(),
-            revision: self.revision(),
-        }
+        let views = entries.filter_map(|(key, entry)| Self::view_of(key, entry));
+        (views.collect(), self.revision())
     }
 
-    pub(crate) fn written(&self, kind: Kind) -> Vec<Arc<Object>> {
+    pub(crate) fn written(&self, kind: Kind) -> Vec<Arc<Packed>> {
         let entries = self.entries_of(kind, None);
-        entries.filter_map(|(_, entry)| self.document_of(entry)).collect()
+        entries
+            .filter_map(|(_, entry)| Self::document_of(entry))
+            .collect()
     }
 
-    fn document_of(&self, entry: &Entry) -> Option<Arc<Object>> {
+    fn document_of(entry: &Entry) -> Option<Arc<Packed>> {
         match (&entry.document, &entry.record) {
-            (Some(document), _) => Some(document.tree(&self.recent)),
-            (None, Some(_)) => entry.shown.as_ref().map(|(shown, _)| shown.tree(&self.recent)),
+            (Some(document), _) => Some(document.clone()),
+            (None, Some(_)) => entry.shown.as_ref().map(|(shown, _)| shown.clone()),
             (None, None) => None,
         }
     }
@@ -293,8 +312,8 @@ impl Index {
             return;
         }
         entry.projection = projection.map(Arc::new);
-        let document = self.entries.get(key).and_then(|entry| self.document_of(entry));
-        self.show(key, document);
+        let document = self.entries.get(key).and_then(Self::document_of);
+        self.show(key, document.map(|document| document.tree()));
     }
 
     /// Makes the view of a key anew from its document and projection; if that changes it, it is a new revision.
@@ -311,7 +330,7 @@ impl Index {
             (Some(document), Some(projection)) => {
                 let mut object = Object::clone(&document);
                 lay_over(&mut object.0, &projection.0);
-                entry.document = Some(Packed::new(&document, &self.recent));
+                entry.document = Some(Arc::new(Packed::new(&document, &self.recent)));
                 Some(object)
             }
             (None, Some(projection)) if projection.key().as_ref() == Some(key) => {
@@ -333,7 +352,7 @@ impl Index {
         let previous = entry
             .shown
             .as_ref()
-            .map(|(shown, revision)| (shown.tree(&self.recent), *revision));
+            .map(|(shown, revision)| (shown.tree(), *revision));
         let event = match (object, previous) {
             (Some(mut object), previous) => {
                 if let Some((previous, revision)) = &previous {
@@ -344,7 +363,7 @@ impl Index {
                 }
                 set_resource_version(&mut object, next);
                 let view = view(Object(compact_map(object.0)));
-                entry.shown = Some((Packed::new(&view.object, &self.recent), next));
+                entry.shown = Some((Arc::new(Packed::new(&view.object, &self.recent)), next));
                 WatchEvent::Put {
                     view,
                     previous: previous.map(|(previous, _)| previous),

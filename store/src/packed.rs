@@ -20,6 +20,7 @@ pub(crate) struct Recent {
 #[derive(Debug)]
 pub(crate) struct Packed {
     json: Box<[u8]>,
+    recent: Arc<Recent>,
     tree: Mutex<Weak<Object>>,
 }
 
@@ -38,18 +39,19 @@ impl Recent {
 }
 
 impl Packed {
-    pub(crate) fn new(object: &Arc<Object>, recent: &Recent) -> Self {
+    pub(crate) fn new(object: &Arc<Object>, recent: &Arc<Recent>) -> Self {
         recent.keep(object.clone());
         Self {
             // Maps with text keys cannot fail to be written.
             json: serde_json::to_vec(object.as_ref())
                 .unwrap_or_default()
                 .into_boxed_slice(),
+            recent: recent.clone(),
             tree: Mutex::new(Arc::downgrade(object)),
         }
     }
 
-    pub(crate) fn tree(&self, recent: &Recent) -> Arc<Object> {
+    pub(crate) fn tree(&self) -> Arc<Object> {
         let mut tree = lock(&self.tree);
         if let Some(tree) = tree.upgrade() {
             return tree;
@@ -57,7 +59,7 @@ impl Packed {
         // Our own JSON can be read.
         let object: Arc<Object> = Arc::new(serde_json::from_slice(&self.json).unwrap_or_default());
         *tree = Arc::downgrade(&object);
-        recent.keep(object.clone());
+        self.recent.keep(object.clone());
         object
     }
 }
@@ -70,17 +72,17 @@ mod tests {
 
     #[test]
     fn a_tree_is_shared_while_it_is_used_and_made_anew_after() {
-        let recent = Recent::default();
+        let recent = Arc::new(Recent::default());
         let float = json!({"a": {"b": [1.0, 0.1, 1e300, u64::MAX, 2.225_073_858_507_201_4e-308]}});
         let object = Arc::new(Object::from_value(float).unwrap());
         let packed = Packed::new(&object, &recent);
-        assert!(Arc::ptr_eq(&packed.tree(&recent), &object));
+        assert!(Arc::ptr_eq(&packed.tree(), &object));
         let expected = Object::clone(&object);
         drop(object);
         for number in 0..RECENT_TREES {
             recent.keep(Arc::new(Object::from_value(json!({ "n": number })).unwrap()));
         }
         assert!(lock(&packed.tree).upgrade().is_none());
-        assert_eq!(*packed.tree(&recent), expected);
+        assert_eq!(*packed.tree(), expected);
     }
 }

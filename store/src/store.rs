@@ -9,6 +9,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::commit::{self, Claim, Commit, Job, QUEUE_CHANGES};
 use crate::disk::Disk;
+use crate::index::PackedView;
 use crate::memory_disk::MemoryDisk;
 use crate::open;
 use crate::owners::Operation;
@@ -80,12 +81,17 @@ impl Store {
 
     /// Lists a kind, in all namespaces or one, ordered by key.
     pub fn list(&self, kind: Kind, namespace: Option<&str>) -> Listing {
-        self.shared.index().list(kind, namespace)
+        let (views, revision) = self.shared.index().list(kind, namespace);
+        Listing {
+            items: views.into_iter().map(PackedView::view).collect(),
+            revision,
+        }
     }
 
     /// Lists the documents of a kind as they were written, without what is projected over them.
     pub fn written(&self, kind: Kind) -> Vec<Arc<Object>> {
-        self.shared.index().written(kind)
+        let documents = self.shared.index().written(kind);
+        documents.iter().map(|document| document.tree()).collect()
     }
 
     /// Returns the newest revision.
