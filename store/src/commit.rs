@@ -14,7 +14,7 @@ use crate::disk::{Disk, DiskError, Write};
 use crate::document::WrittenChange;
 use crate::frame;
 use crate::index::Change;
-use crate::record::META_REVISION;
+use crate::record::{META_REVISION, META_ROUND};
 use crate::shared::Shared;
 use crate::types::{CommitError, Conflict, Push, View};
 
@@ -169,6 +169,15 @@ impl Batch {
         let reserved = shared.index().wanted_reservation();
         if let Some(reserved) = reserved {
             writes.push(Write::put(META_REVISION, reserved.to_be_bytes()));
+        }
+        let rounds = self.commits.iter().filter_map(|commit| match commit.change {
+            Change::Round(round) => Some(round),
+            Change::Put { .. } | Change::Bury { .. } => None,
+        });
+        if let Some(round) = rounds.max() {
+            // Those that were queued before may have been higher.
+            let round = round.max(shared.index().round());
+            writes.push(Write::put(META_ROUND, u64::from(round).to_be_bytes()));
         }
         if writes.is_empty() {
             return Ok(());

@@ -20,7 +20,7 @@ use crate::index::Change;
 use crate::leaves;
 use crate::path;
 use crate::prepare::{Prepared, tombstone};
-use crate::record::{META_ROUND, Record, tombstone_key};
+use crate::record::{Record, tombstone_key};
 use crate::shared::Shared;
 use crate::store::{Done, Store};
 use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, SyncError};
@@ -289,7 +289,8 @@ impl Store {
         }
         let permit = self.permit().await?;
         let prepared = Prepared {
-            writes: vec![Write::put(META_ROUND, u64::from(round).to_be_bytes())],
+            // Written with the change: of several at once, the highest.
+            writes: Vec::new(),
             change: Change::Round(round),
             fresh: None,
         };

@@ -3,6 +3,7 @@
 use schemas::Kind;
 
 use super::*;
+use crate::frame::{self, Body};
 use crate::{CommitError, OpenError, Revision};
 
 #[tokio::test]
@@ -31,6 +32,25 @@ async fn what_was_acknowledged_survives_the_loss_of_power() {
     assert_eq!(reopened.revision().tag(), store.revision().tag());
     let again = reopened.create(deployment("db"), author("x")).await.unwrap();
     assert_eq!(again.object.generation(), 1);
+}
+
+#[tokio::test]
+async fn of_rounds_that_come_at_once_the_highest_is_kept() {
+    let disk = MemoryDisk::default();
+    let store = Store::open_in_memory(disk.clone(), options("a")).unwrap();
+    let frame = |round| {
+        let buckets = store.shared.index().digests().buckets().to_vec();
+        frame::encode(&Body::Digests { round, buckets }).unwrap()
+    };
+    let peer = NodeId("b".to_owned());
+    let (high, low) = (frame(5), frame(4));
+    let (first, second) = tokio::join!(store.receive(&peer, &high), store.receive(&peer, &low));
+    (first.unwrap(), second.unwrap());
+    let reopened = Store::open_in_memory(disk.after_power_loss(), options("a")).unwrap();
+    assert_eq!(
+        (store.shared.index().round(), reopened.shared.index().round()),
+        (5, 5)
+    );
 }
 
 #[tokio::test]
