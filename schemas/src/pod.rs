@@ -502,15 +502,16 @@ pub(crate) fn validate_update(old: &Node<'_>, new: &Node<'_>, errors: &mut Error
         );
     }
     let tolerations = new_spec.at("tolerations");
-    let kept: HashSet<String> = tolerations
-        .items()
-        .map(|toleration| toleration.value.to_string())
-        .collect();
-    if old_spec
-        .at("tolerations")
-        .items()
-        .any(|toleration| !kept.contains(&toleration.value.to_string()))
-    {
+    let without_seconds = |toleration: Node<'_>| {
+        let mut toleration = toleration.value.clone();
+        if let Some(fields) = toleration.as_object_mut() {
+            fields.remove("tolerationSeconds");
+        }
+        toleration
+    };
+    let kept: HashSet<Value> = tolerations.items().map(without_seconds).collect();
+    let mut old = old_spec.at("tolerations").items().map(without_seconds);
+    if !old.all(|toleration| kept.contains(&toleration)) {
         errors.forbidden(
             &tolerations,
             "existing toleration can not be modified except its tolerationSeconds",

@@ -390,6 +390,27 @@ fn immutable_fields_stay() {
     ] {
         assert_eq!(validate_update(&old, &new).is_empty(), allowed, "{new:?}");
     }
+    let tolerating = |tolerations: &str| pod("image: b", &format!(", tolerations: [{tolerations}]"));
+    let old = tolerating("{key: a, operator: Exists, effect: NoExecute, tolerationSeconds: 5}");
+    for (new, allowed) in [
+        (
+            "{operator: Exists, effect: NoExecute, key: a, tolerationSeconds: 60}, {key: b}",
+            true,
+        ),
+        ("{key: a, operator: Exists, effect: NoExecute}", true),
+        (
+            "{key: a, operator: Exists, effect: NoSchedule, tolerationSeconds: 5}",
+            false,
+        ),
+        ("{key: b}", false),
+    ] {
+        assert_eq!(
+            validate_update(&old, &tolerating(new)).is_empty(),
+            allowed,
+            "{new}"
+        );
+    }
+    let old = pod("image: b", "");
     let placed = pod("image: b", ", nodeName: n1");
     assert!(!validate_update(&placed, &pod("image: b", ", nodeName: n2")).is_empty());
     assert!(!validate_update(&placed, &old).is_empty());
