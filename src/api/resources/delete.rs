@@ -2,12 +2,13 @@
 
 use axum::body::Body;
 use axum::response::Response;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use schemas::{Kind, ObjectKey, deletion};
 use serde::Deserialize;
 use serde_json::json;
 use store::{Author, Precondition, Revision, View};
 
+use super::read::peer_answer;
 use super::{Call, object_answer, plain_answer, shown};
 use crate::api::content::{MAX_OBJECT_BYTES, read_body};
 use crate::api::selection::Selection;
@@ -46,8 +47,19 @@ pub(crate) enum Deleted {
 /// Answers `DELETE` of an object.
 pub(super) async fn delete(call: &Call<'_>, body: Body) -> ApiResult {
     let key = call.key()?;
-    let options = options(call, body).await?;
-    match delete_object(call.state, &key, &options, call.author()?).await? {
+    let body = read_body(body, MAX_OBJECT_BYTES).await?;
+    let options = options(call, &body)?;
+    let deleted = match delete_object(call.state, &key, &options, call.author()?).await {
+        // Another node may keep it.
+        Err(error)
+            if key.kind == Kind::Event && error.code == StatusCode::NOT_FOUND && !call.is_local_only() =>
+        {
+            let answer = peer_answer(call, Method::DELETE, &body).await.ok_or(error)?;
+            return Ok(plain_answer(call, StatusCode::OK, &answer.into_value()));
+        }
+        deleted => deleted?,
+    };
+    match deleted {
         Deleted::Terminating(view) => object_answer(call, StatusCode::OK, shown(&view)),
         // As Kubernetes: what a grace was possible for is shown, anything else is reported.
         Deleted::Removed(view) if key.kind == Kind::Pod => object_answer(call, StatusCode::OK, shown(&view)),
@@ -65,7 +77,7 @@ pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<
     if call.kind().is_namespaced() && call.target.namespace.is_none() {
         return Err(ApiError::method_not_allowed());
     }
-    let options = options(call, body).await?;
+    let options = options(call, &read_body(body, MAX_OBJECT_BYTES).await?)?;
     let listing = call
         .state
         .store
@@ -165,8 +177,10 @@ async fn delete_stored(
     }
     options.check_orphan(key.kind)?;
     let dry_run = !options.dry_run.is_empty();
-    if key.kind == Kind::Event && !dry_run && !view.stored {
-        state.events.forget(key);
+    if key.kind == Kind::Event && !view.stored {
+        if !dry_run {
+            state.events.forget(key);
+        }
         return Ok(Deleted::Removed(view));
     }
     if !view.stored {
@@ -194,13 +208,12 @@ async fn delete_stored(
     Ok(Deleted::Terminating(marked))
 }
 
-async fn options(call: &Call<'_>, body: Body) -> ApiResult<DeleteOptions> {
-    let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
-    let mut options = if bytes.is_empty() {
+fn options(call: &Call<'_>, body: &[u8]) -> ApiResult<DeleteOptions> {
+    let mut options = if body.is_empty() {
         DeleteOptions::default()
     } else {
         // YAML holds JSON, too.
-        serde_yaml::from_slice(&bytes)
+        serde_yaml::from_slice(body)
             .map_err(|error| ApiError::bad_request(format!("the body is not DeleteOptions: {error}")))?
     };
     if let Some(seconds) = call.query.number("gracePeriodSeconds")? {

@@ -5,8 +5,9 @@ use std::time::Duration;
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use futures::future::join_all;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use schemas::{Kind, Object, ObjectKey};
 use serde::{Deserialize, Serialize};
@@ -290,18 +291,27 @@ async fn peer_list(call: &Call<'_>, node: &NodeId) -> Result<Vec<Object>, String
 
 /// Asks the other nodes for one event; the first that has it answers.
 async fn peer_event(call: &Call<'_>) -> Option<Response> {
-    let answers = join_all(call.state.live_peers().into_iter().map(|node| async move {
-        let request = call.relayed(Some("application/json")).ok()?;
-        let answer = tokio::time::timeout(PEER_TIMEOUT, call.state.relay.send(&node, request)).await;
-        let response = answer.ok()?.ok()?;
-        let body = Limited::new(response.into_body(), content::MAX_OBJECT_BYTES)
-            .collect()
-            .await
-            .ok()?;
-        let object: Object = serde_json::from_slice(&body.to_bytes()).ok()?;
-        (object.kind() == Some(Kind::Event)).then_some(object)
+    let event = peer_answer(call, Method::GET, &Bytes::new()).await?;
+    object_answer(call, StatusCode::OK, event).ok()
+}
+
+/// Sends a request for one event on to the other nodes, each for itself; returns the answer of the first that did it.
+pub(super) async fn peer_answer(call: &Call<'_>, method: Method, body: &Bytes) -> Option<Object> {
+    let answers = join_all(call.state.live_peers().into_iter().map(|node| {
+        let method = method.clone();
+        async move {
+            let mut request = call.relayed(Some("application/json")).ok()?;
+            *request.method_mut() = method;
+            *request.body_mut() = body.clone().into();
+            let answer = tokio::time::timeout(PEER_TIMEOUT, call.state.relay.send(&node, request)).await;
+            let response = answer.ok()?.ok()?;
+            if !response.status().is_success() {
+                return None;
+            }
+            let body = Limited::new(response.into_body(), content::MAX_OBJECT_BYTES).collect();
+            serde_json::from_slice(&body.await.ok()?.to_bytes()).ok()
+        }
     }))
     .await;
-    let object = answers.into_iter().flatten().next()?;
-    object_answer(call, StatusCode::OK, object).ok()
+    answers.into_iter().flatten().next()
 }

@@ -330,6 +330,23 @@ async fn any_node_lists_the_events_of_all() {
 }
 
 #[tokio::test]
+async fn any_node_deletes_the_events_of_all() {
+    let (here, there) = (Api::open().await, Api::named("n2", true).await);
+    here.join(&there);
+    there.state.events.event(record("web", "Failed"));
+    let list = here.get(EVENTS).await.expect(200).json();
+    let name = list["items"][0]["metadata"]["name"].as_str().unwrap();
+    let path = format!("{EVENTS}/{name}");
+    let dry = json!({"dryRun": ["All"]}).to_string();
+    here.call("DELETE", &path, &[], dry).await.expect(200);
+    here.get(&path).await.expect(200);
+    let deleted = here.delete(&path).await.expect(200).json();
+    assert_eq!(deleted["details"]["name"], name);
+    here.delete(&path).await.expect(404);
+    assert_eq!(here.get(EVENTS).await.json()["items"], json!([]));
+}
+
+#[tokio::test]
 async fn a_node_that_does_not_answer_is_named_in_a_warning() {
     let (here, there) = (Api::open().await, Api::named("n2", true).await);
     here.join(&there);
