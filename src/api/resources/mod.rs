@@ -6,6 +6,7 @@
 mod delete;
 mod edit;
 mod log;
+mod peer_events;
 mod read;
 mod scale;
 mod watch;

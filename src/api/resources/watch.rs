@@ -14,6 +14,7 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::time::{Instant, Interval};
 use tokio_util::sync::CancellationToken;
 
+use super::peer_events::{self, Change, PeerEvents};
 use super::read::{include, resource_version};
 use super::{Call, shown, shown_object};
 use crate::api::content::{self, Shape};
@@ -46,7 +47,12 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
     };
     let bookmarks = call.query.flag("allowWatchBookmarks");
     let initial = call.query.flag("sendInitialEvents");
-    let from = resource_version(call.query.text("resourceVersion"))?;
+    let from = if peer_events::begins_now(call) {
+        Some(call.state.store.revision())
+    } else {
+        resource_version(call.query.text("resourceVersion"))?.filter(|_| !initial)
+    };
+    let others = PeerEvents::follow(call, from.is_none())?;
     let scope = WatchScope {
         kinds: vec![call.kind()],
         namespace: call.target.namespace.clone(),
@@ -57,7 +63,7 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
         lines: Vec::new(),
         last: Revision::default(),
     };
-    let changes = match from.filter(|_| !initial) {
+    let changes = match from {
         Some(from) => {
             frames.last = from;
             call.state
@@ -93,6 +99,7 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
         store: call.state.store.clone(),
         frames,
         changes,
+        others,
         ticks,
         bookmarks,
         deadline: Instant::now() + timeout,
@@ -120,6 +127,7 @@ struct Session {
     store: Store,
     frames: Frames,
     changes: mpsc::Receiver<WatchEvent>,
+    others: PeerEvents,
     ticks: Interval,
     bookmarks: bool,
     deadline: Instant,
@@ -152,6 +160,7 @@ impl Session {
                         self.ended = true;
                     }
                 },
+                Some(change) = self.others.next() => self.frames.pass_on(change),
                 _ = self.ticks.tick(), if self.bookmarks => self.bookmark(),
                 () = tokio::time::sleep_until(self.deadline) => return None,
                 () = self.stopping.cancelled() => return None,
@@ -223,6 +232,13 @@ impl Frames {
                 self.last = self.last.max(view.revision);
             }
         }
+    }
+
+    /// Shows what another node tells. Its versions are not ours: a client that comes back names the newest that it saw.
+    fn pass_on(&mut self, change: Change) {
+        let Change { event, mut object } = change;
+        object.set(&["metadata", "resourceVersion"], self.last.to_string());
+        self.push(&event, &object);
     }
 
     fn bookmark(&mut self, initial_events_end: bool) {
@@ -335,6 +351,7 @@ mod tests {
                 last: store.revision(),
             },
             changes: store.watch(scope, None).unwrap(),
+            others: PeerEvents::none(),
             ticks: tokio::time::interval(BOOKMARK_INTERVAL),
             bookmarks: true,
             deadline: Instant::now() + DEFAULT_TIMEOUT,

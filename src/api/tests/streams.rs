@@ -330,6 +330,47 @@ async fn any_node_lists_the_events_of_all() {
 }
 
 #[tokio::test]
+async fn any_node_watches_the_events_of_all() {
+    let (here, there) = (Api::open().await, Api::named("n2", true).await);
+    here.join(&there);
+    there.state.events.event(record("old", "Failed"));
+    for number in 0..3 {
+        here.post(PODS, pod(&format!("ahead-of-the-other-node-{number}")))
+            .await
+            .expect(201);
+    }
+    let about = |frame: Value| {
+        let text = |pointer| frame.pointer(pointer).and_then(Value::as_str).unwrap().to_owned();
+        (text("/type"), text("/object/involvedObject/name"))
+    };
+    let added = |name: &str| ("ADDED".to_owned(), name.to_owned());
+    let mut all = Frames::open(&here, &format!("{EVENTS}?watch=1"), &[]).await;
+    assert_eq!(about(all.next().await.unwrap()), added("old"));
+    let version = here.get(EVENTS).await.json()["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let since = format!("{EVENTS}?watch=1&resourceVersion={version}");
+    let mut news = Frames::open(&here, &since, &[]).await;
+    // The other node is asked beside the watch: until it has heard of it, what happens may be missed.
+    let mut count = 0;
+    let first = loop {
+        count += 1;
+        there
+            .state
+            .events
+            .event(record(&format!("new-{count}"), "Failed"));
+        if let Ok(frame) = tokio::time::timeout(Duration::from_millis(50), news.next()).await {
+            break frame.unwrap();
+        }
+    };
+    assert_eq!(first["object"]["metadata"]["resourceVersion"], version.as_str());
+    let (event, name) = about(first);
+    assert!(event == "ADDED" && name.starts_with("new-"), "{event} {name}");
+    assert_eq!(about(all.next().await.unwrap()), added("new-1"));
+}
+
+#[tokio::test]
 async fn any_node_deletes_the_events_of_all() {
     let (here, there) = (Api::open().await, Api::named("n2", true).await);
     here.join(&there);
