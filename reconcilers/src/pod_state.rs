@@ -186,9 +186,10 @@ impl PodState {
         self.available_in(min_ready_seconds, now) == Some(Duration::ZERO)
     }
 
-    /// Returns how long until it is available if it stays ready; None if it is not ready.
+    /// Returns how long until it is available if it stays ready, `min_ready_seconds` at most; None if it is not ready.
     pub fn available_in(&self, min_ready_seconds: i64, now: Now) -> Option<Duration> {
-        let ready_for = now.unix_seconds.saturating_sub(self.ready_since?);
+        // Its node's clock may be ahead of ours.
+        let ready_for = now.unix_seconds.saturating_sub(self.ready_since?).max(0);
         let rest = min_ready_seconds.saturating_sub(ready_for).max(0);
         Some(Duration::from_secs(rest.unsigned_abs()))
     }
@@ -314,6 +315,13 @@ mod tests {
                 state.available_in(30, now(1_767_225_610)),
                 expected.map(|_| Duration::from_secs(20))
             );
+            let its_clock_is_ahead = now(1_767_225_000);
+            for wait in [0, 30] {
+                assert_eq!(
+                    state.available_in(wait, its_clock_is_ahead),
+                    expected.map(|_| Duration::from_secs(wait.unsigned_abs()))
+                );
+            }
         }
     }
 }
