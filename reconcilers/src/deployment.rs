@@ -168,7 +168,7 @@ pub fn plan(deployment: &Object, sets: &mut Vec<ReplicaSetState>, now: Now, plan
 fn may_run(pod: &PodState) -> bool {
     match pod.host {
         Host::Live | Host::Away(_) => !pod.is_finished(),
-        Host::None | Host::Lost | Host::Removed => false,
+        Host::None | Host::Lost | Host::Removed | Host::Nowhere => false,
     }
 }
 

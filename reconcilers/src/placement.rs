@@ -127,6 +127,12 @@ impl Placement {
         candidate.pods += 1;
     }
 
+    /// Returns the node of this name, whether it takes pods or not.
+    pub fn node(&self, name: &str) -> Option<&NodeState> {
+        let mut nodes = self.candidates.iter().map(|candidate| &candidate.node);
+        nodes.find(|node| node.name == name)
+    }
+
     /// Chooses a node for a pod: it fits, `carried` of its name is least, and among equals by hash with `seed`.
     ///
     /// # Errors

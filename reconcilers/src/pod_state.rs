@@ -16,7 +16,8 @@ use schemas::time::from_rfc3339;
 pub const SLOT_ANNOTATION: &str = "podman-swarm.io/slot";
 /// How often this slot was filled before (decimal).
 pub const ATTEMPT_ANNOTATION: &str = "podman-swarm.io/attempt";
-/// `<id>/<uid>` of the Member that the pod was placed on: tells a removed node from one not heard of yet.
+/// `<id>/<uid>` of the Member that the pod was placed on, by us or by a user: tells a removed node from one not heard of
+/// yet.
 pub const MEMBER_ANNOTATION: &str = "podman-swarm.io/member";
 
 /// After a node is seen dead, its pods are replaced. Seeing it takes up to 5.5 s and starting a pod about 1 s: with
@@ -61,6 +62,8 @@ pub enum Host {
     Lost,
     /// No member any more.
     Removed,
+    /// A user named a node that is no member: it may become one. Nothing runs there.
+    Nowhere,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -108,8 +111,11 @@ impl PodState {
                     Some(rest) => Host::Away(Some(rest)),
                 }
             }
-            None if object.annotation(MEMBER_ANNOTATION).is_some_and(removed) => Host::Removed,
-            None => Host::Away(None),
+            None => match object.annotation(MEMBER_ANNOTATION) {
+                Some(member) if removed(member) => Host::Removed,
+                Some(_) => Host::Away(None),
+                None => Host::Nowhere,
+            },
         };
         let dead = known.is_some_and(|node| node.liveness == Liveness::Dead);
         let phase = match object.str_at("/status/phase") {
@@ -175,7 +181,7 @@ impl PodState {
     /// Counts as one of the replicas: it runs, or may be expected to.
     pub fn is_active(&self) -> bool {
         let there = match self.host {
-            Host::None | Host::Live | Host::Away(_) => true,
+            Host::None | Host::Live | Host::Away(_) | Host::Nowhere => true,
             Host::Lost | Host::Removed => false,
         };
         there && !self.is_finished() && !self.object.is_terminating()
@@ -199,7 +205,7 @@ impl PodState {
     pub fn end(&self) -> Option<Action> {
         let (key, uid) = (self.key(), self.object.uid().to_owned());
         let goes_at_once = match self.host {
-            Host::None | Host::Lost | Host::Removed => !is_held(&self.object),
+            Host::None | Host::Lost | Host::Removed | Host::Nowhere => !is_held(&self.object),
             Host::Live | Host::Away(_) => false,
         };
         match (goes_at_once, self.object.is_terminating()) {
@@ -250,13 +256,16 @@ mod tests {
             ("unseen", 60, Host::Lost),
             ("removed", 200, Host::Removed),
             ("unheard-of", 200, Host::Away(None)),
+            ("typo", 200, Host::Nowhere),
         ] {
             let mut pod = Object::new(&ObjectKey::new(Kind::Pod, "default", "web"));
             pod.set(&["spec", "nodeName"], name);
-            pod.set(
-                &["metadata", "annotations", MEMBER_ANNOTATION],
-                format!("{name}/uid"),
-            );
+            if name != "typo" {
+                pod.set(
+                    &["metadata", "annotations", MEMBER_ANNOTATION],
+                    format!("{name}/uid"),
+                );
+            }
             let removed = |member: &str| member == "removed/uid";
             let state = PodState::read(Arc::new(pod), &all, removed, Graces::default(), seconds(at));
             assert_eq!(state.host, expected, "{name} at {at} s");

@@ -166,7 +166,7 @@ pub fn plan(
         match pod.host {
             // It may still run there: when the node returns, the slot keeps the better one.
             Host::Lost if slot_is_kept && !pod.is_finished() && !pod.object.is_terminating() => {}
-            Host::None | Host::Live | Host::Away(_) | Host::Lost | Host::Removed => {
+            Host::None | Host::Live | Host::Away(_) | Host::Lost | Host::Removed | Host::Nowhere => {
                 plan.actions.extend(pod.end());
             }
         }
@@ -192,7 +192,7 @@ fn victim<'a>(slots: &BTreeMap<Slot<'a>, Filled<'a>>, min_ready: i64, now: Now) 
     let rank = |pod: &PodState| {
         let live = match pod.host {
             Host::None | Host::Live => true,
-            Host::Away(_) | Host::Lost | Host::Removed => false,
+            Host::Away(_) | Host::Lost | Host::Removed | Host::Nowhere => false,
         };
         let cost = pod.object.annotation(DELETION_COST_ANNOTATION);
         let created = from_rfc3339(pod.object.str_at("/metadata/creationTimestamp"));

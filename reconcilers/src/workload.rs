@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use schemas::{Kind, Object, ObjectKey};
 
-use crate::action::Plan;
+use crate::action::{Action, Plan};
 use crate::deployment::{self, ReplicaSetState};
 use crate::placement::Placement;
-use crate::pod_state::{Host, Now, PodState};
+use crate::pod_state::{Host, MEMBER_ANNOTATION, Now, PodState};
 use crate::replica_set::{self, Chooser, Pods};
 
 /// A root controller and all that it owns, by controller reference and uid.
@@ -69,6 +69,7 @@ pub fn plan(mut tree: Tree, mut placement: Placement, now: Now) -> Plan {
         if let Host::Away(Some(rest)) = pod.host {
             plan.look_again(rest);
         }
+        remember_member(pod, &placement, &mut plan);
     }
     let mut carried: BTreeMap<String, u32> = BTreeMap::new();
     for pod in tree
@@ -107,6 +108,20 @@ pub fn plan(mut tree: Tree, mut placement: Placement, now: Now) -> Plan {
         replica_set::place(pod, &mut chooser, &mut plan);
     }
     plan
+}
+
+/// Writes down which member a pod is on whose node a user named, so that it is known to be gone when that is.
+fn remember_member(pod: &PodState, placement: &Placement, plan: &mut Plan) {
+    if let Some(node) = placement.node(pod.node())
+        && pod.object.annotation(MEMBER_ANNOTATION).is_none()
+    {
+        plan.actions.push(Action::Set {
+            key: pod.key(),
+            uid: pod.object.uid().to_owned(),
+            replicas: None,
+            annotations: BTreeMap::from([(MEMBER_ANNOTATION.to_owned(), node.member())]),
+        });
+    }
 }
 
 /// Takes the last step for pods that are being deleted and have no node to take it; a pod on a node that left the

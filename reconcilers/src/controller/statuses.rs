@@ -163,7 +163,7 @@ impl Statuses {
             for pod in &set.pods {
                 let lost = match pod.host {
                     Host::Away(rest) => rest,
-                    Host::None | Host::Live | Host::Lost | Host::Removed => None,
+                    Host::None | Host::Live | Host::Lost | Host::Removed | Host::Nowhere => None,
                 };
                 let available = pod.available_in(min_ready, now).filter(|rest| !rest.is_zero());
                 again = [again, lost, available].into_iter().flatten().min();

@@ -7,7 +7,6 @@ use proptest::prelude::{Just, ProptestConfig, any, prop, prop_assert, prop_asser
 use serde_json::{Value, json};
 
 use super::*;
-use crate::action::Action;
 use crate::fakes::FAKE_EPOCH_UNIX_SECONDS;
 use crate::nodes::testing::{node, nodes};
 use crate::nodes::{NodeState, Nodes};
@@ -445,6 +444,25 @@ fn a_removed_node_takes_its_pods_with_it() {
     world.removed.push("a".into());
     world.run();
     assert_eq!((world.of_kind(Kind::Pod).count(), world.ready()), (4, 4));
+}
+
+#[test]
+fn a_pod_whose_node_a_user_named_goes_with_that_node() {
+    let mut world = World::new(spec(2));
+    world.edit(&["spec", "template", "spec", "nodeName"], "a");
+    world.run();
+    assert_eq!(world.spread(), BTreeMap::from([("a".to_owned(), 2)]));
+    world.nodes.remove(0);
+    world.removed.push("a".into());
+    world.settle();
+    assert_eq!(
+        (world.of_kind(Kind::Pod).count(), world.active(), world.ready()),
+        (2, 2, 0)
+    );
+    // No node is there that could take the last step.
+    world.edit(&["spec", "replicas"], 0);
+    world.settle();
+    assert_eq!(world.of_kind(Kind::Pod).count(), 0);
 }
 
 #[test]
