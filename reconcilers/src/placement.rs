@@ -56,10 +56,58 @@ fn container_requests(container: &Value) -> Requests {
     }
 }
 
+/// A port of the node that a pod wants for itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct HostPort {
+    /// None: at all addresses of the node.
+    address: Option<String>,
+    protocol: String,
+    port: i64,
+}
+
+impl HostPort {
+    /// Reads a pod: its `hostPort`s, on the host's network all its ports.
+    fn of(pod: &Object) -> Vec<HostPort> {
+        let on_host_network = pod.pointer("/spec/hostNetwork").and_then(Value::as_bool) == Some(true);
+        let containers = ["/spec/containers", "/spec/initContainers"]
+            .into_iter()
+            .filter_map(|list| pod.pointer(list)?.as_array())
+            .flatten();
+        let ports = containers
+            .filter_map(|container| container["ports"].as_array())
+            .flatten();
+        ports
+            .filter_map(|port| {
+                let on_host = port["hostPort"].as_i64().filter(|number| *number > 0);
+                let number = match on_host {
+                    None if on_host_network => port["containerPort"].as_i64(),
+                    on_host => on_host,
+                };
+                let address = port["hostIP"].as_str().unwrap_or_default();
+                Some(HostPort {
+                    address: Some(address.to_owned())
+                        .filter(|address| !["", "0.0.0.0"].contains(&&**address)),
+                    protocol: port["protocol"].as_str().unwrap_or("TCP").to_owned(),
+                    port: number?,
+                })
+            })
+            .collect()
+    }
+
+    fn excludes(&self, other: &HostPort) -> bool {
+        let meet = match (&self.address, &other.address) {
+            (Some(one), Some(other)) => one == other,
+            (None, _) | (_, None) => true,
+        };
+        meet && self.protocol == other.protocol && self.port == other.port
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Candidate {
     node: NodeState,
     used: Requests,
+    host_ports: Vec<HostPort>,
     pods: u32,
 }
 
@@ -99,6 +147,7 @@ impl Placement {
             .map(|node| Candidate {
                 node: node.clone(),
                 used: Requests::default(),
+                host_ports: Vec::new(),
                 pods: 0,
             })
             .collect();
@@ -124,6 +173,7 @@ impl Placement {
         let requests = Requests::of(pod);
         candidate.used.cpu_millis = candidate.used.cpu_millis.saturating_add(requests.cpu_millis);
         candidate.used.memory_bytes = candidate.used.memory_bytes.saturating_add(requests.memory_bytes);
+        candidate.host_ports.extend(HostPort::of(pod));
         candidate.pods += 1;
     }
 
@@ -143,11 +193,11 @@ impl Placement {
         seed: &str,
         carried: impl Fn(&str) -> C,
     ) -> Result<&NodeState, Misfit> {
-        let requests = Requests::of(pod);
+        let (requests, host_ports) = (Requests::of(pod), HostPort::of(pod));
         let mut reasons = BTreeMap::new();
         let mut best: Option<(C, u64, &NodeState)> = None;
         for candidate in &self.candidates {
-            let misfits = misfits(candidate, pod, requests);
+            let misfits = misfits(candidate, pod, requests, &host_ports);
             if misfits.is_empty() {
                 let node = &candidate.node;
                 let rank = (carried(&node.name), hash(&["place", seed, &node.name]), node);
@@ -171,7 +221,7 @@ impl Placement {
 
 /// The reasons why a node cannot take a pod, in the order and words of Kubernetes' scheduler: the first filter that
 /// refuses tells its reasons.
-fn misfits(candidate: &Candidate, pod: &Object, requests: Requests) -> Vec<String> {
+fn misfits(candidate: &Candidate, pod: &Object, requests: Requests, host_ports: &[HostPort]) -> Vec<String> {
     let node = &candidate.node;
     if node.unschedulable {
         return vec!["node(s) were unschedulable".to_owned()];
@@ -186,6 +236,10 @@ fn misfits(candidate: &Candidate, pod: &Object, requests: Requests) -> Vec<Strin
     }
     if !matches_selector(node, pod) {
         return vec!["node(s) didn't match Pod's node affinity/selector".to_owned()];
+    }
+    let is_taken = |port: &HostPort| candidate.host_ports.iter().any(|taken| taken.excludes(port));
+    if host_ports.iter().any(is_taken) {
+        return vec!["node(s) didn't have free ports for the requested pod ports".to_owned()];
     }
     let mut reasons = Vec::new();
     let exceeds = |asked: u64, used: u64, capacity: u64| asked > 0 && used.saturating_add(asked) > capacity;
@@ -290,6 +344,48 @@ mod tests {
             json!({}),
             Err("no nodes available to schedule pods"),
         );
+    }
+
+    #[test]
+    fn a_port_of_a_node_is_given_away_once() {
+        let ports = |ports: Value| json!({"nodeName": "a", "containers": [{"ports": ports}]});
+        let others = [
+            pod("web", ports(json!([{"containerPort": 8080, "hostPort": 80}]))),
+            pod(
+                "one-address",
+                ports(
+                    json!([{"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "10.0.0.1"}]),
+                ),
+            ),
+        ];
+        let full =
+            Err("0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports.");
+        for (port, expected) in [
+            (json!({"containerPort": 80}), Ok("a")),
+            (json!({"containerPort": 1, "hostPort": 81}), Ok("a")),
+            (json!({"containerPort": 1, "hostPort": 80}), full),
+            (
+                json!({"containerPort": 1, "hostPort": 80, "hostIP": "10.0.0.1"}),
+                full,
+            ),
+            (
+                json!({"containerPort": 1, "hostPort": 80, "protocol": "UDP"}),
+                Ok("a"),
+            ),
+            (
+                json!({"containerPort": 1, "hostPort": 53, "protocol": "UDP"}),
+                full,
+            ),
+            (
+                json!({"containerPort": 1, "hostPort": 53, "protocol": "UDP", "hostIP": "10.0.0.2"}),
+                Ok("a"),
+            ),
+        ] {
+            check(&nodes([node("a")]), &others, ports(json!([port])), expected);
+        }
+        let mut on_host = ports(json!([{"containerPort": 80}]));
+        on_host["hostNetwork"] = true.into();
+        check(&nodes([node("a"), node("b")]), &others, on_host, Ok("b"));
     }
 
     #[test]
