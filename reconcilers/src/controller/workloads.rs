@@ -87,10 +87,11 @@ impl Workloads {
         }
     }
 
-    /// Records an event for each pod of `root` of which something else is to be said than before.
+    /// Records an event for each pod of `root` of which something else is to be said than before. Of one that is not created
+    /// yet the next plan tells: an Event belongs to a uid.
     fn report(&self, root: &ObjectKey, unplaced: &[Unplaced]) {
-        let now: BTreeMap<ObjectKey, String> = unplaced
-            .iter()
+        let unplaced = || unplaced.iter().filter(|pod| !pod.uid.is_empty());
+        let now: BTreeMap<ObjectKey, String> = unplaced()
             .map(|pod| (pod.key.clone(), pod.message.clone()))
             .collect();
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
@@ -101,14 +102,10 @@ impl Workloads {
         };
         drop(reported);
         let before = before.unwrap_or_default();
-        for pod in unplaced
-            .iter()
-            .filter(|pod| before.get(&pod.key) != Some(&pod.message))
-        {
-            let stored = self.context.object(&pod.key);
+        for pod in unplaced().filter(|pod| before.get(&pod.key) != Some(&pod.message)) {
             self.context.events.event(EventRecord {
                 key: pod.key.clone(),
-                uid: stored.map(|pod| pod.uid().to_owned()).unwrap_or_default(),
+                uid: pod.uid.clone(),
                 kind: EventKind::Warning,
                 reason: "FailedScheduling",
                 message: pod.message.clone(),
@@ -269,6 +266,27 @@ mod tests {
         assert!(woken.contains(&key));
         workloads.reconcile(&key).await.unwrap();
         assert_eq!(pods(), 6);
+    }
+
+    #[tokio::test]
+    async fn events_of_pods_that_fit_nowhere_are_about_pods_that_exist() {
+        let fixture = Fixture::new(0);
+        fixture.admit().await;
+        let key = ObjectKey::new(Kind::ReplicaSet, "default", "web");
+        let mut set = schemas::Object::new(&key);
+        set.set(&["spec"], json!({"replicas": 1, "template": {"spec": {}}}));
+        fixture.store.create(set, author()).await.unwrap();
+        let workloads = Workloads::new(fixture.context.clone(), Graces::default());
+        for _ in 0..3 {
+            workloads.reconcile(&key).await.unwrap();
+        }
+        let uids: Vec<String> = (fixture.events.take().into_iter())
+            .filter(|event| event.reason == "FailedScheduling")
+            .map(|event| event.uid)
+            .collect();
+        let pods = fixture.context.objects(Kind::Pod, None);
+        let expected: Vec<_> = pods.iter().map(|pod| pod.uid()).collect();
+        assert_eq!(uids, expected);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
