@@ -10,11 +10,12 @@ use schemas::{Object, ObjectKey};
 pub enum Action {
     /// Creates an object with a derived name; that it exists is success.
     Create(Object),
-    /// Sets `spec.replicas` (if given) and annotations of an existing object.
+    /// Sets `spec.replicas`, `spec.minReadySeconds` (if given) and annotations of an existing object.
     Set {
         key: ObjectKey,
         uid: String,
         replicas: Option<u32>,
+        min_ready_seconds: Option<i64>,
         annotations: BTreeMap<String, String>,
     },
     /// Puts a pod on a node, if it is on none yet.

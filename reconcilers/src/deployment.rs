@@ -138,11 +138,13 @@ pub fn plan(deployment: &Object, sets: &mut Vec<ReplicaSetState>, now: Now, plan
         .enumerate()
     {
         let mut annotations = size_annotations(scaled);
+        let mut min_ready = min_ready_seconds(&set.object);
         if index == old_count && !paused {
+            min_ready = min_ready_seconds(deployment);
             annotations.extend(copied_annotations(deployment));
             annotations.extend(revision_annotations(&set.object, new_revision));
         }
-        set_if_changed(&set.object, Some(scaled.replicas), annotations, plan);
+        set_if_changed(&set.object, Some((scaled.replicas, min_ready)), annotations, plan);
         set.replicas = scaled.replicas;
     }
     if create {
@@ -211,24 +213,26 @@ fn revision_annotations(set: &Object, new_revision: u64) -> BTreeMap<String, Str
     annotations
 }
 
+/// `wanted`: `replicas` and `minReadySeconds` of a ReplicaSet.
 fn set_if_changed(
     object: &Object,
-    wanted_replicas: Option<u32>,
+    wanted: Option<(u32, i64)>,
     mut annotations: BTreeMap<String, String>,
     plan: &mut Plan,
 ) {
     annotations.retain(|name, value| object.annotation(name) != Some(value));
+    let (wanted_replicas, wanted_wait) = wanted.unzip();
     let replicas = wanted_replicas.filter(|wanted| *wanted != replicas(object));
-    let Some(key) = object
-        .key()
-        .filter(|_| replicas.is_some() || !annotations.is_empty())
-    else {
+    let min_ready_seconds = wanted_wait.filter(|wanted| *wanted != min_ready_seconds(object));
+    let changes = replicas.is_some() || min_ready_seconds.is_some() || !annotations.is_empty();
+    let Some(key) = object.key().filter(|_| changes) else {
         return;
     };
     plan.actions.push(Action::Set {
         key,
         uid: object.uid().to_owned(),
         replicas,
+        min_ready_seconds,
         annotations,
     });
 }

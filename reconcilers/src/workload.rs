@@ -119,6 +119,7 @@ fn remember_member(pod: &PodState, placement: &Placement, plan: &mut Plan) {
             key: pod.key(),
             uid: pod.object.uid().to_owned(),
             replicas: None,
+            min_ready_seconds: None,
             annotations: BTreeMap::from([(MEMBER_ANNOTATION.to_owned(), node.member())]),
         });
     }

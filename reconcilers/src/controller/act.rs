@@ -80,12 +80,16 @@ async fn write(context: &Context, author: Author, action: Action) -> Result<bool
             key,
             uid,
             replicas,
+            min_ready_seconds,
             annotations,
         } => {
             let change = |object: &Object| {
                 let mut object = object.clone();
                 if let Some(replicas) = replicas {
                     object.set(&["spec", "replicas"], replicas);
+                }
+                if let Some(seconds) = min_ready_seconds {
+                    object.set(&["spec", "minReadySeconds"], seconds);
                 }
                 for (name, value) in &annotations {
                     object.set(&["metadata", "annotations", name], value.clone());

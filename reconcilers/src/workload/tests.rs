@@ -141,12 +141,16 @@ impl World {
                 Action::Set {
                     key,
                     replicas,
+                    min_ready_seconds,
                     annotations,
                     ..
                 } => {
                     let object = self.objects.get_mut(&key).unwrap();
                     if let Some(replicas) = replicas {
                         object.set(&["spec", "replicas"], replicas);
+                    }
+                    if let Some(seconds) = min_ready_seconds {
+                        object.set(&["spec", "minReadySeconds"], seconds);
                     }
                     for (name, value) in annotations {
                         object.set(&["metadata", "annotations", &name], value);
@@ -352,6 +356,21 @@ fn a_rollback_takes_the_old_set_with_a_new_revision_and_history_is_bounded() {
         set.annotation("deployment.kubernetes.io/revision-history"),
         Some("4")
     );
+}
+
+#[test]
+fn a_changed_min_ready_seconds_reaches_the_newest_set() {
+    let mut world = World::new(spec(2));
+    world.run();
+    let seconds = |world: &World| {
+        let set = world.of_kind(Kind::ReplicaSet).next().unwrap();
+        set.i64_at("/spec/minReadySeconds")
+    };
+    for wanted in [5, 0] {
+        world.edit(&["spec", "minReadySeconds"], wanted);
+        world.settle();
+        assert_eq!(seconds(&world), Some(wanted));
+    }
 }
 
 #[test]
