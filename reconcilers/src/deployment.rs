@@ -1,10 +1,11 @@
-//! The ReplicaSets of a Deployment: one per template, revisions for rollback, history.
+//! The ReplicaSets of a Deployment: one per template (with its defaults), revisions for rollback, history.
 //!
 //! How many replicas each gets is decided in [`crate::rollout`], their pods in [`crate::replica_set`]. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemas::validate::defaulted;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Map, Value, json};
 
@@ -63,10 +64,32 @@ pub fn replicas(object: &Object) -> u32 {
         .map_or(1, |replicas| u32::try_from(replicas.max(0)).unwrap_or(u32::MAX))
 }
 
-/// Returns the name of the ReplicaSet of a Deployment's present template; None if the template is missing.
-pub fn new_replica_set_name(deployment: &Object) -> Option<String> {
+/// Returns the name of the ReplicaSet of a Deployment's present template; None if the template is missing. Of `sets`, its
+/// own, one whose template differs in written or left out defaults alone is taken, so that nothing restarts for them.
+pub fn new_replica_set_name(deployment: &Object, sets: &[ReplicaSetState]) -> Option<String> {
     let hash = template_hash(deployment.pointer("/spec/template")?);
-    Some(format!("{}-{hash}", deployment.name()))
+    let name = format!("{}-{hash}", deployment.name());
+    if sets.iter().any(|set| set.object.name() == name) {
+        return Some(name);
+    }
+    let wanted = defaulted_template(deployment);
+    let same = sets
+        .iter()
+        .filter(|set| defaulted_template(&set.object) == wanted)
+        .max_by_key(|set| (set.revision(), set.object.name()));
+    Some(same.map_or(name, |set| set.object.name().to_owned()))
+}
+
+/// Returns the template with Kubernetes' defaults, and without the label that is ours.
+fn defaulted_template(owner: &Object) -> Option<Value> {
+    let mut template = defaulted(owner).pointer("/spec/template").cloned()?;
+    if let Some(labels) = template
+        .pointer_mut("/metadata/labels")
+        .and_then(Value::as_object_mut)
+    {
+        labels.remove(TEMPLATE_HASH_LABEL);
+    }
+    Some(template)
 }
 
 /// Returns `spec.strategy` in pods.
@@ -88,7 +111,7 @@ fn number(object: &Object, annotation: &str) -> Option<u32> {
 /// Adds to `plan` what brings the ReplicaSets of a Deployment in line, and sets the `replicas` of each, so that their
 /// pods can be planned at once. Sets that are removed are taken out of `sets`.
 pub fn plan(deployment: &Object, sets: &mut Vec<ReplicaSetState>, now: Now, plan: &mut Plan) {
-    let Some(new_name) = new_replica_set_name(deployment) else {
+    let Some(new_name) = new_replica_set_name(deployment, sets) else {
         return;
     };
     let paused = deployment.pointer("/spec/paused").and_then(Value::as_bool) == Some(true);

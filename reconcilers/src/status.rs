@@ -88,7 +88,7 @@ pub fn deployment_status(
     sets: &[ReplicaSetState],
     now: Now,
 ) -> (Value, Option<Duration>) {
-    let new_name = new_replica_set_name(deployment).unwrap_or_default();
+    let new_name = new_replica_set_name(deployment, sets).unwrap_or_default();
     let mut total = Counts::default();
     let mut updated = 0;
     for set in sets {

@@ -124,7 +124,7 @@ fn deployment(replicas: u32) -> Object {
 }
 
 fn set(deployment: &Object, replicas: u32, ready: u32) -> ReplicaSetState {
-    let name = new_replica_set_name(deployment).unwrap();
+    let name = new_replica_set_name(deployment, &[]).unwrap();
     let set = Object::new(&ObjectKey::new(Kind::ReplicaSet, "default", name));
     let pods = (0..replicas).map(|number| {
         let mut pod = pod();

@@ -306,7 +306,7 @@ fn a_rollout_keeps_its_bounds_at_every_step_and_ends_spread() {
         assert!(ready >= 8, "maxUnavailable 25 % of 10 is 2: {ready}");
         world.kubelets((steps < 3).then_some(2));
         steps += 1;
-        let new = crate::deployment::new_replica_set_name(world.deployment()).unwrap();
+        let new = crate::deployment::new_replica_set_name(world.deployment(), &[]).unwrap();
         let updated = world
             .pods()
             .iter()
@@ -349,12 +349,45 @@ fn a_rollback_takes_the_old_set_with_a_new_revision_and_history_is_bounded() {
     assert_eq!(revisions, ["4", "5", "6"]);
     world.edit(&IMAGE, "web:3");
     world.run();
-    let set = crate::deployment::new_replica_set_name(world.deployment()).unwrap();
+    let set = crate::deployment::new_replica_set_name(world.deployment(), &[]).unwrap();
     let set = &world.objects[&ObjectKey::new(Kind::ReplicaSet, "default", set)];
     assert_eq!(set.annotation("deployment.kubernetes.io/revision"), Some("7"));
     assert_eq!(
         set.annotation("deployment.kubernetes.io/revision-history"),
         Some("4")
+    );
+}
+
+#[test]
+fn a_default_that_is_written_out_or_left_out_restarts_nothing() {
+    let mut world = World::new(spec(2));
+    world.run();
+    let pods = |world: &World| -> Vec<_> { world.of_kind(Kind::Pod).cloned().collect() };
+    let before = pods(&world);
+    let containers = ["spec", "template", "spec", "containers"];
+    for container in [
+        json!({"name": "web", "image": "web:1", "imagePullPolicy": "IfNotPresent"}),
+        json!({"name": "web", "image": "web:1", "resources": {}}),
+    ] {
+        world.edit(&containers, json!([container]));
+        world.run();
+        assert_eq!(pods(&world), before, "{container}");
+    }
+    world.edit(
+        &containers,
+        json!([{"name": "web", "image": "web:1", "imagePullPolicy": "Always"}]),
+    );
+    world.run();
+    assert_eq!(world.of_kind(Kind::ReplicaSet).count(), 2);
+    world.edit(
+        &containers,
+        json!([{"name": "web", "image": "web:1", "imagePullPolicy": "IfNotPresent"}]),
+    );
+    world.run();
+    assert_eq!(
+        world.of_kind(Kind::ReplicaSet).count(),
+        2,
+        "the first is taken again"
     );
 }
 
@@ -657,7 +690,7 @@ proptest! {
         }
         world.run();
         let replicas = usize::try_from(crate::deployment::replicas(world.deployment())).unwrap();
-        let new = crate::deployment::new_replica_set_name(world.deployment()).unwrap();
+        let new = crate::deployment::new_replica_set_name(world.deployment(), &[]).unwrap();
         let updated = world.pods().iter().filter(|pod| pod.name().starts_with(&new)).count();
         prop_assert_eq!((updated, world.ready(), world.of_kind(Kind::Pod).count()), (replicas, replicas, replicas));
     }
