@@ -26,6 +26,12 @@ pub enum Action {
         /// For [`crate::pod_state::MEMBER_ANNOTATION`].
         member: String,
     },
+    /// Takes the owner with uid `owner` off a pod, which then is a pod of its own.
+    Release {
+        key: ObjectKey,
+        uid: String,
+        owner: String,
+    },
     /// Marks an object as being deleted. A pod's node takes the last step, elsewhere who takes its last finalizer does.
     Delete { key: ObjectKey, uid: String },
     /// Removes an object for good.

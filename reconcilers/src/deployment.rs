@@ -2,9 +2,10 @@
 //!
 //! How many replicas each gets is decided in [`crate::rollout`], their pods in [`crate::replica_set`]. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use schemas::selector::LabelSelector;
 use schemas::validate::defaulted;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Map, Value, json};
@@ -39,15 +40,28 @@ const REVISION_HISTORY_LIMIT: i64 = 10;
 pub struct ReplicaSetState {
     pub object: Arc<Object>,
     pub pods: Vec<PodState>,
+    /// Pods that it controls although its selector does not match their labels: somebody took them out.
+    pub strangers: Vec<PodState>,
+    /// Names that pods of this set cannot have, since other pods have them.
+    pub taken_names: BTreeSet<String>,
     pub replicas: u32,
 }
 
 impl ReplicaSetState {
     pub fn new(object: Arc<Object>, pods: Vec<PodState>) -> Self {
+        let selector = selector(&object);
+        let is_own = |pod: &PodState| {
+            selector
+                .as_ref()
+                .is_none_or(|selector| selector.matches_object(&pod.object))
+        };
+        let (pods, strangers) = pods.into_iter().partition::<Vec<_>, _>(is_own);
         let replicas = replicas(&object);
         Self {
             object,
+            taken_names: strangers.iter().map(|pod| pod.name().to_owned()).collect(),
             pods,
+            strangers,
             replicas,
         }
     }
@@ -55,6 +69,15 @@ impl ReplicaSetState {
     fn revision(&self) -> u64 {
         revision(&self.object)
     }
+}
+
+/// Returns `spec.selector` if it decides whose pods are whose: a set whose own template it does not match would make pods
+/// without end, and one that is being deleted takes its pods along.
+fn selector(set: &Object) -> Option<LabelSelector> {
+    let selector = LabelSelector::from_object(set.pointer("/spec/selector")?).ok()?;
+    let labels = set.pointer("/spec/template/metadata/labels")?;
+    let decides = selector.matches(|key| labels[key].as_str()) && !set.is_terminating();
+    decides.then_some(selector)
 }
 
 /// Returns `spec.replicas`, by default 1.
@@ -306,7 +329,8 @@ fn forget_history(deployment: &Object, sets: &mut Vec<ReplicaSetState>, old_coun
     let forgotten: Vec<Arc<Object>> = sets
         .iter()
         .take(surplus)
-        .filter(|set| replicas(&set.object) == 0 && set.replicas == 0 && set.pods.is_empty())
+        .filter(|set| replicas(&set.object) == 0 && set.replicas == 0)
+        .filter(|set| set.pods.is_empty() && set.strangers.is_empty())
         .map(|set| set.object.clone())
         .collect();
     sets.retain(|set| !forgotten.iter().any(|object| Arc::ptr_eq(object, &set.object)));

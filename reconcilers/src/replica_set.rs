@@ -35,6 +35,8 @@ pub struct Pods<'a> {
     pub replicas: u32,
     /// All pods that it controls.
     pub pods: &'a [PodState],
+    /// As in [`crate::deployment::ReplicaSetState::taken_names`].
+    pub taken_names: &'a BTreeSet<String>,
 }
 
 /// A slot: numbered, or that of a pod that somebody else made and that has no number.
@@ -265,8 +267,9 @@ fn create(set: Pods<'_>, number: u32, chooser: &mut Chooser<'_>, plan: &mut Plan
         .unwrap_or_default();
     let name = loop {
         let name = pod_name(owner.name(), owner.uid(), number, attempt);
-        // Five letters may collide with a pod of another slot; step over it as both owners would.
-        if !set.pods.iter().any(|pod| pod.name() == name) {
+        // Five letters may collide with a pod of another slot, and a pod that was taken out keeps its name; step over it
+        // as both owners would.
+        if !set.pods.iter().any(|pod| pod.name() == name) && !set.taken_names.contains(&name) {
             break name;
         }
         attempt = attempt.saturating_add(1);

@@ -26,7 +26,8 @@ pub struct Tree {
 impl Tree {
     /// Drops what is wanted, so that planning only takes the last steps for what is being deleted.
     pub fn ending(self) -> Self {
-        let sets = self.replica_sets.into_iter().flat_map(|set| set.pods);
+        let sets = self.replica_sets.into_iter();
+        let sets = sets.flat_map(|set| set.pods.into_iter().chain(set.strangers));
         let mut loose: Vec<PodState> = sets.chain(self.loose).collect();
         loose.retain(|pod| pod.object.is_terminating());
         Self {
@@ -91,7 +92,14 @@ pub fn plan(mut tree: Tree, mut placement: Placement, now: Now) -> Plan {
             replica_set: &set.object,
             replicas: set.replicas,
             pods: &set.pods,
+            taken_names: &set.taken_names,
         };
+        let strangers = set.strangers.iter().map(|pod| Action::Release {
+            key: pod.key(),
+            uid: pod.object.uid().to_owned(),
+            owner: set.object.uid().to_owned(),
+        });
+        plan.actions.extend(strangers);
         replica_set::plan(pods, &mut carried, &mut placement, now, &mut plan);
     }
     end_what_is_deleted(&tree.loose, &mut plan);

@@ -2,6 +2,7 @@
 
 use futures::{StreamExt, TryStreamExt, stream};
 use schemas::{Kind, Object, ObjectKey, OwnerReference, deletion};
+use serde_json::Value;
 use store::{Author, Precondition, WriteError};
 use tracing::info;
 
@@ -114,6 +115,17 @@ async fn write(context: &Context, author: Author, action: Action) -> Result<bool
             };
             update(context, &key, &of(uid), author, change).await
         }
+        Action::Release { key, uid, owner } => {
+            let change = |object: &Object| {
+                let mut object = object.clone();
+                if let Some(Value::Array(owners)) = object.pointer("/metadata/ownerReferences").cloned() {
+                    let others = owners.into_iter().filter(|other| other["uid"] != *owner);
+                    object.set(&["metadata", "ownerReferences"], others.collect::<Vec<_>>());
+                }
+                object
+            };
+            update(context, &key, &of(uid), author, change).await
+        }
         Action::Delete { key, uid } => {
             let now = author.unix_seconds;
             update(context, &key, &of(uid), author, |object| {
@@ -159,6 +171,7 @@ fn key(action: &Action) -> Option<ObjectKey> {
         Action::Create(object) => object.key(),
         Action::Set { key, .. }
         | Action::Place { key, .. }
+        | Action::Release { key, .. }
         | Action::Delete { key, .. }
         | Action::Remove { key, .. } => Some(key.clone()),
     }
@@ -169,6 +182,7 @@ fn verb(action: &Action) -> &'static str {
         Action::Create(_) => "create",
         Action::Set { .. } => "set",
         Action::Place { .. } => "place",
+        Action::Release { .. } => "release",
         Action::Delete { .. } => "delete",
         Action::Remove { .. } => "remove",
     }

@@ -100,8 +100,20 @@ impl Context {
                 None => true,
             };
             if is_ours {
-                let pods = owned.remove(set.uid()).unwrap_or_default();
-                tree.replica_sets.push(ReplicaSetState::new(set.clone(), pods));
+                let own = owned.remove(set.uid()).unwrap_or_default();
+                let mut state = ReplicaSetState::new(set.clone(), own);
+                let named_like_its_own = |pod: &&Object| {
+                    let rest = pod.name().strip_prefix(set.name());
+                    rest.is_some_and(|rest| rest.starts_with('-'))
+                };
+                let others = pods
+                    .iter()
+                    .map(AsRef::as_ref)
+                    .filter(|pod| pod.namespace() == key.namespace)
+                    .filter(named_like_its_own)
+                    .filter(|pod| pod.controller().is_none_or(|owner| owner.uid != set.uid()));
+                state.taken_names.extend(others.map(|pod| pod.name().to_owned()));
+                tree.replica_sets.push(state);
             }
         }
         tree.loose = owned.into_values().flatten().collect();

@@ -269,6 +269,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_pod_whose_labels_are_taken_away_is_replaced_and_left_alone() {
+        let fixture = Fixture::new(20);
+        fixture.admit().await;
+        let key = ObjectKey::new(Kind::ReplicaSet, "default", "web");
+        let mut set = schemas::Object::new(&key);
+        let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {}});
+        let selector = json!({"matchLabels": {"app": "web"}});
+        set.set(
+            &["spec"],
+            json!({"replicas": 2, "selector": selector, "template": template}),
+        );
+        fixture.store.create(set, author()).await.unwrap();
+        let workloads = Workloads::new(fixture.context.clone(), Graces::default());
+        workloads.reconcile(&key).await.unwrap();
+        let taken_out = fixture.context.objects(Kind::Pod, None)[0].key().unwrap();
+        fixture
+            .edit(&taken_out, &["metadata", "labels", "app"], json!("debug"))
+            .await;
+        for _ in 0..2 {
+            workloads.reconcile(&key).await.unwrap();
+            let pods = fixture.context.objects(Kind::Pod, None);
+            let own = pods.iter().filter(|pod| pod.controller().is_some()).count();
+            assert_eq!((own, pods.len()), (2, 3));
+        }
+        assert!(workloads.plan(&key).actions.is_empty());
+        fixture.edit(&key, &["spec", "replicas"], json!(0)).await;
+        workloads.reconcile(&key).await.unwrap();
+        let pods = fixture.context.objects(Kind::Pod, None);
+        let left = pods.iter().filter(|pod| !pod.is_terminating());
+        assert_eq!(left.filter_map(|pod| pod.key()).collect::<Vec<_>>(), [taken_out]);
+    }
+
+    #[tokio::test]
     async fn events_of_pods_that_fit_nowhere_are_about_pods_that_exist() {
         let fixture = Fixture::new(0);
         fixture.admit().await;

@@ -166,6 +166,10 @@ impl World {
                         member,
                     );
                 }
+                Action::Release { key, .. } => {
+                    let pod = self.objects.get_mut(&key).unwrap();
+                    pod.set(&["metadata", "ownerReferences"], json!([]));
+                }
                 Action::Delete { key, .. } => {
                     let pod = self.objects.get_mut(&key).unwrap();
                     pod.set(&["metadata", "deletionTimestamp"], "2026-01-01T00:00:00Z");
