@@ -109,12 +109,10 @@ pub fn plan(
     let min_ready = min_ready_seconds(set.replica_set);
     let mut slots = filled(set.pods);
     let wanted = usize::try_from(set.replicas).unwrap_or(usize::MAX);
-    while slots.len() > wanted {
-        let Some(victim) = victim(&slots, min_ready, now) else {
-            break;
-        };
+    let surplus = slots.len().saturating_sub(wanted);
+    for victim in victims(&slots, surplus, min_ready, now) {
         let Some(slot) = slots.remove(&victim) else {
-            break;
+            continue;
         };
         plan.actions.extend(slot.kept.end());
         plan.actions
@@ -184,12 +182,17 @@ pub fn plan(
     }
 }
 
-/// Chooses the slot to give up: as Kubernetes ranks pods, but what is not available goes before what is, so that a
-/// rollout never takes an available pod while it could take another.
-fn victim<'a>(slots: &BTreeMap<Slot<'a>, Filled<'a>>, min_ready: i64, now: Now) -> Option<Slot<'a>> {
-    let mut together: BTreeMap<&str, u32> = BTreeMap::new();
-    for slot in slots.values() {
-        *together.entry(slot.kept.node()).or_default() += 1;
+/// Chooses the slots to give up, first to last: as Kubernetes ranks pods, but what is not available goes before what is, so
+/// that a rollout never takes an available pod while it could take another. Of equals, one of the node that has the most
+/// goes, counted without those that went before.
+fn victims<'a>(
+    slots: &BTreeMap<Slot<'a>, Filled<'a>>,
+    count: usize,
+    min_ready: i64,
+    now: Now,
+) -> Vec<Slot<'a>> {
+    if count == 0 {
+        return Vec::new();
     }
     let rank = |pod: &PodState| {
         let live = match pod.host {
@@ -198,7 +201,7 @@ fn victim<'a>(slots: &BTreeMap<Slot<'a>, Filled<'a>>, min_ready: i64, now: Now) 
         };
         let cost = pod.object.annotation(DELETION_COST_ANNOTATION);
         let created = from_rfc3339(pod.object.str_at("/metadata/creationTimestamp"));
-        (
+        let class = (
             (
                 pod.host != Host::None,
                 live || pod.ready_since.is_some(),
@@ -206,13 +209,35 @@ fn victim<'a>(slots: &BTreeMap<Slot<'a>, Filled<'a>>, min_ready: i64, now: Now) 
             ),
             (pod.ready_since.is_some(), pod.is_available(min_ready, now), live),
             cost.and_then(|cost| cost.parse::<i32>().ok()).unwrap_or_default(),
-            Reverse(together.get(pod.node()).copied().unwrap_or_default()),
+        );
+        let among_equals = (
             (Reverse(pod.ready_since), Reverse(pod.restarts), Reverse(created)),
             hash(&["victim", pod.name(), pod.node()]),
-        )
+        );
+        (class, among_equals)
     };
-    let (slot, _) = slots.iter().min_by_key(|(_, slot)| rank(slot.kept))?;
-    Some(slot.clone())
+    let ranked = slots
+        .iter()
+        .map(|(slot, filled)| (rank(filled.kept), slot, filled.kept.node()));
+    let mut ranked: Vec<_> = ranked.collect();
+    ranked.sort();
+    // How many a node still has when it is the turn of a pod: those that go later, and itself.
+    let mut together: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut order: Vec<_> = ranked
+        .into_iter()
+        .rev()
+        .map(|((class, among_equals), slot, node)| {
+            let here = together.entry(node).or_default();
+            *here += 1;
+            (class, Reverse(*here), among_equals, slot)
+        })
+        .collect();
+    order.sort();
+    order
+        .into_iter()
+        .take(count)
+        .map(|(.., slot)| slot.clone())
+        .collect()
 }
 
 /// Chooses nodes while a plan grows.
