@@ -128,14 +128,15 @@ impl Reconciler for Garbage {
             Trigger::Store(WatchEvent::Deleted { view }) => match view.key.kind {
                 Kind::Namespace => vec![GarbageKey::Orphans],
                 Kind::Event | Kind::Endpoints | Kind::EndpointSlice => Vec::new(),
-                _ => {
-                    let dependents = GarbageKey::Dependents {
+                kind => {
+                    // Who goes often, pods, owns nothing of ours. What users gave to such owners goes with the next resync.
+                    let dependents = kind.row().owner.then(|| GarbageKey::Dependents {
                         namespace: view.key.namespace.clone(),
                         uid: view.object.uid().to_owned(),
-                    };
+                    });
                     self.going(&view.key.namespace)
                         .into_iter()
-                        .chain([dependents])
+                        .chain(dependents)
                         .collect()
                 }
             },
@@ -175,6 +176,31 @@ mod tests {
 
     use super::super::fixture::{Fixture, author};
     use super::*;
+
+    #[tokio::test]
+    async fn what_a_pod_owns_goes_with_the_next_resync_and_is_not_looked_for_at_every_deletion() {
+        let fixture = Fixture::new(110);
+        let garbage = Garbage::new(fixture.context.clone());
+        for (kind, looks) in [(Kind::ReplicaSet, 1), (Kind::Pod, 0)] {
+            let owner = ObjectKey::new(kind, "default", "owner");
+            let view = fixture.store.create(Object::new(&owner), author()).await.unwrap();
+            let owned = ObjectKey::new(Kind::Service, "default", "owned");
+            let mut object = Object::new(&owned);
+            let reference = crate::replica_set::controller_reference(&view.object);
+            object.set(&["metadata", "ownerReferences"], json!([reference]));
+            fixture.store.create(object, author()).await.unwrap();
+            fixture.remove(&owner).await;
+            let keys = garbage.keys(&Trigger::Store(WatchEvent::Deleted { view }));
+            assert_eq!(keys.len(), looks, "{kind}");
+            // On resync, each object comes as it is.
+            let view = fixture.store.get(&owned).unwrap();
+            let resync = Trigger::Store(WatchEvent::Put { view, previous: None });
+            for key in garbage.keys(&resync) {
+                garbage.reconcile(&key).await.unwrap();
+            }
+            assert_eq!(fixture.context.object(&owned), None, "{kind}");
+        }
+    }
 
     #[tokio::test]
     async fn finalizers_hold_a_namespace_and_what_is_in_it() {
