@@ -21,6 +21,7 @@ pub struct FakeNetwork {
 struct State {
     range: Option<IpNet>,
     routes: BTreeMap<IpNet, IpAddr>,
+    refuses_routes: bool,
     pods: HashMap<String, Attached>,
 }
 
@@ -42,6 +43,11 @@ impl FakeNetwork {
     pub fn routes(&self) -> BTreeMap<IpNet, IpAddr> {
         lock(&self.state).routes.clone()
     }
+
+    /// Makes `set_routes` fail, or succeed again.
+    pub fn refuse_routes(&self, refuses: bool) {
+        lock(&self.state).refuses_routes = refuses;
+    }
 }
 
 #[async_trait]
@@ -56,7 +62,14 @@ impl PodNetwork for FakeNetwork {
     }
 
     async fn set_routes(&self, routes: &BTreeMap<IpNet, IpAddr>) -> Result<(), PortError> {
-        lock(&self.state).routes.clone_from(routes);
+        let mut state = lock(&self.state);
+        if state.refuses_routes {
+            return Err(PortError::Unavailable {
+                operation: "set the routes",
+                message: "Nexthop has invalid gateway.".to_owned(),
+            });
+        }
+        state.routes.clone_from(routes);
         Ok(())
     }
 
