@@ -381,6 +381,13 @@ fn container(entry: ListContainer) -> Option<Container> {
                 .unwrap_or_default(),
             started_unix_seconds,
         },
+        // The machine went down under it: Podman resets such containers to an exit with code 0 that nobody saw.
+        "exited" if entry.exited == Some(false) => ContainerState::Exited {
+            code: EXIT_KILLED,
+            oom_killed: false,
+            started_unix_seconds,
+            finished_unix_seconds: started_unix_seconds.max(entry.exited_at.unwrap_or_default()),
+        },
         "exited" | "stopped" => ContainerState::Exited {
             code: entry.exit_code.unwrap_or_default(),
             oom_killed: false,
@@ -545,6 +552,30 @@ mod tests {
             (json!(-1), 15),
         ] {
             assert_eq!(stop_signal(&value), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_the_machine_took_down_was_killed() {
+        // As Podman 4.3 lists them: one that ended by itself, and one that ran when the power went.
+        let entry = |exited: bool, exited_at: i64| {
+            json!({
+                "Id": "05b1", "Names": ["job"], "Image": "i", "ImageID": "1c2e", "Labels": {}, "State": "exited",
+                "ExitCode": 0, "Exited": exited, "ExitedAt": exited_at, "StartedAt": 1_763_740_800, "Pid": 0,
+            })
+        };
+        for (entry, code, finished) in [
+            (entry(true, 1_763_740_860), 0, 1_763_740_860),
+            (entry(false, -62_135_596_800), EXIT_KILLED, 1_763_740_800),
+        ] {
+            let expected = ContainerState::Exited {
+                code,
+                oom_killed: false,
+                started_unix_seconds: 1_763_740_800,
+                finished_unix_seconds: finished,
+            };
+            let read = container(serde_json::from_value(entry).unwrap()).unwrap();
+            assert_eq!(read.state, expected);
         }
     }
 
