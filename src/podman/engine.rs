@@ -90,12 +90,13 @@ impl Podman {
     /// Kills and removes every container of this cluster on this machine, for a node that leaves it.
     ///
     /// # Errors
-    /// Podman does not answer, or refuses to remove one.
+    /// Podman does not answer, or the first one that it refuses to remove, after all others were.
     pub async fn remove_all(&self) -> Result<(), PortError> {
+        let mut result = Ok(());
         for container in self.list().await? {
-            self.remove(&container.id).await?;
+            result = result.and(self.remove(&container.id).await);
         }
-        Ok(())
+        result
     }
 
     /// Describes the machine and its engine. Takes Podman 200 ms: ask once, not in a loop.
