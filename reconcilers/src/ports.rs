@@ -288,6 +288,8 @@ pub trait ContainerRuntime: Send + Sync {
         policy: PullPolicy,
         pulling: &(dyn Fn() + Send + Sync),
     ) -> Result<(), PortError>;
+    /// Returns as whom a present image runs if nobody chooses: `user[:group]`, names or numbers; empty: root.
+    async fn image_user(&self, image: &str) -> Result<String, PortError>;
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, PortError>;
     async fn start(&self, id: &ContainerId) -> Result<(), PortError>;
     /// SIGTERM (the image's stop signal), then SIGKILL after `grace`; returns when it has exited. Stopped already: Ok.

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, Shared, WeakShared};
 use futures::{FutureExt, StreamExt};
-use http::StatusCode;
+use http::{Method, StatusCode};
 use podman_api::opts::PullOpts;
 use reconcilers::ports::{PortError, PullPolicy};
+use serde::Deserialize;
 
 use super::runtime::{LIMIT, Podman};
 use super::socket::{CallError, within};
@@ -163,6 +164,14 @@ impl Pulls {
     }
 }
 
+/// What is read of an image's inspection.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    #[serde(default)]
+    user: String,
+}
+
 impl Podman {
     /// Finds the name under which Podman knows the image, or would after a pull; the flag says whether it is there.
     pub(super) async fn resolve(&self, name: &ImageName) -> Result<(String, bool), CallError> {
@@ -176,6 +185,22 @@ impl Podman {
 
     async fn has_image(&self, full_name: &str) -> Result<bool, CallError> {
         within(LIMIT, self.api.images().get(full_name).exists()).await
+    }
+
+    /// See [`reconcilers::ports::ContainerRuntime::image_user`].
+    pub(super) async fn user_of(&self, image: &str) -> Result<String, PortError> {
+        let name = ImageName::parse(image)?;
+        let look = async {
+            let (found, _) = self.resolve(&name).await?;
+            let target = format!("/images/{found}/json");
+            self.socket
+                .json::<Inspected>(Method::GET, &target, None, LIMIT)
+                .await
+        };
+        match look.await {
+            Ok(inspected) => Ok(inspected.user),
+            Err(error) => Err(error.into_port("look at the image", "InspectFailed")),
+        }
     }
 
     /// See [`reconcilers::ports::ContainerRuntime::ensure_image`].

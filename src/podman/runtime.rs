@@ -450,6 +450,10 @@ impl ContainerRuntime for Podman {
         self.make_present(image, policy, pulling).await
     }
 
+    async fn image_user(&self, image: &str) -> Result<String, PortError> {
+        self.user_of(image).await
+    }
+
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, PortError> {
         let name = ImageName::parse(&spec.image)?;
         let failed = |error: CallError| error.into_port("create the container", "CreateContainerError");

@@ -521,6 +521,13 @@ fn images_are_found_pulled_or_refused() {
             ] {
                 assert_eq!(reason(image, policy).await, expected, "{image} {policy:?}");
             }
+            host.shell(&format!(
+                "printf 'FROM {IMAGE}\\nUSER 7:8\\n' | podman build -q -t localhost/user:1 -"
+            ));
+            for (image, user) in [(IMAGE, ""), ("busybox:test", ""), ("user:1", "7:8")] {
+                assert_eq!(podman.image_user(image).await.unwrap(), user, "{image}");
+            }
+            assert!(podman.image_user("localhost/absent").await.is_err());
             let short = ContainerSpec {
                 image: "busybox:test".into(),
                 ..spec("short", IDLE)

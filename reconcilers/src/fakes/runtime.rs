@@ -27,6 +27,7 @@ struct State {
     next: u64,
     containers: BTreeMap<String, (Container, ContainerSpec)>,
     images: HashSet<String>,
+    image_users: HashMap<String, String>,
     /// Refusals of `ensure_image` by image: reason and message.
     broken_images: HashMap<String, (&'static str, String)>,
     exec: HashMap<Vec<String>, (i32, String)>,
@@ -67,6 +68,12 @@ impl FakeRuntime {
                 state.broken_images.remove(image);
             }
         }
+    }
+
+    /// Sets as whom an image runs; otherwise as root.
+    pub fn set_image_user(&self, image: &str, user: &str) {
+        let mut state = self.state();
+        state.image_users.insert(image.to_owned(), user.to_owned());
     }
 
     /// Sets what a command gives in every container; otherwise it gives 0 and nothing.
@@ -180,6 +187,14 @@ impl ContainerRuntime for FakeRuntime {
         }
         state.images.insert(image.to_owned());
         Ok(())
+    }
+
+    async fn image_user(&self, image: &str) -> Result<String, PortError> {
+        let state = self.state();
+        if !state.images.contains(image) {
+            return Err(PortError::NotFound(format!("image {image}")));
+        }
+        Ok(state.image_users.get(image).cloned().unwrap_or_default())
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, PortError> {

@@ -22,7 +22,10 @@ use super::memory::{Backoff, Failure, PodMemory};
 use super::plan::{Action, Phase, Plan, Wanted, plan};
 use super::probe::{ProbeResults, Prober};
 use super::probing::Probing;
-use super::spec::{Built, DesiredPod, NodeSettings, Surroundings, build, host_attachment, pull_policy};
+use super::spec::{
+    Built, ConfigError, DesiredPod, NodeSettings, Surroundings, build, host_attachment, needs_image_user,
+    pull_policy,
+};
 use super::status::{StatusInput, status};
 use super::stop::interruptible;
 use super::volumes;
@@ -573,7 +576,9 @@ impl PodRunner {
         };
         let spec = match self.build(pod, &attachment, container, attempt).await {
             Ok(spec) => spec,
-            Err(message) => {
+            Err(error @ PortError::Unavailable { .. }) => return Err(error.into()),
+            Err(error) => {
+                let message = error.to_string();
                 return Ok(self.container_failed(name, job, memory, "CreateContainerConfigError", message));
             }
         };
@@ -620,18 +625,29 @@ impl PodRunner {
         attachment: &Attachment,
         container: &v1::Container,
         attempt: u32,
-    ) -> Result<crate::ports::ContainerSpec, String> {
+    ) -> Result<crate::ports::ContainerSpec, PortError> {
+        let refused = |message: String| PortError::Refused {
+            reason: "CreateContainerConfigError",
+            message,
+        };
+        let image_user = if needs_image_user(pod, container) {
+            let image = container.image.as_deref().unwrap_or_default();
+            self.ports.runtime.image_user(image).await?
+        } else {
+            String::new()
+        };
         let surroundings = Surroundings {
             pod,
             node: &self.node,
             gateway: self.ports.network.gateway(),
             attachment,
+            image_user: &image_user,
         };
         let Built { spec, directories } =
-            build(&surroundings, container, attempt).map_err(|error| error.to_string())?;
+            build(&surroundings, container, attempt).map_err(|ConfigError(message)| refused(message))?;
         if !directories.is_empty() {
             let made = on_disk(move || volumes::make_directories(&directories)).await;
-            made.map_err(|error| format!("subPath: {error}"))?;
+            made.map_err(|error| refused(format!("subPath: {error}")))?;
         }
         Ok(spec)
     }

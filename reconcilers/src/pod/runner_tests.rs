@@ -511,6 +511,25 @@ async fn containers_that_cannot_be_made_are_tried_ever_more_rarely() {
 }
 
 #[tokio::test]
+async fn a_container_runs_as_its_image_says_and_never_as_root_if_it_must_not() {
+    let mut spec = web();
+    spec["securityContext"] = json!({ "runAsGroup": 9, "runAsNonRoot": true });
+    let mut machine = Machine::new(spec).await;
+    machine.settle().await;
+    assert_eq!(
+        machine.at("/containerStatuses/0/state/waiting/reason"),
+        "CreateContainerConfigError"
+    );
+    assert_eq!(machine.running(), []);
+    machine.runtime.set_image_user("web:1", "7");
+    while let Some(again) = machine.settle().await {
+        machine.clock.advance(again);
+    }
+    let [id] = machine.running().try_into().unwrap();
+    assert_eq!(machine.runtime.spec(&id).unwrap().user.as_deref(), Some("7:9"));
+}
+
+#[tokio::test]
 async fn an_image_that_is_there_is_not_said_to_be_pulled() {
     let spec = json!({ "containers": [
         { "name": "a", "image": "web:1" }, { "name": "b", "image": "web:1" },

@@ -60,6 +60,8 @@ pub struct Surroundings<'a> {
     /// Where containers reach this node's DNS, if the pod network is there.
     pub gateway: Option<IpAddr>,
     pub attachment: &'a Attachment,
+    /// As whom the image runs, where [`needs_image_user`] says that it matters.
+    pub image_user: &'a str,
 }
 
 /// Longest host name that Linux takes is 64 with its end mark.
@@ -218,7 +220,7 @@ pub fn build(
         hostname,
         tty: container.tty == Some(true),
         stdin: container.stdin == Some(true),
-        user: user(pod, container)?,
+        user: RunAs::of(pod, container).user(surroundings.image_user)?,
         privileged: security.and_then(|context| context.privileged) == Some(true),
         read_only_root: security.and_then(|context| context.read_only_root_filesystem) == Some(true),
         capabilities_add: capabilities.and_then(|list| list.add.clone()).unwrap_or_default(),
@@ -387,29 +389,67 @@ fn dns(surroundings: &Surroundings<'_>) -> DnsConfig {
     dns
 }
 
-/// `user[:group]` of the container's or the pod's security context.
-fn user(pod: &DesiredPod, container: &Container) -> Result<Option<String>, ConfigError> {
-    let own = container.security_context.as_ref();
-    let shared = pod.spec().security_context.as_ref();
-    let id = own
-        .and_then(|context| context.run_as_user)
-        .or_else(|| shared.and_then(|context| context.run_as_user));
-    let group = own
-        .and_then(|context| context.run_as_group)
-        .or_else(|| shared.and_then(|context| context.run_as_group));
-    let not_root = own
-        .and_then(|context| context.run_as_non_root)
-        .or_else(|| shared.and_then(|context| context.run_as_non_root));
-    if not_root == Some(true) && id == Some(0) {
-        let text = "container's runAsUser breaks non-root policy";
-        return Err(ConfigError(text.to_owned()));
+/// Tells whether the user of a container depends on its image.
+pub(super) fn needs_image_user(pod: &DesiredPod, container: &Container) -> bool {
+    let run_as = RunAs::of(pod, container);
+    run_as.user.is_none() && (run_as.group.is_some() || run_as.not_root)
+}
+
+/// As whom a container is to run: its own security context, then the pod's.
+struct RunAs {
+    user: Option<i64>,
+    group: Option<i64>,
+    not_root: bool,
+}
+
+impl RunAs {
+    fn of(pod: &DesiredPod, container: &Container) -> RunAs {
+        let own = container.security_context.as_ref();
+        let shared = pod.spec().security_context.as_ref();
+        let not_root = own
+            .and_then(|context| context.run_as_non_root)
+            .or_else(|| shared.and_then(|context| context.run_as_non_root));
+        RunAs {
+            user: own
+                .and_then(|context| context.run_as_user)
+                .or_else(|| shared.and_then(|context| context.run_as_user)),
+            group: own
+                .and_then(|context| context.run_as_group)
+                .or_else(|| shared.and_then(|context| context.run_as_group)),
+            not_root: not_root == Some(true),
+        }
     }
-    Ok(match (id, group) {
-        (Some(id), Some(group)) => Some(format!("{id}:{group}")),
-        (Some(id), None) => Some(id.to_string()),
-        (None, Some(group)) => Some(format!("0:{group}")),
-        (None, None) => None,
-    })
+
+    /// Returns `user[:group]`; None: as the image says.
+    fn user(&self, image_user: &str) -> Result<Option<String>, ConfigError> {
+        let image_user = image_user.split(':').next().unwrap_or_default();
+        if self.not_root {
+            self.check_not_root(image_user)?;
+        }
+        Ok(match (self.user, self.group) {
+            (Some(user), Some(group)) => Some(format!("{user}:{group}")),
+            (Some(user), None) => Some(user.to_string()),
+            (None, Some(group)) if image_user.is_empty() => Some(format!("0:{group}")),
+            (None, Some(group)) => Some(format!("{image_user}:{group}")),
+            (None, None) => None,
+        })
+    }
+
+    /// Refuses what kubelet refuses, in its words: a name may be anybody's, root's too.
+    fn check_not_root(&self, image_user: &str) -> Result<(), ConfigError> {
+        let image_id = match image_user {
+            "" => Ok(0),
+            name => name.parse::<u32>(),
+        };
+        Err(ConfigError(match (self.user, image_id) {
+            (Some(0), _) => "container's runAsUser breaks non-root policy".to_owned(),
+            (None, Ok(0)) => "container has runAsNonRoot and image will run as root".to_owned(),
+            (None, Err(_)) => format!(
+                "container has runAsNonRoot and image has non-numeric user ({image_user}), cannot verify user is non-root"
+            ),
+            (Some(_), _) | (None, Ok(_)) => return Ok(()),
+        }))
+    }
 }
 
 /// The attachment of a pod on the host's network.

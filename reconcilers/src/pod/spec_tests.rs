@@ -39,6 +39,7 @@ fn build_first(pod: &DesiredPod, attempt: u32) -> Result<Built, ConfigError> {
         node: &node(),
         gateway: Some("10.244.1.1".parse().unwrap()),
         attachment: &attachment,
+        image_user: "",
     };
     build(&surroundings, &pod.spec().containers[0], attempt)
 }
@@ -335,6 +336,46 @@ fn resources_and_security_are_carried_over() {
     );
     let root = json!({ "securityContext": { "runAsNonRoot": true, "runAsUser": 0 }, "containers": [{ "name": "c" }] });
     assert!(build_first(&pod(root), 0).is_err());
+}
+
+#[test]
+fn the_images_user_stays_and_root_is_refused_where_it_must_not_be() {
+    let user = |context: Value, image_user: &str| {
+        let pod = pod(json!({ "securityContext": context, "containers": [{ "name": "c" }] }));
+        let container = &pod.spec().containers[0];
+        (
+            needs_image_user(&pod, container),
+            RunAs::of(&pod, container)
+                .user(image_user)
+                .map_err(|ConfigError(message)| message),
+        )
+    };
+    let some = |text: &str| Ok(Some(text.to_owned()));
+    for (context, image_user, needed, expected) in [
+        (json!({}), "7", false, Ok(None)),
+        (json!({ "runAsUser": 5 }), "7", false, some("5")),
+        (json!({ "runAsGroup": 9 }), "7:8", true, some("7:9")),
+        (json!({ "runAsGroup": 9 }), "web", true, some("web:9")),
+        (json!({ "runAsGroup": 9 }), "", true, some("0:9")),
+        (json!({ "runAsNonRoot": true }), "7:0", true, Ok(None)),
+        (
+            json!({ "runAsNonRoot": true, "runAsUser": 5 }),
+            "",
+            false,
+            some("5"),
+        ),
+    ] {
+        let found = user(context.clone(), image_user);
+        assert_eq!(found, (needed, expected), "{context} {image_user}");
+    }
+    for (image_user, expected) in [
+        ("", "as root"),
+        ("0:5", "as root"),
+        ("web", "non-numeric user (web)"),
+    ] {
+        let (_, refused) = user(json!({ "runAsNonRoot": true, "runAsGroup": 9 }), image_user);
+        assert!(refused.unwrap_err().contains(expected), "{image_user}");
+    }
 }
 
 #[test]

@@ -98,6 +98,10 @@ impl ContainerRuntime for Containers {
         Err(PortError::NotFound(image.to_owned()))
     }
 
+    async fn image_user(&self, image: &str) -> Result<String, PortError> {
+        Err(PortError::NotFound(image.to_owned()))
+    }
+
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, PortError> {
         Err(PortError::NotFound(spec.name.clone()))
     }
