@@ -643,11 +643,12 @@ impl PodRunner {
             attachment,
             image_user: &image_user,
         };
-        let Built { spec, directories } =
+        let Built { mut spec, sub_paths } =
             build(&surroundings, container, attempt).map_err(|ConfigError(message)| refused(message))?;
-        if !directories.is_empty() {
-            let made = on_disk(move || volumes::make_directories(&directories)).await;
-            made.map_err(|error| refused(format!("subPath: {error}")))?;
+        for sub_path in sub_paths {
+            let mount = sub_path.mount;
+            let located = on_disk(move || volumes::locate(&sub_path)).await;
+            spec.mounts[mount].source = located.map_err(|error| refused(format!("subPath: {error}")))?;
         }
         Ok(spec)
     }
@@ -728,7 +729,9 @@ impl PodRunner {
 }
 
 /// Runs work that blocks on the disk.
-async fn on_disk(work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> std::io::Result<()> {
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)))

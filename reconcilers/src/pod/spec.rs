@@ -15,6 +15,7 @@ use schemas::{Object, ObjectKey, hex};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::volumes::SubPath;
 use super::{env, volumes};
 use crate::endpoints::protocol;
 use crate::ports::{
@@ -168,12 +169,12 @@ pub(super) fn spec_hash(container: &Container) -> String {
     hex(&Sha256::digest(identity.to_string().as_bytes())[..8])
 }
 
-/// What a container is made of: its spec, and the directories that must be there before.
+/// What a container is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Built {
     pub spec: ContainerSpec,
-    /// `subPath` directories, made if absent.
-    pub directories: Vec<PathBuf>,
+    /// Those of its mounts whose source must be found beneath a volume first.
+    pub sub_paths: Vec<SubPath>,
 }
 
 /// Builds the spec of attempt number `attempt` of a container.
@@ -193,7 +194,7 @@ pub fn build(
     } = *surroundings;
     let spec = pod.spec();
     let environment = env::environment(surroundings, container)?;
-    let (mounts, directories) = volumes::mounts(surroundings, container, &environment)?;
+    let (mounts, sub_paths) = volumes::mounts(surroundings, container, &environment)?;
     let security = container.security_context.as_ref();
     let capabilities = security.and_then(|context| context.capabilities.as_ref());
     let expanded = |words: &Option<Vec<String>>| -> Vec<String> {
@@ -232,7 +233,7 @@ pub fn build(
             .and_then(|seconds| seconds.try_into().ok())
             .unwrap_or(DEFAULT_GRACE_SECONDS),
     };
-    Ok(Built { spec, directories })
+    Ok(Built { spec, sub_paths })
 }
 
 /// Podman's name: `<pod>_<namespace>_<container>_<uid>_<attempt>`; the uid's first 8 characters tell incarnations apart.

@@ -223,8 +223,12 @@ fn volumes_are_mounted_from_their_places() {
     ];
     assert_eq!(mounts, expected);
     assert_eq!(
-        built.directories,
-        [PathBuf::from(&sub), PathBuf::from(&expression)]
+        built.sub_paths,
+        [(1, "a/b"), (2, "d")].map(|(mount, path)| SubPath {
+            mount,
+            volume: own.into(),
+            path: path.into(),
+        })
     );
 }
 

@@ -4,10 +4,13 @@
 //! never taken away.
 
 use std::io::{Error, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Volume};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::io::Errno;
 
 use super::env::expand;
 use super::spec::{ConfigError, DesiredPod, NodeSettings, Surroundings};
@@ -31,6 +34,16 @@ pub(super) enum HostType {
     DirectoryOrCreate,
     File,
     FileOrCreate,
+}
+
+/// A `subPath`: what of a volume a mount leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubPath {
+    /// Which of the container's mounts: its place in the list.
+    pub mount: usize,
+    pub volume: PathBuf,
+    /// Relative to the volume, without `..`.
+    pub path: PathBuf,
 }
 
 /// The pod's own directory on this node.
@@ -83,15 +96,15 @@ pub(super) fn memory_volumes(pod: &DesiredPod) -> Vec<&str> {
         .collect()
 }
 
-/// Computes the mounts of a container, and the `subPath` directories to be made before.
+/// Computes the mounts of a container, and the `subPath`s among them, whose sources [`locate`] must make sure of.
 pub(super) fn mounts(
     surroundings: &Surroundings<'_>,
     container: &Container,
     environment: &[(String, String)],
-) -> Result<(Vec<Mount>, Vec<PathBuf>), ConfigError> {
+) -> Result<(Vec<Mount>, Vec<SubPath>), ConfigError> {
     let Surroundings { pod, node, .. } = surroundings;
     let mut mounts = Vec::new();
-    let mut directories = Vec::new();
+    let mut sub_paths = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
         let volume = pod
             .spec()
@@ -120,8 +133,12 @@ pub(super) fn mounts(
                     "subPath \"{sub_path}\" leads out of its volume"
                 )));
             }
+            sub_paths.push(SubPath {
+                mount: mounts.len(),
+                volume: source.clone(),
+                path: PathBuf::from(&sub_path),
+            });
             source.push(sub_path);
-            directories.push(source.clone());
         }
         mounts.push(Mount {
             source,
@@ -129,7 +146,7 @@ pub(super) fn mounts(
             read_only: mount.read_only == Some(true),
         });
     }
-    Ok((mounts, directories))
+    Ok((mounts, sub_paths))
 }
 
 /// Makes what is absent. Blocks on the disk.
@@ -170,14 +187,37 @@ fn make_on_host(path: &Path, kind: HostType) -> Result<(), Error> {
     }
 }
 
-/// Makes `subPath` directories; a file of that name is left as it is. Blocks on the disk.
-pub(super) fn make_directories(directories: &[PathBuf]) -> Result<(), Error> {
-    for directory in directories {
-        if !directory.exists() {
-            std::fs::create_dir_all(directory)?;
-        }
+/// Finds the place on the host that a `subPath` leads to, making directories that are absent. Blocks on the disk.
+///
+/// What is in a volume is written by containers: symbolic links are followed as long as they stay within it. Between this
+/// and the runtime's mount a container that has the volume already may still swap a directory for a link.
+pub(super) fn locate(sub_path: &SubPath) -> Result<PathBuf, Error> {
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, &sub_path.volume, directory, Mode::empty())?;
+    let within = |path: &Path| {
+        let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), inside)
+    };
+    let mut walked = PathBuf::new();
+    let mut found = within(Path::new("."))?;
+    for part in sub_path.path.components() {
+        walked.push(part);
+        let next = match within(&walked) {
+            Err(Errno::NOENT) => match mkdirat(&found, part.as_os_str(), Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => within(&walked),
+                Err(error) => Err(error),
+            },
+            other => other,
+        };
+        found = next.map_err(|error| match error {
+            Errno::XDEV => Error::other(format!("{} leads out of its volume", walked.display())),
+            other => Error::new(
+                Error::from(other).kind(),
+                format!("{}: {}", walked.display(), Error::from(other)),
+            ),
+        })?;
     }
-    Ok(())
+    std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()))
 }
 
 /// Removes the pod's own directory. Absent: Ok. Blocks on the disk.
@@ -185,5 +225,53 @@ pub(super) fn remove(directory: &Path) -> Result<(), Error> {
     match std::fs::remove_dir_all(directory) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_sub_path_does_not_leave_its_volume() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = directory.path().canonicalize().unwrap();
+        let volume = base.join("volume");
+        std::fs::create_dir_all(volume.join("real")).unwrap();
+        std::fs::create_dir(base.join("outside")).unwrap();
+        std::fs::write(volume.join("file"), "").unwrap();
+        for (link, target) in [
+            ("root", "/"),
+            ("up", "../outside"),
+            ("new", "../made"),
+            ("inside", "real"),
+            ("loop", "loop"),
+        ] {
+            symlink(target, volume.join(link)).unwrap();
+        }
+        let check = |path: &str, expected: Option<&str>| {
+            let sub_path = SubPath {
+                mount: 0,
+                volume: volume.clone(),
+                path: path.into(),
+            };
+            let found = locate(&sub_path).ok();
+            assert_eq!(found, expected.map(|expected| volume.join(expected)), "{path}");
+        };
+        check("a/./b", Some("a/b"));
+        check("a/b", Some("a/b"));
+        check("file", Some("file"));
+        check("inside/c", Some("real/c"));
+        for path in ["root", "root/x", "up", "up/x", "new", "new/x", "loop", "file/x"] {
+            check(path, None);
+        }
+        let entries = |of: &Path| std::fs::read_dir(of).unwrap().count();
+        assert_eq!(
+            (entries(&base), entries(&base.join("outside"))),
+            (2, 0),
+            "nothing is made outside"
+        );
     }
 }
