@@ -114,12 +114,13 @@ pub struct ContainerMemory {
 }
 
 impl PodMemory {
-    /// Takes in what the runtime shows at `now`. `probed` tells which probes a container has.
+    /// Takes in what the runtime shows at `now`. `probed` tells what is known of a running container's probes
+    /// before they answer.
     pub fn observe(
         &mut self,
         containers: &[Container],
         now: Moment,
-        probed: impl Fn(&str, &ContainerId) -> ProbeResults,
+        probed: impl Fn(&str, &Container) -> ProbeResults,
     ) {
         for (name, attempts) in Attempts::by_name(containers) {
             let memory = self.containers.entry(name.to_owned()).or_default();
@@ -138,7 +139,7 @@ impl PodMemory {
             if !running {
                 memory.probes = None;
             } else if !known {
-                memory.probes = Some(probed(name, &latest.id));
+                memory.probes = Some(probed(name, latest));
             }
         }
     }

@@ -70,8 +70,8 @@ fn attached() -> PodMemory {
 const NOW: Moment = Moment(Duration::from_secs(1000));
 
 fn observed(mut memory: PodMemory, pod: &DesiredPod, containers: &[Container]) -> PodMemory {
-    memory.observe(containers, NOW, |name, id| {
-        ProbeResults::before(id, pod.container(name))
+    memory.observe(containers, NOW, |name, running| {
+        ProbeResults::before(running, pod.container(name), 0)
     });
     memory
 }

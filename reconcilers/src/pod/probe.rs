@@ -16,7 +16,8 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
-use crate::ports::{ContainerId, ContainerRuntime};
+use super::view::running_for;
+use crate::ports::{Container, ContainerId, ContainerRuntime};
 
 /// As much of an HTTP answer as is read: the status line and some of the body, for the message.
 const ANSWER_MAX: u64 = 10 * 1024;
@@ -146,36 +147,45 @@ impl ProbeKind {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProbeResults {
     pub container: ContainerId,
-    /// The startup probe succeeded, or there is none.
+    /// The startup probe succeeded, or there is none, or it would have ended the container by now.
     pub started: bool,
     /// The readiness probe succeeds, or there is none.
     pub ready: bool,
-    /// The readiness probe has answered at least once, or there is none.
+    /// It is known whether the container is ready: it has started, and the readiness probe has a verdict, or there is none.
     pub settled: bool,
     /// Why the container must be killed: its liveness or startup probe failed too often.
     pub unhealthy: Option<String>,
 }
 
 impl ProbeResults {
-    /// Returns the state before the first probe.
-    pub fn before(container: &ContainerId, spec: Option<&v1::Container>) -> ProbeResults {
-        let has_readiness = spec.is_some_and(|spec| spec.readiness_probe.is_some());
+    /// Returns the state before the first probe of a running container, which may have run before this agent did.
+    pub fn before(running: &Container, spec: Option<&v1::Container>, unix_seconds: i64) -> ProbeResults {
+        let age = running_for(running, unix_seconds).unwrap_or_default();
+        let startup = spec.and_then(|spec| spec.startup_probe.as_ref());
+        let started = startup.is_none_or(|probe| age > time_for(probe, failure_threshold(probe)));
+        let ready = spec.is_none_or(|spec| spec.readiness_probe.is_none());
         ProbeResults {
-            container: container.clone(),
-            started: spec.is_none_or(|spec| spec.startup_probe.is_none()),
-            ready: !has_readiness,
-            settled: !has_readiness,
+            container: running.id.clone(),
+            started,
+            ready,
+            settled: started && ready,
             unhealthy: None,
         }
     }
 
     /// Takes in an outcome of `kind`: `verdict` is Some once a threshold is reached.
     pub(super) fn report(&mut self, kind: ProbeKind, verdict: Option<bool>, message: &str) {
-        self.settled |= kind == ProbeKind::Readiness;
         match (kind, verdict) {
             (_, None) | (ProbeKind::Liveness, Some(true)) => {}
-            (ProbeKind::Readiness, Some(ready)) => self.ready = ready,
-            (ProbeKind::Startup, Some(true)) => self.started = true,
+            (ProbeKind::Readiness, Some(ready)) => {
+                self.ready = ready;
+                self.settled = true;
+            }
+            (ProbeKind::Startup, Some(true)) => {
+                self.started = true;
+                // Without a readiness probe it is ready from here on.
+                self.settled |= self.ready;
+            }
             (ProbeKind::Startup | ProbeKind::Liveness, Some(false)) => {
                 self.unhealthy = Some(format!("{} probe failed: {message}", kind.name()));
             }
@@ -188,28 +198,29 @@ impl ProbeResults {
 pub(super) struct Streak {
     success_threshold: u32,
     failure_threshold: u32,
-    last: Option<bool>,
+    last: bool,
     count: u32,
 }
 
 impl Streak {
-    pub(super) fn new(success_threshold: u32, failure_threshold: u32) -> Streak {
+    /// `seen`: successes just before the first result.
+    pub(super) fn new(success_threshold: u32, failure_threshold: u32, seen: u32) -> Streak {
         Streak {
             success_threshold,
             failure_threshold,
-            last: None,
-            count: 0,
+            last: true,
+            count: seen,
         }
     }
 
     /// Returns the verdict, if this result makes or keeps one.
     pub(super) fn add(&mut self, success: bool) -> Option<bool> {
-        self.count = if self.last == Some(success) {
+        self.count = if self.last == success {
             self.count.saturating_add(1)
         } else {
             1
         };
-        self.last = Some(success);
+        self.last = success;
         let threshold = if success {
             self.success_threshold
         } else {
@@ -238,8 +249,36 @@ enum Check {
     Unsupported(&'static str),
 }
 
-/// Reads the probes of a container whose pod has `address`.
-pub(super) fn probes_of(container: &v1::Container, address: IpAddr) -> Vec<ProbePlan> {
+fn number(value: Option<i32>, default: u32) -> u32 {
+    match value.map(u32::try_from) {
+        Some(Ok(value)) if value > 0 => value,
+        _ => default,
+    }
+}
+
+fn success_threshold(probe: &v1::Probe) -> u32 {
+    number(probe.success_threshold, 1)
+}
+
+fn failure_threshold(probe: &v1::Probe) -> u32 {
+    number(probe.failure_threshold, 3)
+}
+
+fn initial_delay(probe: &v1::Probe) -> Duration {
+    Duration::from_secs(number(probe.initial_delay_seconds, 0).into())
+}
+
+fn period(probe: &v1::Probe) -> Duration {
+    Duration::from_secs(number(probe.period_seconds, 10).into())
+}
+
+/// Returns how long after the start of its container a probe has answered so many times.
+fn time_for(probe: &v1::Probe, answers: u32) -> Duration {
+    initial_delay(probe) + period(probe) * answers
+}
+
+/// Reads the probes of a container whose pod has `address` and which has run for `age` already.
+pub(super) fn probes_of(container: &v1::Container, address: IpAddr, age: Duration) -> Vec<ProbePlan> {
     [
         (ProbeKind::Startup, &container.startup_probe),
         (ProbeKind::Liveness, &container.liveness_probe),
@@ -248,21 +287,20 @@ pub(super) fn probes_of(container: &v1::Container, address: IpAddr) -> Vec<Probe
     .into_iter()
     .filter_map(|(kind, probe)| {
         let probe = probe.as_ref()?;
-        let number = |value: Option<i32>, default: u32| match value.map(u32::try_from) {
-            Some(Ok(value)) if value > 0 => value,
-            _ => default,
+        let threshold = success_threshold(probe);
+        // Where an agent before this one had the time for all successes but the last, the next one is enough.
+        let seen = if age > time_for(probe, threshold) {
+            threshold - 1
+        } else {
+            0
         };
-        let seconds = |value, default| Duration::from_secs(number(value, default).into());
         Some(ProbePlan {
             kind,
             check: check_of(probe, container, address),
-            initial_delay: seconds(probe.initial_delay_seconds, 0),
-            period: seconds(probe.period_seconds, 10),
-            timeout: seconds(probe.timeout_seconds, 1),
-            streak: Streak::new(
-                number(probe.success_threshold, 1),
-                number(probe.failure_threshold, 3),
-            ),
+            initial_delay: initial_delay(probe),
+            period: period(probe),
+            timeout: Duration::from_secs(number(probe.timeout_seconds, 1).into()),
+            streak: Streak::new(threshold, failure_threshold(probe), seen),
         })
     })
     .collect()
@@ -401,7 +439,7 @@ mod tests {
 
     #[test]
     fn verdicts_need_their_threshold_in_a_row() {
-        let mut streak = Streak::new(1, 3);
+        let mut streak = Streak::new(1, 3, 0);
         let verdicts: Vec<_> = [true, false, false, true, false, false, false, false, true]
             .map(|success| streak.add(success))
             .into();

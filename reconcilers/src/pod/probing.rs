@@ -16,10 +16,8 @@ use super::memory::PodMemory;
 use super::plan::{Phase, Wanted};
 use super::probe::{Checker, ProbeKind, Prober, probes_of, watch_probe};
 use super::runner::{Job, PodPorts, lock};
-use super::view::Attempts;
-use crate::ports::{
-    Clock, Container, ContainerId, ContainerRuntime, ContainerState, EventKind, EventRecord, EventSink,
-};
+use super::view::{Attempts, running_for};
+use crate::ports::{Clock, Container, ContainerId, ContainerRuntime, EventKind, EventRecord, EventSink};
 
 /// Runs the probes of all pods.
 pub(super) struct Probing {
@@ -76,17 +74,12 @@ impl Probing {
         for spec in pod.all_containers().filter(has_probes) {
             let latest = attempts.get(spec.name.as_str()).and_then(Attempts::latest);
             let Some((_, latest)) = latest else { continue };
-            let ContainerState::Running {
-                started_unix_seconds, ..
-            } = latest.state
-            else {
+            let Some(age) = running_for(latest, self.clock.unix_seconds()) else {
                 continue;
             };
-            let tasks = running.remove(&latest.id).or_else(|| {
-                let age = self.clock.unix_seconds().saturating_sub(started_unix_seconds);
-                let age = Duration::from_secs(age.try_into().unwrap_or_default());
-                self.start(job, memory, spec, &latest.id, age)
-            });
+            let tasks = running
+                .remove(&latest.id)
+                .or_else(|| self.start(job, memory, spec, &latest.id, age));
             if let Some(tasks) = tasks {
                 wanted.insert(latest.id.clone(), tasks);
             }
@@ -103,11 +96,17 @@ impl Probing {
         memory: &Arc<Mutex<PodMemory>>,
         spec: &v1::Container,
         id: &ContainerId,
-        running_for: Duration,
+        age: Duration,
     ) -> Option<Tasks> {
-        let address = lock(memory).attachment.as_ref()?.address;
-        let started = Arc::new(watch::Sender::new(spec.startup_probe.is_none()));
-        let tasks = probes_of(spec, address).into_iter().map(|plan| {
+        let (address, started) = {
+            let memory = lock(memory);
+            let probes = memory.container(&spec.name)?.probes.as_ref()?;
+            (memory.attachment.as_ref()?.address, probes.started)
+        };
+        let mut plans = probes_of(spec, address, age);
+        plans.retain(|plan| plan.kind != ProbeKind::Startup || !started);
+        let started = Arc::new(watch::Sender::new(started));
+        let tasks = plans.into_iter().map(|plan| {
             let checker = Checker {
                 prober: self.prober.clone(),
                 runtime: self.runtime.clone(),
@@ -125,13 +124,7 @@ impl Probing {
             };
             let started = started.subscribe();
             let report = move |kind, verdict, outcome| reporter.report(kind, verdict, outcome);
-            AbortOnDropHandle::new(tokio::spawn(watch_probe(
-                plan,
-                checker,
-                running_for,
-                started,
-                report,
-            )))
+            AbortOnDropHandle::new(tokio::spawn(watch_probe(plan, checker, age, started, report)))
         });
         Some(Tasks {
             _tasks: tasks.collect(),

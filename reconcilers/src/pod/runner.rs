@@ -247,10 +247,12 @@ impl PodRunner {
     /// Takes in what is there, announces it, and plans.
     fn observe(&self, job: &Job<'_>, memory: &Arc<Mutex<PodMemory>>, containers: &[Container]) -> Plan {
         let now = self.ports.clock.now();
+        let unix_seconds = self.ports.clock.unix_seconds();
         let planned = {
             let mut memory = lock(memory);
-            memory.observe(containers, now, |name, id| {
-                ProbeResults::before(id, job.pod.and_then(|pod| pod.container(name)))
+            memory.observe(containers, now, |name, running| {
+                let spec = job.pod.and_then(|pod| pod.container(name));
+                ProbeResults::before(running, spec, unix_seconds)
             });
             match job.pod {
                 Some(pod) => self.announce(job, pod, &mut memory, containers),

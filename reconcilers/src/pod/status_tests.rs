@@ -62,8 +62,8 @@ fn status_of(
     previous: Option<&Value>,
 ) -> Value {
     let mut memory = memory;
-    memory.observe(containers, NOW, |name, id| {
-        ProbeResults::before(id, pod.container(name))
+    memory.observe(containers, NOW, |name, running| {
+        ProbeResults::before(running, pod.container(name), 0)
     });
     status(&StatusInput {
         pod,

@@ -1,6 +1,7 @@
 //! Readings of the runtime's containers that plan, status and memory share.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::ports::{Container, ContainerState, labels};
 
@@ -61,6 +62,18 @@ fn attempt(container: &Container) -> u32 {
 
 pub(super) fn is_exited(container: &Container) -> bool {
     matches!(container.state, ContainerState::Exited { .. })
+}
+
+/// Returns how long a container has been running, by the wall clock; None: it does not run.
+pub(super) fn running_for(container: &Container, unix_seconds: i64) -> Option<Duration> {
+    let ContainerState::Running {
+        started_unix_seconds, ..
+    } = container.state
+    else {
+        return None;
+    };
+    let age = unix_seconds.saturating_sub(started_unix_seconds);
+    Some(Duration::from_secs(age.try_into().unwrap_or_default()))
 }
 
 /// Tells whether processes of the container may still be there.
