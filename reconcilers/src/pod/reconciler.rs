@@ -149,6 +149,7 @@ impl PodReconciler {
                 left,
                 "pods of before the start are announced without an answer of their probes"
             );
+            self.runner.adopted();
         }
     }
 

@@ -165,6 +165,11 @@ impl PodRunner {
         self.adopting.subscribe()
     }
 
+    /// Ends the first pass: what is announced by now is what others hear.
+    pub fn adopted(&self) {
+        self.adopting.send_replace(HashSet::new());
+    }
+
     /// Notes that something happened to a pod's containers; empty: to any.
     pub fn tell(&self, uid: &str) {
         self.containers.tell(uid);
@@ -266,12 +271,15 @@ impl PodRunner {
 
     fn announce(&self, job: &Job<'_>, pod: &DesiredPod, memory: &mut PodMemory, containers: &[Container]) {
         let shown = pod.object.pointer("/status");
+        // What is announced before its probes have answered is said to nobody, and no change begins with it.
+        let adopting = self.adopting.borrow().contains(job.uid);
+        let announced = memory.announced.as_ref().filter(|_| !adopting);
         let status = status(&StatusInput {
             pod,
             containers,
             memory,
             host_address: self.node.address,
-            previous: memory.announced.as_ref().or(shown),
+            previous: announced.or(shown),
             now: self.ports.clock.now(),
             unix_seconds: self.ports.clock.unix_seconds(),
         });

@@ -1,7 +1,7 @@
 //! The status of a pod as Kubernetes' kubelet writes it, small enough for gossip. Pure.
 //!
 //! Source: Kubernetes API, `PodStatus`. Times that must not move (conditions, start) are taken over from the status
-//! before, so that an unchanged pod gives an equal value.
+//! before, so that an unchanged pod gives an equal value; after a start of the agent from what its containers tell.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -29,7 +29,8 @@ pub struct StatusInput<'a> {
     pub containers: &'a [Container],
     pub memory: &'a PodMemory,
     pub host_address: IpAddr,
-    /// The status before: announced by this run of the agent, or else what the store shows.
+    /// The status before: announced by this run of the agent, or else what the store shows. One without times: the agent
+    /// has just started.
     pub previous: Option<&'a Value>,
     pub now: Moment,
     pub unix_seconds: i64,
@@ -88,7 +89,8 @@ pub fn status(input: &StatusInput<'_>) -> Value {
         .previous
         .and_then(|previous| previous.get("startTime"))
         .cloned();
-    let start = start.unwrap_or_else(|| to_rfc3339(input.unix_seconds).into());
+    let oldest = || starts(input).map(|(_, started)| started).min();
+    let start = start.unwrap_or_else(|| to_rfc3339(oldest().unwrap_or(input.unix_seconds)).into());
     status.insert("startTime".into(), start);
     if !inits.is_empty() {
         status.insert("initContainerStatuses".into(), inits.into());
@@ -96,6 +98,20 @@ pub fn status(input: &StatusInput<'_>) -> Value {
     status.insert("containerStatuses".into(), mains.into());
     status.insert("qosClass".into(), qos_class(spec).into());
     bounded(Value::Object(status))
+}
+
+/// Whether each container of the pod runs, and when it started.
+fn starts(input: &StatusInput<'_>) -> impl Iterator<Item = (bool, i64)> {
+    let containers = input.containers.iter();
+    containers.filter_map(|container| match container.state {
+        ContainerState::Running {
+            started_unix_seconds, ..
+        } => Some((true, started_unix_seconds)),
+        ContainerState::Exited {
+            started_unix_seconds, ..
+        } => Some((false, started_unix_seconds)),
+        ContainerState::Created | ContainerState::Other(_) => None,
+    })
 }
 
 /// The pod's address: attached now, or as the labels of its containers say.
@@ -180,13 +196,21 @@ fn conditions(input: &StatusInput<'_>, mains: &[Value], initialized: bool, phase
         .collect()
 }
 
-/// Keeps the time of a condition as long as its status stays.
+/// Keeps the time of a condition as long as its status stays. Where there was none before, the pod is as it is since the
+/// last of its running containers started.
 fn transition(input: &StatusInput<'_>, kind: &str, truth: &str) -> Value {
     let before = input
         .previous
         .and_then(|previous| previous.get("conditions")?.as_array());
+    let Some(before) = before else {
+        let running = starts(input).filter_map(|(runs, started)| runs.then_some(started));
+        return to_rfc3339(running.max().unwrap_or(input.unix_seconds)).into();
+    };
     let same = |condition: &&Value| condition["type"] == kind && condition["status"] == truth;
-    let kept = before.and_then(|list| list.iter().find(same)?.get("lastTransitionTime").cloned());
+    let kept = before
+        .iter()
+        .find(same)
+        .and_then(|condition| condition.get("lastTransitionTime").cloned());
     kept.unwrap_or_else(|| to_rfc3339(input.unix_seconds).into())
 }
 

@@ -130,6 +130,28 @@ fn times_stay_while_nothing_changes() {
 }
 
 #[test]
+fn after_a_start_of_the_agent_times_are_those_of_the_containers() {
+    let pod = pod(json!({ "containers": [{ "name": "a", "image": "i" }, { "name": "b", "image": "i" }] }));
+    let started = |started_unix_seconds| ContainerState::Running {
+        pid: 1,
+        started_unix_seconds,
+    };
+    let containers = [
+        container(&pod, "a", 0, exited(1, false)),
+        container(&pod, "a", 1, started(300)),
+        container(&pod, "b", 0, started(160)),
+    ];
+    for previous in [None, Some(json!({ "phase": "Running" }))] {
+        let status = status_of(&pod, &containers, PodMemory::default(), previous.as_ref());
+        assert_eq!(status["startTime"], "1970-01-01T00:01:40Z");
+        assert_eq!(
+            condition(&status, "Ready")["lastTransitionTime"],
+            "1970-01-01T00:05:00Z"
+        );
+    }
+}
+
+#[test]
 fn exits_are_named_as_in_kubernetes() {
     let pod = pod(json!({ "restartPolicy": "Never", "containers": [{ "name": "c", "image": "web:1" }] }));
     for (code, oom, reason, phase) in [
