@@ -156,7 +156,6 @@ impl Agent {
             false => None,
         };
         let dns = Arc::new(Dns::start(DnsConfig {
-            domain: flags.cluster_domain.clone(),
             upstreams: flags.upstream_dns.clone(),
             ttl_seconds: flags.dns_ttl,
         })?);

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{LowerName, Name, Record, RecordType};
 use hickory_resolver::TokioResolver;
@@ -43,7 +43,8 @@ const MAX_LOOKUPS: usize = 1024;
 pub(super) struct Forwarder {
     /// None: there are no upstreams.
     resolver: Option<TokioResolver>,
-    whitelist: ArcSwap<Whitelist>,
+    /// None until the first one arrives: what is allowed is not known, so every name fails.
+    whitelist: ArcSwapOption<Whitelist>,
     permits: Semaphore,
 }
 
@@ -51,18 +52,20 @@ impl Forwarder {
     pub(super) fn new(upstreams: &[SocketAddr]) -> Result<Self, StartError> {
         Ok(Self {
             resolver: resolver(upstreams)?,
-            whitelist: ArcSwap::default(),
+            whitelist: ArcSwapOption::empty(),
             permits: Semaphore::new(MAX_LOOKUPS),
         })
     }
 
     pub(super) fn set_whitelist(&self, whitelist: &DnsWhitelist) {
-        self.whitelist.store(Whitelist::new(whitelist).into());
+        self.whitelist.store(Some(Whitelist::new(whitelist).into()));
     }
 
     /// Resolves a name of others. Refused, unless the name and the target of every alias on the way are allowed.
     pub(super) async fn resolve(&self, name: &Name, kind: RecordType) -> Answer {
-        let whitelist = self.whitelist.load_full();
+        let Some(whitelist) = self.whitelist.load_full() else {
+            return Answer::empty(Code::Failed);
+        };
         if !whitelist.allows(&LowerName::from(name)) {
             return Answer::empty(Code::Refused);
         }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use hickory_proto::op::{Edns, Header, HeaderCounts, LowerQuery, MessageType, Metadata, OpCode};
 use hickory_proto::rr::{DNSClass, RecordType};
 use hickory_server::net::runtime::Time;
@@ -18,7 +18,8 @@ const MAX_UDP_PAYLOAD: u16 = 1232;
 
 /// What all listeners of a server share.
 pub(super) struct Authority {
-    pub(super) zone: ArcSwap<PreparedZone>,
+    /// None until the first one arrives: what is ours is not known, so every question fails, and is asked again.
+    pub(super) zone: ArcSwapOption<PreparedZone>,
     pub(super) forwarder: Forwarder,
 }
 
@@ -33,7 +34,10 @@ impl Authority {
             RecordType::ANY | RecordType::AXFR | RecordType::IXFR => return Answer::empty(Code::Refused),
             _ => {}
         }
-        let found = self.zone.load().find(query.name(), query.query_type());
+        let zone = self.zone.load_full();
+        let Some(found) = zone.map(|zone| zone.find(query.name(), query.query_type())) else {
+            return Answer::empty(Code::Failed);
+        };
         match found {
             Found::Answer(answer) => *answer,
             Found::Foreign => self.forwarder.resolve(query.name(), query.query_type()).await,

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use hickory_server::Server;
 use reconcilers::ports::{DnsWhitelist, Zone, ZoneSink};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -24,8 +24,6 @@ const TCP_BACKLOG: i32 = 256;
 /// How a DNS server is to be set up.
 #[derive(Clone, Debug)]
 pub struct DnsConfig {
-    /// `--cluster-domain`, lower case, no trailing dot; the zone's own domain replaces it when it comes.
-    pub domain: String,
     /// `--upstream-dns`; empty: names of others fail.
     pub upstreams: Vec<SocketAddr>,
     /// `--dns-ttl`, of all records of the zone and of negative answers.
@@ -71,21 +69,17 @@ struct Listener {
 }
 
 impl Dns {
-    /// Makes a server with an empty zone and no listeners; see [`Dns::listen`] and [`Dns::sink`].
+    /// Makes a server without listeners, whose answers fail until zone and whitelist come; see [`Dns::listen`] and [`Dns::sink`].
     ///
     /// # Errors
     /// The upstreams cannot be used.
     pub fn start(config: DnsConfig) -> Result<Dns, StartError> {
-        let zone = Zone {
-            domain: config.domain,
-            ..Zone::default()
-        };
         let authority = Arc::new(Authority {
-            zone: ArcSwap::from_pointee(PreparedZone::new(&zone, Vec::new(), config.ttl_seconds, 1)),
+            zone: ArcSwapOption::empty(),
             forwarder: Forwarder::new(&config.upstreams)?,
         });
         let source = Mutex::new(ZoneSource {
-            zone,
+            zone: None,
             name_servers: Vec::new(),
             serial: 1,
         });
@@ -162,7 +156,7 @@ async fn close(mut listener: Listener) {
 
 /// What the prepared zone is made of; it is made anew when any of it changes.
 struct ZoneSource {
-    zone: Zone,
+    zone: Option<Zone>,
     name_servers: Vec<IpAddr>,
     serial: u32,
 }
@@ -178,19 +172,22 @@ impl Sink {
         let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut source);
         source.serial = source.serial.wrapping_add(1);
-        let prepared = PreparedZone::new(
-            &source.zone,
-            source.name_servers.clone(),
-            self.ttl_seconds,
-            source.serial,
-        );
-        self.authority.zone.store(Arc::new(prepared));
+        let prepare = |zone| {
+            let name_servers = source.name_servers.clone();
+            Arc::new(PreparedZone::new(
+                zone,
+                name_servers,
+                self.ttl_seconds,
+                source.serial,
+            ))
+        };
+        self.authority.zone.store(source.zone.as_ref().map(prepare));
     }
 }
 
 impl ZoneSink for Sink {
     fn set_zone(&self, zone: Zone) {
-        self.change(|source| source.zone = zone);
+        self.change(|source| source.zone = Some(zone));
     }
 
     fn set_whitelist(&self, whitelist: DnsWhitelist) {

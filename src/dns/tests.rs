@@ -86,9 +86,17 @@ impl Drop for Upstream {
     }
 }
 
+/// A server with the zone of one pod, and no whitelist.
 async fn server(upstreams: Vec<SocketAddr>) -> (Dns, SocketAddr) {
+    let (dns, address) = ignorant(upstreams).await;
+    dns.sink().set_whitelist(DnsWhitelist::default());
+    dns.sink().set_zone(zone(1));
+    (dns, address)
+}
+
+/// A server that was told nothing yet.
+async fn ignorant(upstreams: Vec<SocketAddr>) -> (Dns, SocketAddr) {
     let dns = Dns::start(DnsConfig {
-        domain: "cluster.local".into(),
         upstreams,
         ttl_seconds: 5,
     })
@@ -195,6 +203,31 @@ async fn own_names_are_answered_over_udp_and_tcp() {
     assert_eq!((service.answers.len(), service.additionals.len()), (1, 3));
     let reverse = ask(address, "1.0.244.10.in-addr.arpa.", RecordType::PTR).await;
     assert_eq!(reverse.answers.len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_not_known_yet_is_neither_denied_nor_forwarded() {
+    let upstream = Upstream::start(vec![(
+        "www.example.test.",
+        vec![address_record("www.example.test.", 1)],
+    )])
+    .await;
+    let (dns, address) = ignorant(vec![upstream.address]).await;
+    let code = async |name: &str| ask(address, name, RecordType::A).await.metadata.response_code;
+    let (own, other) = ("web.default.svc.cluster.local.", "www.example.test.");
+    for name in [own, other] {
+        assert_eq!(code(name).await, ResponseCode::ServFail, "{name}");
+    }
+    dns.sink().set_zone(zone(1));
+    assert_eq!(code(own).await, ResponseCode::NoError);
+    assert_eq!(
+        code(other).await,
+        ResponseCode::ServFail,
+        "the whitelist is not known"
+    );
+    assert_eq!(upstream.asked.load(Ordering::Relaxed), 0);
+    dns.sink().set_whitelist(DnsWhitelist::default());
+    assert_eq!(code(other).await, ResponseCode::NoError);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use hickory_proto::rr::{LowerName, Name, RData, Record};
 use reconcilers::ports::DnsWhitelist;
 
 /// A whitelist, prepared for one hash lookup per label.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Whitelist {
     /// None: every name is allowed.
     hosts: Option<HashSet<LowerName>>,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, Method, StatusCode, header};
@@ -43,7 +43,8 @@ const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// The proxy that pingora runs.
 pub(super) struct Proxy {
-    pub(super) routes: Arc<ArcSwap<Routes>>,
+    /// None until the first table arrives.
+    pub(super) routes: Arc<ArcSwapOption<Routes>>,
     /// Counts requests under way, for a graceful stop.
     pub(super) in_flight: TaskTracker,
     /// How long a backend may be silent before 504.
@@ -92,7 +93,12 @@ impl ProxyHttp for Proxy {
         }
         context.host = authority(request);
         let path = comparable_path(request.uri.path());
-        context.target = self.routes.load().find(&host_name(&context.host), &path);
+        let Some(routes) = self.routes.load_full() else {
+            let text = "the ingress of this node is starting\n".to_owned();
+            respond(session, StatusCode::SERVICE_UNAVAILABLE, text).await?;
+            return Ok(true);
+        };
+        context.target = routes.find(&host_name(&context.host), &path);
         match &context.target {
             Some(target) if !target.is_empty() => Ok(false),
             Some(target) => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use pingora::apps::HttpServerOptions;
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
@@ -92,14 +92,14 @@ pub enum StartError {
 
 /// The ingress of this node. Dropping it stops it without waiting for requests under way.
 pub struct Ingress {
-    routes: Arc<ArcSwap<Routes>>,
+    routes: Arc<ArcSwapOption<Routes>>,
     address: SocketAddr,
     shutdown: watch::Sender<bool>,
     thread: JoinHandle<()>,
 }
 
 impl Ingress {
-    /// Binds the port and starts serving, with an empty table (404 for all).
+    /// Binds the port and starts serving: 503 for all until the first table comes.
     ///
     /// # Errors
     /// The port is in use or not allowed, or there are no threads to be had.
@@ -109,7 +109,7 @@ impl Ingress {
             listen: config.listen,
             source,
         })?;
-        let routes = Arc::new(ArcSwap::from_pointee(Routes::default()));
+        let routes = Arc::new(ArcSwapOption::empty());
         let in_flight = TaskTracker::new();
         let proxy = Proxy {
             routes: routes.clone(),
@@ -158,11 +158,11 @@ impl Ingress {
     }
 }
 
-struct Sink(Arc<ArcSwap<Routes>>);
+struct Sink(Arc<ArcSwapOption<Routes>>);
 
 impl RouteSink for Sink {
     fn set_routes(&self, routes: RouteTable) {
-        self.0.store(Arc::new(Routes::new(&routes)));
+        self.0.store(Some(Arc::new(Routes::new(&routes))));
     }
 }
 

@@ -84,13 +84,18 @@ fn route(path: &str, name: &str, endpoints: &[(SocketAddr, bool)]) -> PathRoute 
     }
 }
 
-/// An ingress with one host, `shop.test`.
-fn ingress(routes: Vec<PathRoute>) -> Ingress {
+/// An ingress that was told no routes yet.
+fn ignorant() -> Ingress {
     let config = IngressConfig {
         backend_timeout: Duration::from_millis(500),
         ..IngressConfig::new(any_port())
     };
-    let ingress = Ingress::start(config).expect("start");
+    Ingress::start(config).expect("start")
+}
+
+/// An ingress with one host, `shop.test`.
+fn ingress(routes: Vec<PathRoute>) -> Ingress {
+    let ingress = ignorant();
     let mut table = RouteTable::default();
     table.hosts.insert("shop.test".into(), routes);
     ingress.sink().set_routes(table);
@@ -127,6 +132,16 @@ async fn get(ingress: &Ingress, host: &str, path: &str) -> (StatusCode, String) 
         .expect("a request");
     let (status, _, body) = send(request).await;
     (status, body)
+}
+
+#[tokio::test]
+async fn before_the_first_table_it_is_starting_and_nothing_is_missing() {
+    let ingress = ignorant();
+    let (status, text) = get(&ingress, "shop.test", "/").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(text.contains("starting"), "{text}");
+    ingress.sink().set_routes(RouteTable::default());
+    assert_eq!(get(&ingress, "shop.test", "/").await.0, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
