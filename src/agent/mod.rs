@@ -430,11 +430,7 @@ fn dns_addresses(config: &Config, gateway: Option<IpAddr>) -> Vec<SocketAddr> {
 async fn follow_gateway(dns: Arc<Dns>, config: Config, network: Arc<Network>, shutdown: CancellationToken) {
     let listen = |gateway| {
         let (dns, addresses) = (dns.clone(), dns_addresses(&config, gateway));
-        async move {
-            if let Err(error) = dns.listen(addresses).await {
-                error!(error = %format!("{error:#}"), "containers of this node cannot resolve names");
-            }
-        }
+        async move { dns.listen_until_bound(addresses).await }
     };
     shutdown.run_until_cancelled(network.follow_gateway(listen)).await;
 }

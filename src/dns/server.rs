@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use hickory_server::Server;
@@ -20,6 +21,11 @@ use super::zone::PreparedZone;
 
 /// Connections that wait to be accepted.
 const TCP_BACKLOG: i32 = 256;
+
+/// Between two tries to listen; it doubles.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+/// Whoever frees the port waits no longer than this for us to take it.
+const LISTEN_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// How a DNS server is to be set up.
 #[derive(Clone, Debug)]
@@ -135,6 +141,16 @@ impl Dns {
             Ok(())
         } else {
             Err(ListenError { failures })
+        }
+    }
+
+    /// Listens as [`Dns::listen`], and tries again what failed until all addresses are served. Dropping it leaves those that are.
+    pub async fn listen_until_bound(&self, addresses: Vec<SocketAddr>) {
+        let mut pause = LISTEN_PAUSE;
+        while let Err(error) = self.listen(addresses.clone()).await {
+            tracing::error!(%error, "not everybody can resolve names here, will retry");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LISTEN_PAUSE_MAX);
         }
     }
 

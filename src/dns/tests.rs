@@ -442,6 +442,18 @@ async fn listeners_come_and_go_also_on_addresses_that_are_not_there() {
 }
 
 #[tokio::test]
+async fn an_address_that_another_program_lets_go_is_served_after_all() {
+    let (dns, first) = server(Vec::new()).await;
+    let taken = own_address();
+    let other = UdpSocket::bind(taken).await.expect("the other program");
+    let listening = dns.listen_until_bound(vec![first, taken]);
+    // The first try is over when it waits for the first time.
+    tokio::join!(listening, async { drop(other) });
+    let answer = ask(taken, "web.default.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(answer.answers.len(), 1);
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_named_and_the_rest_is_served() {
     let (dns, address) = server(Vec::new()).await;
     let taken = own_address();

@@ -3,6 +3,7 @@
 //! The kernel is asked, not remembered, wherever that costs little; kept here are the ranges, and the addresses given out.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::future::pending;
 use std::net::{IpAddr, Ipv4Addr};
 
 use async_trait::async_trait;
@@ -75,14 +76,19 @@ impl Network {
         links.and(rules)
     }
 
-    /// Calls `told` with the gateway whenever there is a new one (None: none yet), until it is dropped.
+    /// Calls `told` with the gateway whenever there is a new one (None: none yet), until it is dropped. A call that has not
+    /// ended by then is dropped.
     pub async fn follow_gateway<F: Future<Output = ()>>(&self, mut told: impl FnMut(Option<IpAddr>) -> F) {
         let mut ranges = self.range.subscribe();
         loop {
             let gateway = ranges.borrow_and_update().map(|range| range.gateway().into());
-            told(gateway).await;
-            if ranges.changed().await.is_err() {
-                return;
+            let told = async {
+                told(gateway).await;
+                pending::<()>().await;
+            };
+            tokio::select! {
+                changed = ranges.changed() => if changed.is_err() { return },
+                () = told => {}
             }
         }
     }
