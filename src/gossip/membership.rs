@@ -6,11 +6,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chitchat::{Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, spawn_chitchat};
+use futures::FutureExt;
 use rand::seq::IteratorRandom;
 use reconcilers::ports::{Clock, Cluster};
 use schemas::Kind;
@@ -202,7 +204,8 @@ struct Task {
     dropped: Arc<Dropped>,
     observations: Observations,
     members: BTreeMap<NodeId, Member>,
-    probes: JoinSet<(NodeId, Probe)>,
+    /// None: the probe panicked.
+    probes: JoinSet<(NodeId, Option<Probe>)>,
     /// Of each silent node, while it is silent.
     probed: HashMap<NodeId, Probed>,
     knocked: Option<Instant>,
@@ -409,13 +412,17 @@ impl Task {
         }
     }
 
-    fn take_probe(&mut self, result: Result<(NodeId, Probe), tokio::task::JoinError>) {
+    fn take_probe(&mut self, result: Result<(NodeId, Option<Probe>), tokio::task::JoinError>) {
         match result {
             Ok((node, probe)) => {
                 debug!(%node, ?probe, "probed a silent node");
-                self.observations.probed(&node, probe, self.parts.clock.now());
                 let probed = self.probed.entry(node.clone()).or_default();
                 probed.last = Some(Instant::now());
+                let Some(probe) = probe else {
+                    error!(%node, "a probe panicked, will retry");
+                    return;
+                };
+                self.observations.probed(&node, probe, self.parts.clock.now());
                 if probe == Probe::Answers {
                     probed.answered += 1;
                     if probed.answered == ANSWERS_WITHOUT_GOSSIP {
@@ -446,8 +453,10 @@ impl Task {
                 self.probed.entry(id.clone()).or_default().last = None;
                 let connections = self.parts.connections.clone();
                 self.probes.spawn(async move {
-                    let probe = connections.probe(&id, address).await;
-                    (id, probe)
+                    let probe = AssertUnwindSafe(connections.probe(&id, address))
+                        .catch_unwind()
+                        .await;
+                    (id, probe.ok())
                 });
             }
         }

@@ -4,10 +4,12 @@
 //! becomes live is exchanged with, so that planners know when they see all that it brings along.
 
 use std::collections::{BTreeMap, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
+use futures::FutureExt;
 use http::{Request, StatusCode};
 use rand::seq::IteratorRandom;
 use reconcilers::ports::{Clock, Cluster, Liveness, Moment};
@@ -61,6 +63,8 @@ enum ExchangeError {
     Store(#[from] SyncError),
     #[error("not done after {STEPS} steps")]
     Endless,
+    #[error("it panicked")]
+    Panicked,
 }
 
 /// When the last exchange with each node began, of those that ended well.
@@ -235,7 +239,7 @@ impl Sync {
                 one.running = true;
                 let (sync, node) = (self.clone(), node.clone());
                 exchanges.spawn(async move {
-                    let result = sync.catch_up(&node).await;
+                    let result = unless_panicked(sync.catch_up(&node)).await;
                     (node, result)
                 });
             }
@@ -325,6 +329,14 @@ impl Sync {
     }
 }
 
+/// Runs an exchange. One that panics has failed like any other, and is tried again.
+async fn unless_panicked(
+    exchange: impl Future<Output = Result<(), ExchangeError>>,
+) -> Result<(), ExchangeError> {
+    let ended = AssertUnwindSafe(exchange).catch_unwind().await;
+    ended.unwrap_or(Err(ExchangeError::Panicked))
+}
+
 /// A peer that holds something else than we do.
 struct Differing {
     /// When the next exchange may begin.
@@ -364,5 +376,19 @@ impl Differing {
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_exchange_that_panics_has_failed() {
+        let panics = async { panic!("on purpose") };
+        let mut peer = Differing::new(Instant::now());
+        peer.running = true;
+        peer.ended(&NodeId("peer".into()), unless_panicked(panics).await);
+        assert!(!peer.running && peer.not_before > Instant::now());
     }
 }
