@@ -108,6 +108,8 @@ pub struct NodeFacts {
     pub architecture: String,
     /// Podman's socket does not answer: the reason; empty when all is well.
     pub podman_error: String,
+    /// It serves the ingress (`--enable-ingress`).
+    pub ingress: bool,
     /// Which Git repository, branch and path it was told to follow, as a hash; empty: none. Nodes with the same share
     /// that work.
     pub gitops: String,

@@ -179,12 +179,12 @@ impl Builder<'_> {
     }
 }
 
-/// Computes `status` of an ingress: every node that is alive answers for it.
+/// Computes `status` of an ingress: every node that is alive and serves the ingress answers for it.
 pub fn ingress_status(cluster: &Cluster) -> Value {
     let alive = cluster
         .nodes
         .values()
-        .filter(|node| node.liveness == Liveness::Alive);
+        .filter(|node| node.liveness == Liveness::Alive && node.facts.ingress);
     let mut addresses: Vec<_> = alive.filter_map(|node| node.facts.address).collect();
     addresses.sort_unstable();
     addresses.dedup();
@@ -192,17 +192,17 @@ pub fn ingress_status(cluster: &Cluster) -> Value {
     json!({ "loadBalancer": { "ingress": entries } })
 }
 
-/// Keeps the route table of this node's ingress, and what ingresses show as their addresses.
+/// Keeps the route table of this node's ingress, if it has one, and what ingresses show as their addresses.
 pub struct RouteReconciler {
     context: Context,
     node_name: String,
-    sink: Arc<dyn RouteSink>,
+    sink: Option<Arc<dyn RouteSink>>,
     last: Mutex<Option<RouteTable>>,
     last_status: Mutex<Value>,
 }
 
 impl RouteReconciler {
-    pub fn new(context: Context, node_name: String, sink: Arc<dyn RouteSink>) -> RouteReconciler {
+    pub fn new(context: Context, node_name: String, sink: Option<Arc<dyn RouteSink>>) -> RouteReconciler {
         RouteReconciler {
             context,
             node_name,
@@ -244,46 +244,54 @@ impl Reconciler for RouteReconciler {
 
     async fn reconcile(&self, _key: &()) -> Result<Next, ReconcileError> {
         let start = Instant::now();
-        self.publish();
+        if let Some(sink) = &self.sink {
+            self.publish_table(&**sink);
+        }
+        self.publish_status();
         rest_since(start).await;
         Ok(Next::Done)
     }
 }
 
 impl RouteReconciler {
-    fn publish(&self) {
-        let store = &self.context.store;
+    fn publish_table(&self, sink: &dyn RouteSink) {
         let lists = Lists::of(
-            store,
+            &self.context.store,
             &[Kind::Ingress, Kind::Service, Kind::EndpointSlice, Kind::Endpoints],
         );
-        let ingresses = lists.objects(Kind::Ingress);
         let table = routes(&RouteInput {
-            ingresses: &ingresses,
+            ingresses: &lists.objects(Kind::Ingress),
             services: &lists.objects(Kind::Service),
             slices: &lists.objects(Kind::EndpointSlice),
             endpoints: &lists.objects(Kind::Endpoints),
             node_name: &self.node_name,
         });
-        {
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            if last.as_ref() != Some(&table) {
-                self.sink.set_routes(table.clone());
-                *last = Some(table);
-            }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref() != Some(&table) {
+            sink.set_routes(table.clone());
+            *last = Some(table);
         }
+    }
+
+    fn publish_status(&self) {
+        let store = &self.context.store;
         let status = ingress_status(&self.context.cluster.borrow());
-        for key in ingresses.iter().filter_map(|ingress| ingress.key()) {
+        for ingress in store.list(Kind::Ingress, None).items {
             let mut shown = Object::default();
             shown.set(&["status"], status.clone());
-            store.project(&key, Some(shown));
+            store.project(&ingress.key, Some(shown));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use store::NodeId;
+
     use super::*;
+    use crate::ports::{Moment, NodeFacts, NodeObservation};
 
     fn object(value: Value) -> Object {
         Object::from_value(value).unwrap()
@@ -335,6 +343,37 @@ mod tests {
         list.iter()
             .map(|route| (route.path.as_str(), route.exact, route.backend.name.as_str()))
             .collect()
+    }
+
+    #[test]
+    fn an_ingress_is_reached_at_the_live_nodes_that_serve_it() {
+        let node = |number: u8, liveness, ingress| {
+            let facts = NodeFacts {
+                address: Some([192, 0, 2, number].into()),
+                ingress,
+                ..NodeFacts::default()
+            };
+            let node = NodeObservation {
+                liveness,
+                since: Moment::default(),
+                facts,
+                pods: BTreeMap::new(),
+            };
+            (NodeId(number.to_string()), Arc::new(node))
+        };
+        let cluster = Cluster {
+            me: NodeId("2".into()),
+            nodes: [
+                node(1, Liveness::Alive, true),
+                node(2, Liveness::Alive, false),
+                node(3, Liveness::Dead, true),
+            ]
+            .into(),
+        };
+        assert_eq!(
+            ingress_status(&cluster),
+            json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.1" }] } })
+        );
     }
 
     #[test]

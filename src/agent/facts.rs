@@ -45,6 +45,7 @@ pub(super) fn node_facts(config: &Config, engine: &Engine) -> NodeFacts {
         os_image: engine.os_image.clone(),
         architecture: engine.architecture.clone(),
         podman_error: String::new(),
+        ingress: config.flags.enable_ingress,
         gitops: followed(&config.flags),
     }
 }

@@ -92,12 +92,10 @@ impl Reconcilers<'_> {
             ),
             1,
         );
-        if let Some(sink) = &self.routes {
-            self.spawn(
-                RouteReconciler::new(context(), self.config.node_name.clone(), sink.clone()),
-                1,
-            );
-        }
+        self.spawn(
+            RouteReconciler::new(context(), self.config.node_name.clone(), self.routes.clone()),
+            1,
+        );
     }
 
     fn pod_network(&self) -> controller::Network {

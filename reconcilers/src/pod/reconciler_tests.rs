@@ -106,7 +106,7 @@ impl Node {
         let events = pods.prepare().await.unwrap();
         let services = ServiceReconciler::new(context());
         let zone = ZoneReconciler::new(context(), "cluster.local".to_owned(), self.zone.clone());
-        let routes = RouteReconciler::new(context(), "node1".to_owned(), self.routes.clone());
+        let routes = RouteReconciler::new(context(), "node1".to_owned(), Some(self.routes.clone()));
         let stop = || self.shutdown.clone();
         self.running = vec![
             tokio::spawn(controller::run(
