@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::action::Action;
 use crate::nodes::Nodes;
 use crate::ports::{Liveness, Moment};
+use crate::status::find_condition;
 use schemas::time::from_rfc3339;
 
 /// Which of the replicas of its ReplicaSet a pod is (decimal).
@@ -218,11 +219,7 @@ impl PodState {
 
 /// Returns the condition `Ready` of a pod or node.
 pub(crate) fn ready_condition(object: &Object) -> Option<&Value> {
-    object
-        .pointer("/status/conditions")?
-        .as_array()?
-        .iter()
-        .find(|condition| condition["type"] == "Ready")
+    find_condition(object.pointer("/status")?, "Ready")
 }
 
 #[cfg(test)]

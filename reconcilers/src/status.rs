@@ -200,7 +200,8 @@ pub(crate) fn condition(kind: &str, status: &str, reason: &str, message: &str) -
     condition
 }
 
-fn find_condition<'a>(status: &'a Value, kind: &str) -> Option<&'a Value> {
+/// Returns the condition of a type.
+pub(crate) fn find_condition<'a>(status: &'a Value, kind: &str) -> Option<&'a Value> {
     status["conditions"]
         .as_array()?
         .iter()

@@ -40,3 +40,4 @@ pub use field_error::{FieldError, Reason};
 pub use hex::hex;
 pub use kind::{Ending, KINDS, Kind, KindRow, Scope, Subresource};
 pub use object::{Object, ObjectKey, OwnerReference, ParseKeyError};
+pub use pod::default_pull_policy;

@@ -110,8 +110,9 @@ fn default_volume(volume: &mut Tree) {
     }
 }
 
-/// `Always` for an image with the tag `latest` or none, `IfNotPresent` for one with another tag or a digest.
-fn default_pull_policy(image: &str) -> &'static str {
+/// Returns the `imagePullPolicy` of a container that says none: `Always` for an image with the tag `latest` or none,
+/// `IfNotPresent` for one with another tag or a digest.
+pub fn default_pull_policy(image: &str) -> &'static str {
     if image.contains('@') {
         return "IfNotPresent";
     }

@@ -31,8 +31,5 @@ pub use members::Member;
 pub use service::{Gossip, Prepared, prepare};
 pub use token::{JoinToken, ParseTokenError, join_token_object};
 
-/// The port that peers listen on, TCP and UDP, unless `--bind-addr` says otherwise.
-pub const DEFAULT_PORT: u16 = 7946;
-
 #[cfg(test)]
 mod tests;

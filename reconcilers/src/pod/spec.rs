@@ -11,7 +11,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use schemas::deletion::DEFAULT_GRACE_SECONDS;
 use schemas::quantity::Quantity;
-use schemas::{Object, ObjectKey, hex};
+use schemas::{Object, ObjectKey, default_pull_policy, hex};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -136,22 +136,14 @@ pub(super) fn units(text: &str) -> Option<u64> {
     text.parse::<Quantity>().ok()?.value().try_into().ok()
 }
 
-/// Returns the pull policy of a container, with Kubernetes' default: Always for the tag `latest` or none.
+/// Returns the pull policy of a container, with Kubernetes' default.
 pub(super) fn pull_policy(container: &Container) -> PullPolicy {
-    match container.image_pull_policy.as_deref() {
-        Some("Always") => PullPolicy::Always,
-        Some("Never") => PullPolicy::Never,
-        Some("IfNotPresent") => PullPolicy::IfNotPresent,
-        _ => {
-            let image = container.image.as_deref().unwrap_or_default();
-            let last = image.rsplit('/').next().unwrap_or_default();
-            let pinned = image.contains('@') || last.split_once(':').is_some_and(|(_, tag)| tag != "latest");
-            if pinned {
-                PullPolicy::IfNotPresent
-            } else {
-                PullPolicy::Always
-            }
-        }
+    let image = container.image.as_deref().unwrap_or_default();
+    let policy = container.image_pull_policy.as_deref();
+    match policy.unwrap_or_else(|| default_pull_policy(image)) {
+        "Never" => PullPolicy::Never,
+        "IfNotPresent" => PullPolicy::IfNotPresent,
+        _ => PullPolicy::Always,
     }
 }
 
