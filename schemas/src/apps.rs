@@ -17,7 +17,7 @@ pub(crate) fn default_deployment(root: &mut Tree) {
     defaults::set(spec, "revisionHistoryLimit", 10);
     defaults::set(spec, "progressDeadlineSeconds", 600);
     if let Some(strategy) = defaults::make(spec, "strategy") {
-        defaults::set(strategy, "type", "RollingUpdate");
+        defaults::set_text(strategy, "type", "RollingUpdate");
         if defaults::text(strategy, "type") == "RollingUpdate"
             && let Some(rolling) = defaults::make(strategy, "rollingUpdate")
         {

@@ -14,8 +14,8 @@ pub(crate) fn default_service(root: &mut Tree) {
     let Some(spec) = defaults::make(root, "spec") else {
         return;
     };
-    defaults::set(spec, "type", "ClusterIP");
-    defaults::set(spec, "sessionAffinity", "None");
+    defaults::set_text(spec, "type", "ClusterIP");
+    defaults::set_text(spec, "sessionAffinity", "None");
     if defaults::text(spec, "sessionAffinity") == "ClientIP" {
         let config = defaults::make(spec, "sessionAffinityConfig");
         if let Some(client) = config.and_then(|config| defaults::make(config, "clientIP")) {
@@ -33,10 +33,10 @@ pub(crate) fn default_service(root: &mut Tree) {
         defaults::set(spec, "internalTrafficPolicy", "Cluster");
     }
     if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
-        defaults::set(spec, "externalTrafficPolicy", "Cluster");
+        defaults::set_text(spec, "externalTrafficPolicy", "Cluster");
     }
     for port in defaults::each(spec, "ports") {
-        defaults::set(port, "protocol", "TCP");
+        defaults::set_text(port, "protocol", "TCP");
         let number = port.get("port").cloned().unwrap_or_default();
         let is_unset =
             |target: &Value| matches!(target, Value::Null) || target == &json!(0) || target == &json!("");
@@ -60,7 +60,7 @@ pub(crate) fn default_namespace(root: &mut Tree) {
 /// Puts the defaults into Endpoints.
 pub(crate) fn default_endpoints(root: &mut Tree) {
     for subset in defaults::each(root, "subsets") {
-        defaults::each(subset, "ports").for_each(|port| defaults::set(port, "protocol", "TCP"));
+        defaults::each(subset, "ports").for_each(|port| defaults::set_text(port, "protocol", "TCP"));
     }
 }
 

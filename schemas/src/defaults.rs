@@ -12,6 +12,13 @@ pub(crate) fn set(map: &mut Tree, field: &str, value: impl Into<Value>) {
     }
 }
 
+/// Sets a text that is absent, null or empty: of most texts, Kubernetes cannot tell these apart.
+pub(crate) fn set_text(map: &mut Tree, field: &str, value: &str) {
+    if map.get(field).is_none_or(|value| value.is_null() || value == "") {
+        map.insert(field.to_owned(), value.into());
+    }
+}
+
 /// Returns the map in a field, if it is one.
 pub(crate) fn map<'a>(map: &'a mut Tree, field: &str) -> Option<&'a mut Tree> {
     map.get_mut(field)?.as_object_mut()

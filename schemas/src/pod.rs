@@ -16,14 +16,14 @@ use crate::{Kind, deletion, names};
 
 /// Puts the defaults into a pod's `spec`.
 pub(crate) fn default_spec(spec: &mut Tree) {
-    defaults::set(spec, "restartPolicy", "Always");
-    defaults::set(spec, "dnsPolicy", "ClusterFirst");
+    defaults::set_text(spec, "restartPolicy", "Always");
+    defaults::set_text(spec, "dnsPolicy", "ClusterFirst");
     defaults::set(
         spec,
         "terminationGracePeriodSeconds",
         deletion::DEFAULT_GRACE_SECONDS,
     );
-    defaults::set(spec, "schedulerName", "default-scheduler");
+    defaults::set_text(spec, "schedulerName", "default-scheduler");
     defaults::set(spec, "securityContext", Tree::new());
     defaults::set(spec, "enableServiceLinks", true);
     let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
@@ -34,12 +34,12 @@ pub(crate) fn default_spec(spec: &mut Tree) {
 }
 
 fn default_container(container: &mut Tree, host_network: bool) {
-    defaults::set(container, "terminationMessagePath", "/dev/termination-log");
-    defaults::set(container, "terminationMessagePolicy", "File");
+    defaults::set_text(container, "terminationMessagePath", "/dev/termination-log");
+    defaults::set_text(container, "terminationMessagePolicy", "File");
     let policy = default_pull_policy(defaults::text(container, "image"));
-    defaults::set(container, "imagePullPolicy", policy);
+    defaults::set_text(container, "imagePullPolicy", policy);
     for port in defaults::each(container, "ports") {
-        defaults::set(port, "protocol", "TCP");
+        defaults::set_text(port, "protocol", "TCP");
         if let (true, Some(number)) = (host_network, port.get("containerPort").cloned()) {
             defaults::set(port, "hostPort", number);
         }
@@ -47,7 +47,7 @@ fn default_container(container: &mut Tree, host_network: bool) {
     for variable in defaults::each(container, "env") {
         let source = defaults::map(variable, "valueFrom");
         if let Some(reference) = source.and_then(|source| defaults::map(source, "fieldRef")) {
-            defaults::set(reference, "apiVersion", "v1");
+            defaults::set_text(reference, "apiVersion", "v1");
         }
     }
     if let Some(resources) = defaults::make(container, "resources") {
@@ -88,16 +88,19 @@ fn default_container(container: &mut Tree, host_network: bool) {
 
 fn default_handler(handler: &mut Tree) {
     if let Some(request) = defaults::map(handler, "httpGet") {
-        defaults::set(request, "path", "/");
-        defaults::set(request, "scheme", "HTTP");
+        defaults::set_text(request, "path", "/");
+        defaults::set_text(request, "scheme", "HTTP");
     }
 }
 
+/// Returns the fields of a volume that say what it is made of.
+fn volume_sources() -> impl Iterator<Item = &'static &'static str> {
+    let union = fields::union_at(Kind::Pod, &["spec", "volumes"]);
+    union.into_iter().flat_map(|union| union.members)
+}
+
 fn default_volume(volume: &mut Tree) {
-    let has_source = volume
-        .iter()
-        .any(|(field, source)| field != "name" && !source.is_null());
-    if !has_source {
+    if !volume_sources().any(|source| volume.get(*source).is_some_and(|source| !source.is_null())) {
         volume.insert("emptyDir".to_owned(), json!({}));
     }
     if let Some(host_path) = defaults::map(volume, "hostPath") {
@@ -205,15 +208,13 @@ pub(crate) fn validate_spec(spec: &Node<'_>, errors: &mut Errors) {
 /// Checks the volumes and returns their names.
 fn validate_volumes<'a>(volumes: &Node<'a>, errors: &mut Errors) -> HashSet<&'a str> {
     let mut names = HashSet::new();
-    let sources = fields::union_at(Kind::Pod, &["spec", "volumes"]).map_or(&[][..], |union| union.members);
     for volume in volumes.items() {
         let name = volume.at("name");
         errors.required_form(&name, names::dns_label);
         if !names.insert(name.text()) && !name.text().is_empty() {
             errors.duplicate(&name);
         }
-        let mut found = sources
-            .iter()
+        let mut found = volume_sources()
             .map(|source| volume.at(source))
             .filter(Node::is_set)
             .skip(1);

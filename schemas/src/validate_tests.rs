@@ -98,6 +98,60 @@ fn deployments_get_kubernetes_defaults() {
 }
 
 #[test]
+fn empty_texts_are_absent_ones() {
+    for (text, path, expected) in [
+        (
+            pod("{restartPolicy: '', containers: [{name: a, image: b}]}"),
+            "/spec/restartPolicy",
+            "Always",
+        ),
+        (
+            pod("{dnsPolicy: '', containers: [{name: a, image: b}]}"),
+            "/spec/dnsPolicy",
+            "ClusterFirst",
+        ),
+        (
+            container("imagePullPolicy: ''"),
+            "/spec/containers/0/imagePullPolicy",
+            "Always",
+        ),
+        (
+            container("ports: [{containerPort: 1, protocol: ''}]"),
+            "/spec/containers/0/ports/0/protocol",
+            "TCP",
+        ),
+        (
+            service("{type: '', ports: [{port: 1, protocol: ''}]}"),
+            "/spec/type",
+            "ClusterIP",
+        ),
+        (
+            service("{sessionAffinity: '', ports: [{port: 1, protocol: ''}]}"),
+            "/spec/ports/0/protocol",
+            "TCP",
+        ),
+    ] {
+        check(&text, &[]);
+        assert_eq!(defaulted(&read(&text)).str_at(path), expected, "{path}");
+    }
+}
+
+#[test]
+fn a_volume_without_a_source_that_exists_is_an_empty_one() {
+    let misspelt = read(&pod(
+        "{containers: [{name: a, image: b}], volumes: [{name: v, emptydir: {}}]}",
+    ));
+    assert_eq!(
+        defaulted(&misspelt).pointer("/spec/volumes/0/emptyDir"),
+        Some(&json!({}))
+    );
+    assert_eq!(
+        warnings(&misspelt, None),
+        ["unknown field \"spec.volumes[0].emptydir\""]
+    );
+}
+
+#[test]
 fn pull_policy_follows_the_tag() {
     for (image, policy) in [
         ("nginx", "Always"),
