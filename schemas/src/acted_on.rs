@@ -38,6 +38,7 @@ const POD_SPEC: &[&str] = &[
     "containers.volumeMounts.subPath",
     "containers.volumeMounts.subPathExpr",
     "containers.imagePullPolicy",
+    "containers.restartPolicy",
     "containers.livenessProbe{}",
     "containers.readinessProbe{}",
     "containers.startupProbe{}",
@@ -135,7 +136,14 @@ fn parts_of(kind: Kind) -> &'static [Part] {
         }],
         Kind::Ingress => &[Part {
             path: "spec",
-            fields: &["rules", "defaultBackend", "ingressClassName"],
+            fields: &[
+                "rules.host",
+                "rules.http.paths.path",
+                "rules.http.paths.pathType",
+                "rules.http.paths.backend.service",
+                "defaultBackend.service",
+                "ingressClassName",
+            ],
         }],
         Kind::Namespace
         | Kind::Node
@@ -160,6 +168,7 @@ pub(crate) fn idle_fields(kind: Kind, root: &Node<'_>) -> Vec<Idle> {
             .fold(root.clone(), |node, name| node.at(name));
         let pointer = format!("/{}", part.path.replace('.', "/"));
         walk(&node, &pointer, "", part.fields, &mut idle);
+        sctp_ports(&node, &pointer, &mut idle);
     }
     if kind == Kind::Service {
         service_values(&root.at("spec"), &mut idle);
@@ -219,6 +228,28 @@ fn is_nothing(value: &Value) -> bool {
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.is_empty(),
         Value::Number(_) | Value::String(_) => false,
+    }
+}
+
+/// Ports of services and containers that the pod network does not carry.
+fn sctp_ports(spec: &Node<'_>, pointer: &str, idle: &mut Vec<Idle>) {
+    let mut lists = vec![(spec.at("ports"), format!("{pointer}/ports"))];
+    for field in ["initContainers", "containers"] {
+        for (index, container) in spec.at(field).items().enumerate() {
+            lists.push((container.at("ports"), format!("{pointer}/{field}/{index}/ports")));
+        }
+    }
+    for (ports, pointer) in lists {
+        for (index, port) in ports.items().enumerate() {
+            let protocol = port.at("protocol");
+            if protocol.text() == "SCTP" && idle.len() < MAX_FINDINGS {
+                idle.push(Idle {
+                    path: protocol.path,
+                    pointer: format!("{pointer}/{index}/protocol"),
+                    reason: "the pod network carries TCP and UDP alone".to_owned(),
+                });
+            }
+        }
     }
 }
 

@@ -185,6 +185,10 @@ pub(crate) fn validate_spec(spec: &Node<'_>, errors: &mut Errors) {
     for container in containers.items() {
         validate_container(&container, &volumes, &mut names, errors);
         validate_ports(&container.at("ports"), &mut host_ports, errors);
+        let restart = container.at("restartPolicy");
+        if restart.is_set() {
+            errors.forbidden(&restart, "may not be set for non-init containers");
+        }
     }
     for container in spec.at("initContainers").items() {
         validate_container(&container, &volumes, &mut names, errors);

@@ -501,16 +501,47 @@ fn fields_without_effect_are_named() {
             ),
         ]
     );
-    let pod = read(&container(
+    let probed = read(&container(
         "imagee: x, livenessProbe: {grpc: {port: 1, service: x}}, readinessProbe: {exec: {command: [a]}}",
     ));
     assert_eq!(
-        warnings(&pod, None),
+        warnings(&probed, None),
         [
             "unknown field \"spec.containers[0].imagee\"",
             "spec.containers[0].livenessProbe.grpc.service: accepted, but this version of Podman Swarm does not act on it"
         ]
     );
+    let sidecar = read(&pod(
+        "{containers: [{name: a, image: b}], initContainers: [{name: c, image: d, restartPolicy: Always}]}",
+    ));
+    assert_eq!(warnings(&sidecar, None), Vec::<String>::new());
+    let check = |text: &str, expected: &[&str]| {
+        let warned = warnings(&read(text), None);
+        let paths: Vec<&str> = warned.iter().filter_map(|text| text.split(": ").next()).collect();
+        assert_eq!(paths, expected, "{text}");
+    };
+    check(
+        &container("ports: [{containerPort: 1}, {containerPort: 2, protocol: SCTP}]"),
+        &["spec.containers[0].ports[1].protocol"],
+    );
+    check(
+        &service("{ports: [{port: 80, protocol: SCTP}]}"),
+        &["spec.ports[0].protocol"],
+    );
+    let resource = "{resource: {apiGroup: a, kind: B, name: c}}";
+    let own = "{service: {name: c, port: {number: 80}}}";
+    for (first, second, expected) in [
+        (own, own, &[][..]),
+        (resource, own, &["spec.defaultBackend.resource"]),
+        (own, resource, &["spec.rules[0].http.paths[0].backend.resource"]),
+    ] {
+        let path = format!("{{path: /, pathType: Prefix, backend: {second}}}");
+        let rules = format!("[{{host: a.b, http: {{paths: [{path}]}}}}]");
+        check(
+            &ingress(&format!("{{defaultBackend: {first}, rules: {rules}}}")),
+            expected,
+        );
+    }
     let service = read(&service(
         "{type: NodePort, clusterIP: 10.0.0.1, ports: [{port: 80}]}",
     ));
