@@ -10,7 +10,7 @@
 use crate::Kind;
 
 /// Version of this table; part of the store's document format, since it decides how objects are laid out.
-pub const FIELDS_VERSION: u32 = 1;
+pub const FIELDS_VERSION: u32 = 2;
 
 /// A field that, alone or with others, tells the elements of a keyed list apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -264,13 +264,9 @@ fn rows_of(kind: Kind) -> &'static [Row] {
         Kind::Deployment => DEPLOYMENT,
         Kind::ReplicaSet => REPLICA_SET,
         Kind::Ingress => INGRESS,
-        // A core Event has no lists; internal kinds have none that merge.
-        Kind::Event
-        | Kind::Member
-        | Kind::ApiToken
-        | Kind::JoinToken
-        | Kind::DnsWhitelist
-        | Kind::GitInventory => &[],
+        Kind::DnsWhitelist => DNS_WHITELIST,
+        // A core Event has no lists; the other internal kinds have none that merge.
+        Kind::Event | Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::GitInventory => &[],
     }
 }
 
@@ -283,6 +279,8 @@ const PROTOCOL: MergeKey = MergeKey {
     field: "protocol",
     default: Some("TCP"),
 };
+
+const DNS_WHITELIST: &[Row] = &[set("spec.hosts")];
 
 const METADATA_OF_ALL: &[Row] = &[map("metadata").holds(METADATA)];
 

@@ -242,8 +242,11 @@ async fn change_whitelist(
 ) -> ApiResult {
     let key = ObjectKey::cluster(Kind::DnsWhitelist, WHITELIST_NAME);
     let edit = |object: &Object| -> ApiResult<Object> {
-        let whitelist = change(whitelist(Some(object)));
-        if whitelist.hosts.len() > MAX_WHITELIST_HOSTS {
+        let before = whitelist(Some(object));
+        // Hosts that were added on several nodes at once can be more, of which each removal counts.
+        let most = MAX_WHITELIST_HOSTS.max(before.hosts.len());
+        let changed = change(before);
+        if changed.hosts.len() > most {
             return Err(ApiError::bad_request(format!(
                 "hosts: must have at most {MAX_WHITELIST_HOSTS} items"
             )));
@@ -251,7 +254,7 @@ async fn change_whitelist(
         let mut object = object.clone();
         object.set(
             &["spec"],
-            json!({"enabled": whitelist.enabled, "hosts": whitelist.hosts}),
+            json!({"enabled": changed.enabled, "hosts": changed.hosts}),
         );
         Ok(object)
     };

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use automerge::{ActorId, ChangeHash};
+use schemas::fields::FIELDS_VERSION;
 use schemas::{Object, ObjectKey, time};
 use serde::{Deserialize, Serialize};
 
@@ -17,9 +18,9 @@ use crate::incarnation::Incarnation;
 use crate::leaves;
 use crate::seal::Seal;
 
-/// Version of all that is kept on disk and of how objects are laid out in leaves (`schemas::fields::FIELDS_VERSION` is a
-/// part of it).
-pub(crate) const FORMAT: u32 = 2;
+/// Version of all that is kept on disk and of how objects are laid out in leaves: it is one higher with each change of the
+/// table of fields, and of this.
+pub(crate) const FORMAT: u32 = 1 + FIELDS_VERSION;
 
 pub(crate) const META_FORMAT: &str = "m/format";
 pub(crate) const META_CANARY: &str = "m/canary";

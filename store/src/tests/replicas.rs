@@ -307,6 +307,23 @@ async fn pushes_carry_fresh_changes_and_ask_for_what_they_build_on() {
 }
 
 #[tokio::test]
+async fn hosts_added_to_the_whitelist_at_once_are_all_there() {
+    let key = ObjectKey::cluster(Kind::DnsWhitelist, "default");
+    let mut whitelist = Object::new(&key);
+    whitelist.set(&["spec"], json!({"enabled": true, "hosts": ["a.com", "b.com"]}));
+    let (a, b, _) = pair(&whitelist).await;
+    let hosts = |hosts: &'static [&'static str]| {
+        move |object: &mut Object| {
+            object.set(&["spec"], json!({"enabled": true, "hosts": hosts}));
+        }
+    };
+    edit(&a, &key, hosts(&["a.com", "b.com", "c.com"])).await;
+    edit(&b, &key, hosts(&["b.com", "d.com"])).await;
+    let met = meet(&a, &b, &key).await.unwrap();
+    assert_eq!(met["spec"]["hosts"], json!(["b.com", "c.com", "d.com"]));
+}
+
+#[tokio::test]
 async fn only_what_is_missing_travels() {
     let (a, b, key) = pair(&deployment("web")).await;
     for number in 0..50 {
