@@ -16,6 +16,7 @@ use crate::incarnation::Incarnation;
 use crate::leaves::{self, Edits, Leaves};
 use crate::owners::{self, Operation, Owner, Owners};
 use crate::path::{self, Role};
+use crate::run_lengths;
 use crate::types::NodeId;
 
 const CREATOR: &str = "@creator";
@@ -25,7 +26,9 @@ const NAMESPACE: &str = "@namespace";
 /// The largest change from a peer: the largest object, twice (as fields and as a group), and its paths.
 pub(crate) const MAX_CHANGE_BYTES: usize = 3_500_000;
 /// The most operations in a change from a peer: an object of the largest size has no more leaves than this.
-const MAX_OPERATIONS: usize = 500_000;
+const MAX_OPERATIONS: u64 = 500_000;
+/// The most bytes of the paths in a change from a peer, as many as two of each in it (a deletion and a put).
+const MAX_PATHS_BYTES: usize = 2 * MAX_CHANGE_BYTES;
 /// The longest name of a manager or user in a change.
 const MAX_AUTHOR_BYTES: usize = owners::MAX_MANAGER_BYTES;
 
@@ -407,11 +410,13 @@ impl IncomingChange {
         if bytes.get(CHUNK_TYPE_AT) != Some(&CHUNK_TYPE_CHANGE) {
             return Err(BadBytes("not a change".to_owned()));
         }
+        match run_lengths::operations(bytes) {
+            Some(1..=MAX_OPERATIONS) => {}
+            Some(count) => return Err(BadBytes(format!("a change of {count} operations"))),
+            None => return Err(BadBytes("a change that cannot be read".to_owned())),
+        }
         let (change, expanded) = guarded(|| {
             let change = Change::from_bytes(bytes.to_vec()).map_err(|error| BadBytes(error.to_string()))?;
-            if change.len() > MAX_OPERATIONS || change.is_empty() {
-                return Err(BadBytes(format!("a change of {} operations", change.len())));
-            }
             let expanded = change.decode();
             Ok((change, expanded))
         })?;
@@ -443,7 +448,7 @@ const CHUNK_TYPE_AT: usize = 8;
 const CHUNK_TYPE_CHANGE: u8 = 1;
 
 fn check_operations(change: &ExpandedChange) -> Result<Vec<String>, BadBytes> {
-    let mut paths = Vec::with_capacity(change.operations.len());
+    let (mut paths, mut bytes) = (Vec::with_capacity(change.operations.len()), 0);
     for operation in &change.operations {
         let (ObjectId::Root, Key::Map(key), false) = (&operation.obj, &operation.key, operation.insert)
         else {
@@ -460,6 +465,10 @@ fn check_operations(change: &ExpandedChange) -> Result<Vec<String>, BadBytes> {
             OpType::Make(_) | OpType::Increment(_) | OpType::MarkBegin(..) | OpType::MarkEnd(_) => {
                 return Err(at_path("an operation that is neither put nor delete"));
             }
+        }
+        bytes += key.len();
+        if bytes > MAX_PATHS_BYTES {
+            return Err(at_path("a path that is repeated"));
         }
         paths.push(key.to_string());
     }

@@ -20,6 +20,7 @@ mod packed;
 mod path;
 mod prepare;
 mod record;
+mod run_lengths;
 mod seal;
 mod shared;
 mod sled_disk;

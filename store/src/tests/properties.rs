@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use automerge::ActorId;
+use automerge::{ActorId, Change};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use schemas::{KINDS, Kind};
@@ -12,6 +12,7 @@ use super::*;
 use crate::document::{Birth, ChangeAuthor, Document};
 use crate::leaves::{self, Leaves};
 use crate::owners::Operation;
+use crate::run_lengths;
 
 /// So many cases, or as many as `PROPTEST_CASES` says.
 fn cases(cases: u32) -> ProptestConfig {
@@ -215,7 +216,9 @@ proptest! {
     fn what_is_written_is_read((kind, first) in any_object(), rest in prop::collection::vec(any_object(), 0..4)) {
         let mut document = Document::new(ActorId::random());
         let leaves = leaves::flatten(kind, &first, &Leaves::new());
-        document.create(kind, leaves, &Birth::default(), &change_author(), Operation::Update).unwrap();
+        let change = document.create(kind, leaves, &Birth::default(), &change_author(), Operation::Update).unwrap();
+        let operations = Change::from_bytes(change.bytes.clone()).unwrap().len() as u64;
+        prop_assert_eq!(run_lengths::operations(&change.bytes), Some(operations));
         let mut document = reload(&mut document);
         prop_assert_eq!(leaves::materialise(&document.contents().leaves), first);
         for (_, next) in rest {

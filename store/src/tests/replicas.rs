@@ -2,9 +2,11 @@
 
 use schemas::Kind;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::SyncError;
+use crate::document::IncomingChange;
 
 /// Two replicas of one object.
 async fn pair(object: &Object) -> (Store, Store, ObjectKey) {
@@ -374,6 +376,53 @@ async fn large_objects_and_many_pass_in_steps() {
     assert_eq!(a.digest(), b.digest());
     assert_eq!(a.list(Kind::Deployment, None).items.len(), 306);
     assert!(frames > 4, "{frames}");
+}
+
+/// A change of so many operations that all put null at one path, with so many predecessors each, in a few bytes.
+fn repeated(operations: i64, predecessors: u8) -> Vec<u8> {
+    let leb = |mut number: i64| {
+        let mut bytes = Vec::new();
+        while number >= 0x40 {
+            bytes.push(number as u8 & 0x7f | 0x80);
+            number >>= 7;
+        }
+        bytes.push(number as u8);
+        bytes
+    };
+    let run = |value: &[u8]| [leb(operations), value.to_vec()].concat();
+    let columns = [
+        (21, run(&[1, b'a'])),
+        (52, leb(operations)),
+        (66, run(&[1])),
+        (86, run(&[0])),
+        (112, run(&[predecessors])),
+    ];
+    // No causes, actor 0, first change, first operation, no time, no message, no other actors.
+    let mut data = vec![0, 1, 0, 1, 1, 0, 0, 0, columns.len() as u8];
+    for (kind, column) in &columns {
+        data.extend([*kind, column.len() as u8]);
+    }
+    columns.iter().for_each(|(_, column)| data.extend(column));
+    let body = [vec![1, data.len() as u8], data].concat();
+    let checksum = &Sha256::digest(&body)[..4];
+    [&[0x85, 0x6f, 0x4a, 0x83], checksum, &body].concat()
+}
+
+#[test]
+fn a_small_change_of_many_operations_is_refused() {
+    let refused = |operations, predecessors| match IncomingChange::parse(&repeated(operations, predecessors))
+    {
+        Ok(_) => panic!("taken"),
+        Err(error) => error.to_string(),
+    };
+    // Well formed, but nobody's.
+    assert_eq!(refused(1, 0), "a change without its author");
+    assert_eq!(
+        refused(1 << 60, 0),
+        format!("a change of {} operations", 1_u64 << 60)
+    );
+    assert_eq!(refused(10_000, 100), "a change of 1000000 operations");
+    assert_eq!(refused(1 << 60, 100), "a change that cannot be read");
 }
 
 #[tokio::test]
