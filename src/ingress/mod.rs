@@ -8,5 +8,6 @@ mod routes;
 mod server;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 
 pub use server::{Ingress, IngressConfig, StartError};

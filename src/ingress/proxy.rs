@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::routes::{Routes, Target, comparable_path, host_name};
+use super::upgrade::ConnectForUpgrade;
 
 /// Endpoints tried until one takes the connection; with [`CONNECT_TIMEOUT`] a client waits 6 s at most.
 pub(super) const MAX_ATTEMPTS: usize = 3;
@@ -129,11 +130,14 @@ impl ProxyHttp for Proxy {
         peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
         peer.options.idle_timeout = Some(POOL_IDLE);
         peer.options.write_timeout = Some(self.backend_timeout);
-        peer.options.read_timeout = Some(if session.is_upgrade_req() {
-            UPGRADED_IDLE
-        } else {
-            self.backend_timeout
-        });
+        peer.options.read_timeout = Some(self.backend_timeout);
+        if session.is_upgrade_req() {
+            peer.options.read_timeout = Some(UPGRADED_IDLE);
+            peer.options.custom_l4 = Some(Arc::new(ConnectForUpgrade));
+            // A connection of its own, from no pool and into none.
+            peer.group_key = rand::random();
+            peer.options.idle_timeout = Some(Duration::ZERO);
+        }
         if is_grpc(session.req_header()) {
             // gRPC is HTTP/2 by definition, and without TLS there is nothing to negotiate.
             peer.options.set_http_version(2, 2);
