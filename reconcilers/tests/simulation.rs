@@ -1,6 +1,6 @@
 //! Ten nodes in virtual time: real stores, their sync frames over a bad network, the real planners and controllers, and a
 //! pod runtime in memory. Users change things on any node while hosts crash, agents are killed and the network parts.
-//! After the heal all must agree, want nothing, and run what is wanted.
+//! After the heal all must agree, want nothing, and run what is wanted; and what was wanted and ready must stay so meanwhile.
 //!
 //! `SEED=n cargo test -p reconcilers --test simulation` replays a failure. The seed decides all that this file decides; the
 //! stores draw the ids of their actors themselves, so a tie between concurrent edits may fall otherwise.
@@ -14,6 +14,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use reconcilers::controller::{Context, Garbage, NodeObjects, Reconciler, Statuses, Trigger, Workloads};
 use reconcilers::fakes::{FakeClock, FakeEvents};
+use reconcilers::nodes::Nodes;
+use reconcilers::ownership::{CATCH_UP, Holding, holding};
 use reconcilers::pod_state::Graces;
 use reconcilers::ports::{Clock, Cluster, Liveness, NodeFacts, NodeObservation};
 use schemas::{KINDS, Kind, Object, ObjectKey};
@@ -84,6 +86,8 @@ struct World {
     /// Which side of the partition each host is on.
     side: Vec<u8>,
     frames: Vec<Frame>,
+    /// Pushes into another side of the partition, if they are only late; then nobody exchanges until they are there.
+    late: Option<Vec<Frame>>,
     log: String,
 }
 
@@ -205,6 +209,7 @@ impl World {
             hosts: hosts.collect(),
             side: vec![0; NODES],
             frames: Vec::new(),
+            late: None,
             log: String::new(),
         };
         for host in &mut world.hosts {
@@ -319,6 +324,13 @@ impl World {
             for to in (0..NODES).filter(|to| *to != index) {
                 if self.connected(index, to) {
                     self.send(index, to, &bytes, in_trouble);
+                } else if let Some(late) = &mut self.late {
+                    late.push(Frame {
+                        from: index,
+                        to,
+                        due: 0,
+                        bytes: bytes.clone(),
+                    });
                 }
             }
         }
@@ -330,7 +342,11 @@ impl World {
         let (Some(mine), Some(theirs)) = (self.store(index), self.store(peer)) else {
             return;
         };
-        if peer == index || !self.connected(index, peer) || mine.digest() == theirs.digest() {
+        if self.late.is_some()
+            || peer == index
+            || !self.connected(index, peer)
+            || mine.digest() == theirs.digest()
+        {
             return;
         }
         if let Exchange::Send(bytes) = mine.begin_exchange(&self.hosts[peer].id) {
@@ -671,6 +687,91 @@ async fn simulate(seed: u64) -> Result<(), String> {
     world.settle(World::leftovers).await?;
     println!("SEED={seed}: well {after:?} after the heal");
     Ok(())
+}
+
+/// Pods of a Deployment that run and are ready somewhere.
+fn ready_pods(world: &World, deployment: &ObjectKey) -> BTreeSet<String> {
+    let prefix = format!("{}-", deployment.name);
+    let running = world.hosts.iter().flat_map(|host| host.running.values());
+    running
+        .filter(|running| running.ready_at <= world.tick && running.key.name.starts_with(&prefix))
+        .map(|running| running.key.name.clone())
+        .collect()
+}
+
+/// The owner of a Deployment is cut off, the others scale it up, and after the heal what they did reaches the owner in small
+/// parts, the newest first.
+async fn heal_in_small_parts() {
+    let mut world = World::new(1).await;
+    let key = deployment_key(0);
+    let mut deployment = Object::new(&key);
+    let template = json!({
+        "metadata": {"labels": {"app": key.name}},
+        "spec": {"containers": [{"name": "web", "image": "web:1"}]},
+    });
+    let selector = json!({"matchLabels": {"app": key.name}});
+    deployment.set(
+        &["spec"],
+        json!({"replicas": 2, "selector": selector, "template": template}),
+    );
+    let store = world.store(0).expect("all agents run");
+    let created = store.create(deployment, author("user")).await;
+    created.expect("a new store takes it");
+    let settled = world.settle(World::faults).await;
+    settled.expect("nothing is in its way");
+
+    let members: Vec<_> = store.list(Kind::Member, None).items;
+    let members: Vec<_> = members.into_iter().map(|view| view.object).collect();
+    let owns = |host: &Host| {
+        let agent = host.agent.as_ref().expect("all agents run");
+        let nodes = Nodes::read(&members, &[], &agent.cluster.borrow());
+        holding(&key, &host.id, &nodes, agent.clock.now()) == Holding::Mine
+    };
+    let owner = world.hosts.iter().position(owns).expect("one owns it");
+    world.side[owner] = 1;
+    world.late = Some(Vec::new());
+    let other = world.store((owner + 1) % NODES).expect("all agents run");
+    let scale = |object: &Object| {
+        let mut object = object.clone();
+        object.set(&["spec", "replicas"], 6);
+        Ok::<_, WriteError>(object)
+    };
+    let scaled = other
+        .update(&key, &Precondition::default(), author("user"), scale)
+        .await;
+    scaled.expect("nobody else writes in this moment");
+    for _ in 0..40 {
+        world.step(false).await;
+    }
+    assert!(ready_pods(&world, &key).len() >= 6, "the others scale it");
+
+    world.heal();
+    let mut late: Vec<Frame> = world.late.replace(Vec::new()).unwrap_or_default();
+    late.retain(|frame| frame.to == owner);
+    assert!(late.len() >= 5, "the scale and four pods, {}", late.len());
+    let all_are_there = late.len() as u32;
+    assert!(TICK * all_are_there < CATCH_UP, "owners wait so long");
+    for (due, frame) in (world.tick + 1..).zip(late.into_iter().rev()) {
+        world.frames.push(Frame { due, ..frame });
+    }
+    for tick in 0..HEAL_TICKS / 10 {
+        if tick == all_are_there {
+            world.late = None;
+        }
+        world.step(false).await;
+        let ready = ready_pods(&world, &key);
+        assert!(ready.len() >= 6, "after {tick} ticks: {ready:?}");
+    }
+    let settled = world.settle(World::faults).await;
+    settled.expect("the heal is over");
+}
+
+#[test]
+fn a_heal_takes_away_no_ready_pod_that_is_wanted() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime starts");
+    runtime.block_on(heal_in_small_parts());
 }
 
 #[test]
