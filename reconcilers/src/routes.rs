@@ -356,6 +356,7 @@ mod tests {
             let node = NodeObservation {
                 liveness,
                 since: Moment::default(),
+                in_sync: true,
                 facts,
                 pods: BTreeMap::new(),
             };

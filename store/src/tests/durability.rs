@@ -45,7 +45,8 @@ async fn of_rounds_that_come_at_once_the_highest_is_kept() {
     let peer = NodeId("b".to_owned());
     let (high, low) = (frame(5), frame(4));
     let (first, second) = tokio::join!(store.receive(&peer, &high), store.receive(&peer, &low));
-    (first.unwrap(), second.unwrap());
+    first.unwrap();
+    second.unwrap();
     let reopened = Store::open_in_memory(disk.after_power_loss(), options("a")).unwrap();
     assert_eq!(
         (store.shared.index().round(), reopened.shared.index().round()),
