@@ -34,18 +34,28 @@ image=localhost/podman-swarm-hello:1
 agent_pid="" service_pid="" socket=unix:///run/podman/podman.sock
 answers() { [[ -S $1 ]] && curl -sf -m 5 --unix-socket "$1" http://d/_ping >/dev/null; }   # is Podman there?
 running() { [[ -n $1 && -e /proc/$1/exe && $(readlink "/proc/$1/exe") == "$2"* ]]; }
+settled() {                                 # a child of ours is this shell until it has become the agent
+    while jobs -rp | grep -qx "${agent_pid:-none}" && ! running "$agent_pid" "$agent"; do sleep 0.01; done
+}
 down() {
-    trap - EXIT INT TERM HUP
+    trap - EXIT
+    trap '' INT TERM HUP                    # a second Ctrl-C would leave half of it behind
     set +e
     [[ -f $state/agent.pid ]] && agent_pid=$(<"$state/agent.pid")
     [[ -f $state/service.pid ]] && service_pid=$(<"$state/service.pid")
     [[ -f $state/socket ]] && socket=$(<"$state/socket")
-    if [[ -d $state/data ]]; then
+    settled
+    if [[ -d $state/data ]] || running "$agent_pid" "$agent"; then
         if ! running "$agent_pid" "$agent"; then    # killed: it must run to take back what it made
             answers "${socket#unix://}" || start_podman
-            start_agent && wait_healthy
+            start_agent
         fi
-        "$agent" --data-dir="$state/data" leave >>"$state/agent.log" 2>&1 || tail -n 5 "$state/agent.log" >&2
+        wait_healthy                        # its start makes what `leave` needs
+        if ! "$agent" --data-dir="$state/data" leave >>"$state/agent.log" 2>&1; then
+            tail -n 5 "$state/agent.log" >&2
+            say "demo: not everything could be removed; run it again to try once more (its state is in $state)" >&2
+            exit 1
+        fi
         for _ in {1..100}; do running "$agent_pid" "$agent" || break; sleep 0.1; done
         running "$agent_pid" "$agent" && kill -9 "$agent_pid"
     fi
@@ -68,10 +78,10 @@ start_podman() {
         # Podman asks for more files and processes than this machine allows anybody.
         printf '[containers]\ndefault_ulimits = ["nofile=%s:%s", "nproc=4096:4096"]\n' "$(ulimit -Hn)" "$(ulimit -Hn)" >> "$conf"
     fi
-    printf '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n' >> "$conf"
+    printf '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nexit_command_delay = 1\n' >> "$conf"
     if [[ $(stat -fc %T /sys/fs/cgroup) != cgroup2fs ]]; then printf 'runtime = "runc"\n' >> "$conf"; fi
     socket=unix://$state/podman.sock
-    CONTAINERS_CONF=$conf setsid podman system service -t 0 "$socket" >"$state/podman.log" 2>&1 &
+    CONTAINERS_CONF=$conf setsid podman system service -t 0 "$socket" >"$state/podman.log" 2>&1 {lock}<&- &
     service_pid=$!
     echo "$service_pid" > "$state/service.pid"; echo "$socket" > "$state/socket"
     for _ in {1..100}; do
@@ -81,10 +91,10 @@ start_podman() {
     fail "Podman's service did not start: $(tail -n 3 "$state/podman.log")"
 }
 
-free_port() {                               # the first of the given TCP ports that nobody listens on
+free_port() {                               # the first of the given ports that nobody listens on
     local port
     for port in "$@"; do
-        if ! ss -Hltn "sport = :$port" | grep -q .; then echo "$port"; return; fi
+        if ! ss -Hltun "sport = :$port" | grep -q .; then echo "$port"; return; fi
     done
     fail "none of the ports $* is free"
 }
@@ -94,15 +104,17 @@ start_agent() {
     read -r api_port ingress_port dns_port gossip_port < "$state/ports"
     setsid "$agent" --node-name=demo --data-dir="$state/data" --podman-socket="$socket" \
         --api-addr="0.0.0.0:$api_port" --bind-addr="0.0.0.0:$gossip_port" \
-        --ingress-port="$ingress_port" --dns-port="$dns_port" >>"$state/agent.log" 2>&1 &
+        --ingress-port="$ingress_port" --dns-port="$dns_port" >>"$state/agent.log" 2>&1 {lock}<&- &
     agent_pid=$!
     echo "$agent_pid" > "$state/agent.pid"
 }
 
 wait_healthy() {
-    local _
+    local _ api_port
+    read -r api_port _ < "$state/ports"
     for _ in {1..200}; do
         curl -sf -m 2 "http://127.0.0.1:$api_port/api/v1/health" >/dev/null && return
+        settled
         running "$agent_pid" "$agent" || break
         sleep 0.1
     done
@@ -125,6 +137,8 @@ progress() {                                # waits for three ready pods, showin
     fail "the pods did not become ready"
 }
 
+exec {lock}<scripts/demo.sh
+flock -w 3 "$lock" || fail "another demo runs on this machine; end that one first"
 if [[ -e $state || -L $state ]]; then
     # What is in it is run as root.
     [[ ! -L $state && -d $state && -O $state ]] || fail "$state is not root's own folder: remove it"
@@ -132,7 +146,7 @@ if [[ -e $state || -L $state ]]; then
     down
 fi
 mkdir -m 0700 "$state"
-trap down EXIT
+trap 'step "Removing what the demo started"; down' EXIT
 trap 'exit 130' INT TERM HUP
 
 step "Starting one node on this machine's Podman"
@@ -174,7 +188,7 @@ sed 's/^/    /' <<<"$addresses"
 
 cat <<TXT
 
-Everything works. Go on with, in another terminal, as root:
+Everything works. Go on with, in another terminal, as root${ONESHOT:+, where ONESHOT is not set}:
 
     export KUBECONFIG=$KUBECONFIG
     $psctl get all
@@ -186,8 +200,6 @@ Everything works. Go on with, in another terminal, as root:
     podman-swarm-agent --join=THIS-MACHINE:$gossip_port --join-token=\$(cat $state/data/join.token)
 TXT
 if [[ -n $ONESHOT ]]; then
-    step "Removing everything again (ONESHOT)"
-    down
     exit 0
 fi
 say

@@ -28,6 +28,6 @@ if ! command -v apt-get >/dev/null; then
 fi
 sudo=()
 ((EUID == 0)) || sudo=(sudo)
-echo "installing from Debian: ${missing[*]}" >&2
+echo "installing from Debian, which can take some minutes: ${missing[*]}" >&2
 "${sudo[@]}" apt-get update -qq
 DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

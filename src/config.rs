@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{ArgAction, ArgMatches, Args, Parser, Subcommand, ValueEnum};
@@ -340,12 +340,12 @@ impl Config {
         }
         let advertise = match flags.advertise_addr {
             Some(address) if address.is_unspecified() => {
-                bail!("--advertise-addr: {address} is no address that others can reach; give the one of this machine")
+                bail!(
+                    "--advertise-addr: {address} is no address that others can reach; give the one of this machine"
+                )
             }
             Some(address) => address,
-            None => default_route_address().context(
-                "--advertise-addr: this machine has no default route to take the address from; give its address",
-            )?,
+            None => default_route_address().ok_or(NoDefaultRoute)?,
         };
         if flags.pod_cidr.contains(&advertise) {
             bail!(
@@ -465,6 +465,11 @@ fn host_name() -> Option<String> {
     let name = name.nodename().to_str().ok()?.to_ascii_lowercase();
     (!name.is_empty()).then_some(name)
 }
+
+/// There is no address to tell the others: the network may be on its way, so that another try makes sense.
+#[derive(Debug, thiserror::Error)]
+#[error("--advertise-addr: this machine has no default route to take the address from; give its address")]
+pub struct NoDefaultRoute;
 
 /// Returns the address that packets to the Internet would carry. Sends nothing: connecting a UDP socket only looks
 /// up the route.

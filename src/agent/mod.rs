@@ -255,7 +255,9 @@ impl Agent {
         let router = api::router(state.clone());
         let announcer = prepared.announcer();
         let gossip = prepared.start(sockets, router.clone(), facts.clone()).await?;
-        tasks.spawn(essential.clone().watch("gossip", gossip.ended()));
+        // Gossip ends after all others, which its end must not keep waiting.
+        let ended = working.clone().run_until_cancelled_owned(gossip.ended());
+        tasks.spawn(essential.clone().watch("gossip", ended.map(drop)));
 
         gossip.caught_up().await;
         info!("in step with the cluster");

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use podman_swarm::config::{Cli, Task, parse_arguments};
+use podman_swarm::config::{Cli, NoDefaultRoute, Task, parse_arguments};
 use podman_swarm::{agent, cli};
 
 fn main() -> ExitCode {
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Ok(task) => task,
         Err(error) => {
             eprintln!("error: {error:#}");
-            return ExitCode::from(2);
+            return ExitCode::from(if error.is::<NoDefaultRoute>() { 1 } else { 2 });
         }
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -74,6 +74,8 @@ pub(super) struct Membership {
     pub(super) peers: watch::Sender<Arc<Peers>>,
     /// Written by sync.
     pub(super) exchanged: watch::Receiver<Exchanged>,
+    /// This node removes itself.
+    pub(super) leaving: CancellationToken,
     pub(super) restart_grace: Duration,
 }
 
@@ -281,7 +283,9 @@ impl Task {
         let members = members::list(&self.parts.store);
         for gone in self.members.keys().filter(|id| !members.contains_key(*id)) {
             if *gone == self.me {
-                error!("this node was removed from the cluster: stop it, and empty its data directory");
+                if !self.parts.leaving.is_cancelled() {
+                    error!("this node was removed from the cluster: stop it, and empty its data directory");
+                }
                 continue;
             }
             info!(node = %gone, "a node was removed from the cluster");

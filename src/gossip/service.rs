@@ -45,6 +45,7 @@ pub struct Gossip {
     credentials: Arc<Credentials>,
     sync: Sync,
     stop: CancellationToken,
+    leaving: CancellationToken,
     /// Cancelled when the first task ends.
     ended: CancellationToken,
     membership: JoinHandle<()>,
@@ -133,6 +134,7 @@ impl Prepared {
         let ((peers_sender, peers), (cluster_sender, cluster)) = (peers, cluster);
         let me = credentials.node().clone();
         let stop = CancellationToken::new();
+        let leaving = CancellationToken::new();
         let ended = CancellationToken::new();
         let mut others = JoinSet::new();
 
@@ -176,6 +178,7 @@ impl Prepared {
             cluster: cluster_sender,
             peers: peers_sender,
             exchanged,
+            leaving: leaving.clone(),
             restart_grace: config.restart_grace,
         }
         .start(
@@ -208,6 +211,7 @@ impl Prepared {
             credentials,
             sync,
             stop,
+            leaving,
             ended,
             membership,
             others,
@@ -359,7 +363,11 @@ impl Gossip {
     /// # Errors
     /// The removal cannot be stored, or a file not be removed.
     pub async fn leave(self) -> Result<(), Error> {
+        self.leaving.cancel();
         let key = members::key(self.node());
+        let is_alone = members::list(&self.store)
+            .keys()
+            .all(|member| member == self.node());
         match self
             .store
             .remove(&key, &Precondition::default(), members::author())
@@ -368,7 +376,7 @@ impl Gossip {
             Ok(_) | Err(WriteError::NotFound(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        if !self.sync.flush().await {
+        if !is_alone && !self.sync.flush().await {
             warn!("no peer confirmed the removal: the others may go on showing this node");
         }
         let directory = self.credentials.directory.clone();

@@ -249,7 +249,8 @@ impl Podman {
         }
     }
 
-    /// Podman keeps two conmon processes (3.4 MB) for 300 s after each exec, whatever we do: not the way for probes every second.
+    /// Podman keeps two conmon processes (3.4 MB) after each exec, for 300 s unless `exit_command_delay` of containers.conf
+    /// says otherwise: not the way for probes every second.
     async fn run_exec(&self, id: &ContainerId, command: &[String]) -> Result<(i32, String), CallError> {
         let options = ExecCreateOpts::builder()
             .command(command)

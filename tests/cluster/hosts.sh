@@ -176,6 +176,7 @@ log_driver = "k8s-file"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+exit_command_delay = 1
 [network]
 network_backend = "netavark"
 default_subnet = "10.$((100 + i)).0.0/24"
