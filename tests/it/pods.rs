@@ -355,6 +355,40 @@ fn a_forced_deletion_does_not_wait_for_the_grace() {
 }
 
 #[test]
+fn pods_that_are_done_have_their_last_phase() {
+    needs_hosts!();
+    let cluster = Cluster::with_agents(1);
+    let pod = |name: &str, policy: &str, main: &str, init: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{restartPolicy: {policy}, initContainers: [{{name: i, \
+             image: \"{SHELL}\", command: [{init}]}}], containers: [{{name: c, image: \"{SHELL}\", command: [{main}]}}]}}}}\n---\n"
+        )
+    };
+    let (good, bad) = ("/bin/true", "/bin/false");
+    for (name, policy, main, init, expected) in [
+        ("good", "OnFailure", good, good, "Succeeded"),
+        ("once", "Never", good, good, "Succeeded"),
+        ("bad", "Never", bad, good, "Failed"),
+        ("init", "Never", good, bad, "Failed"),
+    ] {
+        cluster.apply(1, &pod(name, policy, main, init));
+        let done = wait_pod(&cluster, name, expected, |pod| {
+            text(pod, "/status/phase") == expected
+        });
+        assert_eq!(text(&done, "/spec/restartPolicy"), policy);
+    }
+    let again = pod("again", "OnFailure", bad, good);
+    cluster.apply(1, &again);
+    let restarted = |pod: &Value| {
+        pod.pointer("/status/containerStatuses/0/restartCount")
+            .and_then(Value::as_u64)
+            > Some(0)
+    };
+    let pod = wait_pod(&cluster, "again", "a restart", restarted);
+    assert_eq!(text(&pod, "/status/phase"), "Running");
+}
+
+#[test]
 fn containers_that_end_at_once_are_noticed_at_once() {
     needs_hosts!();
     let cluster = Cluster::with_agents(1);

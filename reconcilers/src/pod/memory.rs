@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::plan::Phase;
 use super::probe::ProbeResults;
 use super::view::{Attempts, is_exited};
 use crate::ports::{Attachment, Container, ContainerId, ContainerState, Moment, PortRedirect};
@@ -93,6 +94,8 @@ pub struct PodMemory {
     pub containers: BTreeMap<String, ContainerMemory>,
     /// Network and volumes were taken back.
     pub cleaned: bool,
+    /// The last phase, once it is recorded: the pod that is shown has it when the status that says so comes back.
+    pub ended: Option<Phase>,
     /// The status as last announced.
     pub announced: Option<Value>,
 }

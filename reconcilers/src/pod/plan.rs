@@ -126,7 +126,7 @@ impl Plan {
 pub fn plan(wanted: &Wanted<'_>, containers: &[Container], memory: &PodMemory, now: Moment) -> Plan {
     match wanted {
         Wanted::Ended { grace, remove_object } => plan_ended(*grace, *remove_object, containers, memory),
-        Wanted::Running { pod, redirects } => match Phase::of(pod) {
+        Wanted::Running { pod, redirects } => match Phase::of(pod).or(memory.ended) {
             Some(_) => plan_finished(pod, containers, memory),
             None => plan_running(pod, redirects, containers, memory, now),
         },

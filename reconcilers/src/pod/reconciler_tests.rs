@@ -442,27 +442,3 @@ async fn fifty_pods_start_once_with_few_lists_and_survive_an_agent() {
     assert!(ran.iter().all(|id| runs.contains(id)), "adopted, not restarted");
     node.stop().await;
 }
-
-#[tokio::test]
-async fn a_plan_that_does_not_become_empty_does_not_spin() {
-    let node = Node::new().await;
-    let pods = node.pods();
-    let mut document = pod("web-1", "node1");
-    document["spec"]["restartPolicy"] = "Never".into();
-    let view = node.create(document).await;
-    let uid = view.object.uid().to_owned();
-    pods.keys(&Trigger::Store(WatchEvent::Put {
-        view: view.clone(),
-        previous: None,
-    }));
-    pods.reconcile(&uid).await.unwrap();
-
-    // What is shown hides that the last phase is recorded already.
-    let mut shown = Object::default();
-    shown.set(&["status", "phase"], "Running");
-    node.store.project(&view.key, Some(shown));
-    node.runtime.exit(&node.running()[0].id, 0);
-    node.clock.advance(Duration::from_secs(1));
-    pods.runner.tell(&uid);
-    assert_eq!(pods.reconcile(&uid).await.unwrap(), Next::After(STEPS_PAUSE));
-}

@@ -393,6 +393,7 @@ impl PodRunner {
             Action::Remove { containers } => self.remove(job.uid, containers).await,
             Action::Record(phase) => {
                 self.ports.documents.record(job.key, job.uid, *phase).await?;
+                lock(memory).ended = Some(*phase);
                 Ok(Outcome::Done)
             }
             Action::RemoveObject => {

@@ -152,9 +152,14 @@ impl Machine {
             self.runner.tell(&uid);
         }
         let key = ObjectKey::new(Kind::Pod, "default", "web");
-        let pod = self
-            .document()
-            .and_then(|object| DesiredPod::read(Arc::new(object)));
+        let announced = self.announcer.pods().get(UID).cloned();
+        let pod = self.document().and_then(|mut object| {
+            // As the store shows it: what was announced lies over the document.
+            if let Some(status) = announced {
+                object.set(&["status", "phase"], status["phase"].clone());
+            }
+            DesiredPod::read(Arc::new(object))
+        });
         let terminating = pod.as_ref().is_none_or(|pod| pod.object.is_terminating());
         let wanted = match &pod {
             Some(pod) if !terminating => Wanted::Running {

@@ -61,7 +61,7 @@ pub struct Surroundings<'a> {
     /// Where containers reach this node's DNS, if the pod network is there.
     pub gateway: Option<IpAddr>,
     pub attachment: &'a Attachment,
-    /// As whom the image runs, where [`needs_image_user`] says that it matters.
+    /// As whom the image runs, where `needs_image_user` says that it matters.
     pub image_user: &'a str,
 }
 

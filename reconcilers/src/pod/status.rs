@@ -74,7 +74,8 @@ pub fn status(input: &StatusInput<'_>) -> Value {
         .collect();
     let mains: Vec<Value> = spec.containers.iter().map(|c| status_of(c, false)).collect();
 
-    let phase = Phase::of(pod).map_or_else(|| phase(&mains, initialized, policy), Phase::name);
+    let ended = Phase::of(pod).or(input.memory.ended);
+    let phase = ended.map_or_else(|| phase(&mains, initialized, policy), Phase::name);
     let address = pod_address(input);
     let mut status = Map::new();
     status.insert("phase".into(), phase.into());
