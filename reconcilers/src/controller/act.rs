@@ -32,16 +32,22 @@ impl Component {
     }
 }
 
-/// Does all actions, some at a time. Fails with the first error, when those in flight have ended or were dropped.
+/// Does all actions, some at a time: first those that take something away, lest a rollout's surge be exceeded meanwhile.
+/// Fails with the first error, when those in flight have ended or were dropped.
 pub(super) async fn act_all(
     context: &Context,
     component: Component,
     actions: Vec<Action>,
 ) -> Result<(), ReconcileError> {
-    stream::iter(actions)
-        .map(Ok)
-        .try_for_each_concurrent(WRITES_AT_ONCE, |action| act(context, component, action))
-        .await
+    let takes_away = |action: &Action| matches!(action, Action::Delete { .. } | Action::Remove { .. });
+    let (first, then): (Vec<_>, Vec<_>) = actions.into_iter().partition(takes_away);
+    for actions in [first, then] {
+        stream::iter(actions)
+            .map(Ok)
+            .try_for_each_concurrent(WRITES_AT_ONCE, |action| act(context, component, action))
+            .await?;
+    }
+    Ok(())
 }
 
 async fn act(context: &Context, component: Component, action: Action) -> Result<(), ReconcileError> {
