@@ -115,6 +115,18 @@ fn parse_gitops_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn parse_port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(port @ 1..) => Ok(port),
+        Ok(0) | Err(_) => Err("expected a port from 1 to 65535".to_owned()),
+    }
+}
+
+fn parse_address(text: &str) -> Result<IpAddr, String> {
+    let expected = |_| "expected an IP address of this machine, for instance 10.0.0.1".to_owned();
+    text.parse().map_err(expected)
+}
+
 /// Others must know the port, so it is never one that the kernel picks.
 fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     match text.parse::<SocketAddr>() {
@@ -187,7 +199,7 @@ pub struct Flags {
     )]
     pub bind_addr: SocketAddr,
     /// Address that the other nodes and users reach this node at [default: that of the default route]
-    #[arg(long, env = "ADVERTISE_ADDR", value_name = "ADDR")]
+    #[arg(long, env = "ADVERTISE_ADDR", value_parser = parse_address, value_name = "ADDR")]
     pub advertise_addr: Option<IpAddr>,
     /// Address and port of the API
     #[arg(
@@ -232,16 +244,16 @@ pub struct Flags {
     #[arg(long, env = "TLS_SKIP_VERIFY", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_name = "BOOL")]
     pub tls_skip_verify: bool,
     /// Port of the ingress
-    #[arg(long, env = "INGRESS_PORT", default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
+    #[arg(long, env = "INGRESS_PORT", default_value_t = 80, value_parser = parse_port, value_name = "PORT")]
     pub ingress_port: u16,
     /// Port of the ingress for TLS (not served yet)
-    #[arg(long, env = "INGRESS_TLS_PORT", default_value_t = DEFAULT_INGRESS_TLS_PORT, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
+    #[arg(long, env = "INGRESS_TLS_PORT", default_value_t = DEFAULT_INGRESS_TLS_PORT, value_parser = parse_port, value_name = "PORT")]
     pub ingress_tls_port: u16,
     /// Run the ingress on this node
     #[arg(long, env = "ENABLE_INGRESS", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_name = "BOOL")]
     pub enable_ingress: bool,
     /// Port of the DNS server
-    #[arg(long, env = "DNS_PORT", default_value_t = 53, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
+    #[arg(long, env = "DNS_PORT", default_value_t = 53, value_parser = parse_port, value_name = "PORT")]
     pub dns_port: u16,
     /// Domain of the cluster's names
     #[arg(
