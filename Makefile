@@ -15,7 +15,7 @@ test: install-packages lint doc unit cluster
 
 ## The same, and the long suites: another simulated history, and the stories with the programs that ship.
 test-all: test build
-	SEED=3 $(CARGO) test --locked -p reconcilers --test simulation
+	SEED=3 $(CARGO) test --locked --workspace --test simulation
 	PODMAN_SWARM_BIN="$(CURDIR)/target/release" $(MAKE) cluster
 
 build:
