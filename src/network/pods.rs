@@ -5,8 +5,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::pending;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
 
 use async_trait::async_trait;
 use ipnet::{IpNet, Ipv4Net};
@@ -15,9 +13,6 @@ use tokio::sync::{Mutex, watch};
 
 use super::kernel;
 use super::plan::{self, BRIDGE, HostPortEntry, ROUTE_METRIC, Range, TABLE};
-
-/// The abstract socket of the agent that has the pod network.
-const CLAIM: &str = "podman-swarm/network";
 
 /// The pod network of this node. One per machine (more exactly: per network namespace of the host).
 ///
@@ -28,15 +23,13 @@ pub struct Network {
     range: watch::Sender<Option<Range>>,
     /// Addresses by pod, read from the kernel at the first call.
     addresses: Mutex<Option<HashMap<String, Ipv4Addr>>>,
-    /// An abstract socket belongs to one network namespace and one process: who has it has the pod network.
-    _claim: UnixListener,
 }
 
 impl Network {
     /// Takes over whatever an agent before this one left on the machine, once it is used.
     ///
     /// # Errors
-    /// Without root, where `ip`, `nft` or `nsenter` is missing, or while another agent runs on the machine.
+    /// Without root, or where `ip`, `nft` or `nsenter` is missing.
     pub async fn new() -> Result<Self, PortError> {
         if !rustix::process::geteuid().is_root() {
             return Err(PortError::Refused {
@@ -52,19 +45,9 @@ impl Network {
                     message: format!("the pod network needs `{program}` (package {package}): {error}"),
                 })?;
         }
-        let claim = SocketAddr::from_abstract_name(CLAIM)
-            .and_then(|name| UnixListener::bind_addr(&name))
-            .map_err(|error| PortError::Refused {
-                reason: "NetworkTaken",
-                message: format!(
-                    "the pod network of this machine cannot be claimed, as if another agent ran here ({error}): a machine has one; \
-                     stop the other"
-                ),
-            })?;
         Ok(Self {
             range: watch::Sender::new(None),
             addresses: Mutex::new(None),
-            _claim: claim,
         })
     }
 
