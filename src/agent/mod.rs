@@ -162,7 +162,8 @@ impl Agent {
         dns.listen(dns_addresses(&config, None))
             .await
             .context("--dns-port")?;
-        info!(gossip = %flags.bind_addr, api = %flags.api_addr, dns = flags.dns_port, "ports are bound");
+        let ingress_port = ingress.is_some().then_some(flags.ingress_port);
+        info!(gossip = %flags.bind_addr, api = %flags.api_addr, dns = flags.dns_port, ingress = ingress_port, "ports are bound");
 
         let socket = format!("unix://{}", config.podman_socket.display());
         // Whose containers are ours is known once the cluster is; whether Podman answers, at once.
