@@ -14,7 +14,7 @@ mod snapshot;
 mod statuses;
 mod workloads;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::future::pending;
 use std::hash::Hash;
@@ -27,7 +27,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use schemas::{KINDS, Kind, with_causes};
 use store::{Gone, NodeId, Revision, Store, View, WatchEvent, WatchScope, WriteError};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -108,12 +108,15 @@ pub struct Context {
     pub node: NodeId,
 }
 
-/// Runs a controller with up to `workers` keys at a time until `shutdown`; then lets the runs in progress end.
+/// Runs a controller with up to `workers` keys at a time until `shutdown`; then lets the runs in progress end. Sends
+/// `settled` once every key that the start called for has had its run, however that ended: what is computed from this
+/// controller's results is whole from then on.
 pub async fn run<R: Reconciler>(
     reconciler: Arc<R>,
     context: Context,
     runtime_events: Option<BoxStream<'static, String>>,
     workers: usize,
+    settled: oneshot::Sender<()>,
     shutdown: CancellationToken,
 ) {
     let sources = Sources {
@@ -121,7 +124,9 @@ pub async fn run<R: Reconciler>(
         cluster: context.cluster,
         runtime: runtime_events,
     };
-    Loop::new(reconciler, workers).run(sources, shutdown).await;
+    Loop::new(reconciler, workers, settled)
+        .run(sources, shutdown)
+        .await;
 }
 
 /// The part of the store that the loop needs; a seam for its tests.
@@ -154,16 +159,25 @@ struct Loop<R: Reconciler> {
     queue: Queue<R::Key>,
     running: JoinSet<Result<Next, ReconcileError>>,
     keys: HashMap<Id, R::Key>,
+    /// Until the first pass is complete.
+    first_pass: Option<FirstPass<R::Key>>,
+}
+
+struct FirstPass<K> {
+    /// What the first listing called for and has not run yet; None before it.
+    left: Option<HashSet<K>>,
+    settled: oneshot::Sender<()>,
 }
 
 impl<R: Reconciler> Loop<R> {
-    fn new(reconciler: Arc<R>, workers: usize) -> Self {
+    fn new(reconciler: Arc<R>, workers: usize, settled: oneshot::Sender<()>) -> Self {
         Self {
             reconciler,
             workers: workers.max(1),
             queue: Queue::new(),
             running: JoinSet::new(),
             keys: HashMap::new(),
+            first_pass: Some(FirstPass { left: None, settled }),
         }
     }
 
@@ -202,6 +216,7 @@ impl<R: Reconciler> Loop<R> {
                     };
                     events = listed_from.or(events);
                     relist_at = Instant::now() + pause;
+                    self.pass(None);
                 }
                 () = sleep_until_due(due) => {}
             }
@@ -221,6 +236,23 @@ impl<R: Reconciler> Loop<R> {
             let task = async move { reconciler.reconcile(&task_key).await };
             let handle = self.running.spawn(task.instrument(span));
             self.keys.insert(handle.id(), key);
+        }
+    }
+
+    /// Counts a run for the first pass; None: the first listing is complete.
+    fn pass(&mut self, ran: Option<&R::Key>) {
+        let Some(pass) = &mut self.first_pass else {
+            return;
+        };
+        match (ran, &mut pass.left) {
+            (Some(key), Some(left)) => _ = left.remove(key),
+            (None, left @ None) => *left = Some(self.queue.keys().cloned().collect()),
+            _ => {}
+        }
+        let is_complete = pass.left.as_ref().is_some_and(HashSet::is_empty);
+        if let Some(pass) = self.first_pass.take_if(|_| is_complete) {
+            // Most controllers have nobody who waits for them.
+            _ = pass.settled.send(());
         }
     }
 
@@ -280,6 +312,7 @@ impl<R: Reconciler> Loop<R> {
                 Ended::Failed
             }
         };
+        self.pass(Some(&key));
         self.queue
             .ended(key, ended, Instant::now(), rand::random::<f64>());
     }

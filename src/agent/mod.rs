@@ -261,10 +261,12 @@ impl Agent {
         tasks.spawn(essential.clone().watch("gossip", ended.map(drop)));
 
         gossip.caught_up().await;
+        gossip.heard().await;
         info!("in step with the cluster");
         api::ensure_namespaces(&store, clock.unix_seconds()).await?;
 
-        reconcilers.start();
+        reconcilers.start().await;
+        info!("names and routes are in place");
         let spawn = |name, task: BoxFuture<'static, ()>| tasks.spawn(essential.clone().watch(name, task));
         let watching = facts::watch_podman(podman.clone(), announcer, facts, working.clone());
         spawn("podman watch", watching.boxed());

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use futures::future::join_all;
 use futures::stream::BoxStream;
 use reconcilers::controller::{self, Context, Garbage, NodeObjects, Reconciler, Statuses, Workloads};
 use reconcilers::pod::{self, NetworkProber, NodeSettings, PodAdapters, PodReconciler};
@@ -11,6 +12,7 @@ use reconcilers::ports::{Announcer, NodeFacts, RouteSink, ZoneSink};
 use reconcilers::routes::RouteReconciler;
 use reconcilers::service::ServiceReconciler;
 use reconcilers::zone::ZoneReconciler;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -66,36 +68,30 @@ impl Reconcilers<'_> {
         network.reconcile(&()).await?;
         network.reconcile(&()).await?;
         let events = pods.prepare().await?;
-        self.run(pods.clone(), Some(events), pod::WORKERS);
+        // What it waits for says more than that each pod was looked at once.
+        _ = self.run(pods.clone(), Some(events), pod::WORKERS);
         pods.first_pass().await;
         Ok(())
     }
 
-    /// Starts all others.
-    pub(super) fn start(&self) {
+    /// Starts all others, each after those whose results it reads, and returns when names and routes lead to all that is
+    /// known: a zone that is computed half-way through would take endpoints from who asks after a restart.
+    pub(super) async fn start(&self) {
         let context = || self.context.clone();
         let graces = Graces {
             restart: self.config.flags.restart_grace,
             ..Graces::default()
         };
-        self.spawn(self.pod_network(), 1);
-        self.spawn(NodeObjects::new(context()), 1);
-        self.spawn(Statuses::new(context(), graces), WORKERS);
-        self.spawn(Workloads::new(context(), graces), Workloads::WORKERS);
-        self.spawn(Garbage::new(context()), WORKERS);
-        self.spawn(ServiceReconciler::new(context()), WORKERS);
-        self.spawn(
-            ZoneReconciler::new(
-                context(),
-                self.config.flags.cluster_domain.clone(),
-                self.zone.clone(),
-            ),
-            1,
-        );
-        self.spawn(
-            RouteReconciler::new(context(), self.config.node_name.clone(), self.routes.clone()),
-            1,
-        );
+        let domain = self.config.flags.cluster_domain.clone();
+        let zone = ZoneReconciler::new(context(), domain, self.zone.clone());
+        let routes = RouteReconciler::new(context(), self.config.node_name.clone(), self.routes.clone());
+        _ = self.spawn(self.pod_network(), 1);
+        _ = self.spawn(NodeObjects::new(context()), 1);
+        settled([self.spawn(Statuses::new(context(), graces), WORKERS)]).await;
+        settled([self.spawn(ServiceReconciler::new(context()), WORKERS)]).await;
+        settled([self.spawn(zone, 1), self.spawn(routes, 1)]).await;
+        _ = self.spawn(Workloads::new(context(), graces), Workloads::WORKERS);
+        _ = self.spawn(Garbage::new(context()), WORKERS);
     }
 
     fn pod_network(&self) -> controller::Network {
@@ -106,8 +102,8 @@ impl Reconcilers<'_> {
         )
     }
 
-    fn spawn<R: Reconciler>(&self, reconciler: R, workers: usize) {
-        self.run(Arc::new(reconciler), None, workers);
+    fn spawn<R: Reconciler>(&self, reconciler: R, workers: usize) -> Settled {
+        self.run(Arc::new(reconciler), None, workers)
     }
 
     fn run<R: Reconciler>(
@@ -115,15 +111,26 @@ impl Reconcilers<'_> {
         reconciler: Arc<R>,
         runtime_events: Option<BoxStream<'static, String>>,
         workers: usize,
-    ) {
+    ) -> Settled {
         let name = reconciler.name();
+        let (sender, settled) = oneshot::channel();
         let controller = controller::run(
             reconciler,
             self.context.clone(),
             runtime_events,
             workers,
+            sender,
             self.shutdown.clone(),
         );
         self.tasks.spawn(self.essential.clone().watch(name, controller));
+        settled
     }
+}
+
+/// Comes when a controller has settled, see [`controller::run`].
+type Settled = oneshot::Receiver<()>;
+
+async fn settled(controllers: impl IntoIterator<Item = Settled>) {
+    // One that ended instead was stopped.
+    join_all(controllers).await;
 }

@@ -1,6 +1,6 @@
 //! Puts the parts together: [`prepare`] and [`Prepared::start`] make a node part of its cluster, [`Gossip`] is what the agent holds of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use axum::body::{Body, to_bytes};
 use chitchat::ChitchatId;
 use http::Request;
 use reconcilers::pod_range;
-use reconcilers::ports::{Announcer, Clock, Cluster, NodeFacts};
+use reconcilers::ports::{Announcer, Clock, Cluster, Liveness, NodeFacts};
 use store::{NodeId, Precondition, Store, WriteError};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -36,6 +36,9 @@ use crate::relay::Relay;
 /// For all remembered peers together to say which generation they saw last. Those that are there answer in
 /// milliseconds; a start must not wait for those that are not.
 const GENERATION_TIMEOUT: Duration = Duration::from_secs(1);
+/// For the peers that answered to be heard in gossip too, which takes a round or two of 200 ms. Those whose datagrams do
+/// not come through must not keep a start waiting.
+const HEARD_TIMEOUT: Duration = Duration::from_secs(3);
 /// A number of a few digits.
 const GENERATION_LIMIT: usize = 64;
 
@@ -44,6 +47,8 @@ pub struct Gossip {
     store: Store,
     credentials: Arc<Credentials>,
     sync: Sync,
+    /// The peers that answered at the start.
+    answered: BTreeSet<NodeId>,
     stop: CancellationToken,
     leaving: CancellationToken,
     /// Cancelled when the first task ends.
@@ -159,11 +164,12 @@ impl Prepared {
         others.spawn(telling(serving, ended.clone().drop_guard()));
 
         let known_peers = peers.borrow().clone();
-        let reported = reported_generation(&connections, &known_peers).await;
+        let reported = reported_generations(&connections, &known_peers).await;
+        let highest = reported.values().max().copied().unwrap_or(0);
         let generation = u64::try_from(members::unix_seconds())
             .unwrap_or(0)
             .max(credentials.remembered.generation + 1)
-            .max(reported + 1);
+            .max(highest + 1);
 
         let transport =
             SealedTransport::new(sockets.udp, GossipKey::new(credentials.cluster_key.gossip()), &me)
@@ -210,6 +216,7 @@ impl Prepared {
             store,
             credentials,
             sync,
+            answered: reported.into_keys().collect(),
             stop,
             leaving,
             ended,
@@ -288,7 +295,7 @@ fn first_values(facts: &NodeFacts, announced: BTreeMap<String, Option<String>>) 
 }
 
 /// Asks all peers which generation of this node they saw last: more than was saved, if the directory is an old copy.
-async fn reported_generation(connections: &Arc<Connections>, peers: &Peers) -> u64 {
+async fn reported_generations(connections: &Arc<Connections>, peers: &Peers) -> BTreeMap<NodeId, u64> {
     let mut asking = JoinSet::new();
     for node in peers.keys() {
         let (connections, node) = (connections.clone(), node.clone());
@@ -300,18 +307,18 @@ async fn reported_generation(connections: &Arc<Connections>, peers: &Peers) -> u
                 return None;
             }
             let body = to_bytes(response.into_body(), GENERATION_LIMIT).await.ok()?;
-            serde_json::from_slice::<u64>(&body).ok()
+            Some((node, serde_json::from_slice(&body).ok()?))
         });
     }
-    let mut highest = 0;
+    let mut reported = BTreeMap::new();
     let all = async {
         while let Some(answer) = asking.join_next().await {
-            highest = highest.max(answer.ok().flatten().unwrap_or(0));
+            reported.extend(answer.ok().flatten());
         }
     };
     // What came until then counts.
     let _ = timeout(GENERATION_TIMEOUT, all).await;
-    highest
+    reported
 }
 
 impl Gossip {
@@ -329,6 +336,21 @@ impl Gossip {
             .subscribe()
             .wait_for(|caught_up| *caught_up)
             .await;
+    }
+
+    /// Waits until what this node and the peers that are there say of their pods is known, or a few seconds.
+    pub async fn heard(&self) {
+        let mut cluster = self.sync.cluster.clone();
+        let is_heard = |cluster: &Arc<Cluster>| {
+            let mut expected = self.answered.iter().chain([self.node()]);
+            expected.all(|node| {
+                let seen = cluster.nodes.get(node);
+                seen.is_some_and(|seen| seen.liveness == Liveness::Alive)
+            })
+        };
+        if timeout(HEARD_TIMEOUT, cluster.wait_for(is_heard)).await.is_err() {
+            warn!("not all peers that answer are heard in gossip: is UDP let through?");
+        }
     }
 
     /// Waits until a task of gossip has ended: before [`Gossip::stop`] this node is cut off then, and knows no better than

@@ -144,6 +144,7 @@ struct Running {
     recorder: Arc<Recorder>,
     cluster: watch::Sender<Arc<Cluster>>,
     shutdown: CancellationToken,
+    settled: oneshot::Receiver<()>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -160,12 +161,14 @@ fn start(store: FakeStore, recorder: Recorder, runtime: Option<BoxStream<'static
         cluster: receiver,
         runtime,
     };
-    let task = tokio::spawn(Loop::new(recorder.clone(), 4).run(sources, shutdown.clone()));
+    let (first, settled) = oneshot::channel();
+    let task = tokio::spawn(Loop::new(recorder.clone(), 4, first).run(sources, shutdown.clone()));
     Running {
         store,
         recorder,
         cluster,
         shutdown,
+        settled,
         task,
     }
 }
@@ -272,4 +275,23 @@ async fn a_stop_lets_runs_end_and_starts_none() {
         before,
         "none started"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_has_settled_when_all_that_was_there_has_run_once() {
+    let store = FakeStore::default();
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        store.put(name);
+    }
+    let mut recorder = Recorder::new(Duration::from_secs(1));
+    // Neither a run that fails nor one that comes again holds it up.
+    recorder.failures.store(1, Ordering::SeqCst);
+    recorder.next = Next::After(Duration::from_secs(1));
+    let running = start(store, recorder, None);
+    running.settled.await.unwrap();
+    // With `cluster` and `resync` eight keys, four at a time.
+    assert_eq!(running.recorder.start.elapsed(), Duration::from_secs(2));
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        assert!(!running.recorder.runs_of(name).is_empty(), "{name}");
+    }
 }

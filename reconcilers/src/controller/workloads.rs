@@ -341,6 +341,7 @@ mod tests {
             fixture.context.clone(),
             None,
             Workloads::WORKERS,
+            tokio::sync::oneshot::channel().0,
             shutdown.clone(),
         ));
         let end = tokio::time::Instant::now() + DEADLINE;

@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use serde_json::{Value, json};
 use store::{MemoryDisk, NodeId, OpenOptions};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -108,17 +108,40 @@ impl Node {
         let zone = ZoneReconciler::new(context(), "cluster.local".to_owned(), self.zone.clone());
         let routes = RouteReconciler::new(context(), "node1".to_owned(), Some(self.routes.clone()));
         let stop = || self.shutdown.clone();
+        let settled = || oneshot::channel().0;
         self.running = vec![
             tokio::spawn(controller::run(
                 pods.clone(),
                 context(),
                 Some(events),
                 WORKERS,
+                settled(),
                 stop(),
             )),
-            tokio::spawn(controller::run(Arc::new(services), context(), None, 4, stop())),
-            tokio::spawn(controller::run(Arc::new(zone), context(), None, 1, stop())),
-            tokio::spawn(controller::run(Arc::new(routes), context(), None, 1, stop())),
+            tokio::spawn(controller::run(
+                Arc::new(services),
+                context(),
+                None,
+                4,
+                settled(),
+                stop(),
+            )),
+            tokio::spawn(controller::run(
+                Arc::new(zone),
+                context(),
+                None,
+                1,
+                settled(),
+                stop(),
+            )),
+            tokio::spawn(controller::run(
+                Arc::new(routes),
+                context(),
+                None,
+                1,
+                settled(),
+                stop(),
+            )),
         ];
         pods.first_pass().await;
     }
