@@ -5,11 +5,14 @@
 
 mod apply;
 mod commit;
+mod compaction;
 mod digest;
 mod disk;
 mod document;
+mod epoch;
 mod frame;
 mod incarnation;
+mod incoming;
 mod index;
 mod leaves;
 mod memory_disk;
@@ -31,6 +34,7 @@ mod tests;
 mod types;
 mod watch;
 
+pub use compaction::Proposal;
 pub use memory_disk::MemoryDisk;
 pub use store::Store;
 pub use types::{

@@ -576,11 +576,7 @@ fn a_reader_that_goes_away_ends_it_quietly() {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);
         let mut psctl = Command::new(program("psctl"));
-        let ended = psctl
-            .args(arguments)
-            .stdout(writer)
-            .output()
-            .expect("psctl runs");
+        let ended = psctl.args(arguments).stdout(writer).output().expect("psctl runs");
         assert_eq!(
             (
                 ended.status.code(),
