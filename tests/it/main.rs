@@ -12,3 +12,4 @@ mod pods;
 mod psctl;
 mod repository;
 mod stories;
+mod torture;
