@@ -13,7 +13,7 @@ use http::{Request, StatusCode};
 use reconcilers::ports::{Announcer, Clock, Cluster, Liveness, Moment, NodeFacts, NodeObservation};
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::json;
-use store::{NodeId, OpenOptions, Precondition, Store};
+use store::{NodeId, OpenOptions, Precondition, Store, WriteError};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -586,4 +586,55 @@ async fn probes_tell_hosts_from_silence() {
         queued.push(connected.unwrap());
     }
     assert_eq!(connections.probe(&node, address).await, Probe::Silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_histories_are_squashed_on_all_nodes_while_writes_go_on() {
+    let [d1, d2] = directories();
+    let first = node(config(d1.path(), "node1"), None).await.unwrap();
+    let second = node(joining(d2.path(), "node2", &first), None).await.unwrap();
+    everybody_sees_everybody(&[&first, &second]).await;
+    let view = first
+        .store
+        .create(namespace("busy"), members::author())
+        .await
+        .unwrap();
+    wait_for_object(&second, "busy").await;
+    // Both write at once, each into a field of its own.
+    let write = async |node: &Node| {
+        for number in 0..200_u32 {
+            let written: Result<_, WriteError> = node
+                .store
+                .update(&view.key, &Precondition::default(), members::author(), |object| {
+                    let mut changed = object.clone();
+                    changed.set(
+                        &["metadata", "labels", &node.config.node_name],
+                        number.to_string(),
+                    );
+                    Ok(changed)
+                })
+                .await;
+            written.unwrap();
+        }
+    };
+    tokio::join!(write(&first), write(&second));
+    for one in [&first, &second] {
+        wait_for("a short history with both fields", || {
+            let object = one.store.get(&view.key).ok_or("nothing".to_owned())?.object;
+            let labels = (object.label("node1"), object.label("node2"));
+            let seen = (labels, one.store.longest_history());
+            if seen.0 == (Some("199"), Some("199"))
+                && seen.1 < 128
+                && object.generation() == view.object.generation()
+            {
+                Ok(())
+            } else {
+                Err(format!("{seen:?}"))
+            }
+        })
+        .await;
+    }
+    assert_eq!(first.store.digest(), second.store.digest());
+    first.stop().await;
+    second.stop().await;
 }

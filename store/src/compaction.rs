@@ -158,6 +158,13 @@ impl Store {
         self.shared.long.clone()
     }
 
+    /// Returns how many changes the longest history has.
+    pub fn longest_history(&self) -> u64 {
+        let index = self.shared.index();
+        let records = index.held().filter_map(|(_, _, record)| record);
+        records.map(|record| record.changes).max().unwrap_or_default()
+    }
+
     /// Proposes to squash long histories; None if there are none.
     pub fn propose(&self) -> Option<Proposal> {
         self.propose_beyond(LONG, KEPT)
