@@ -56,6 +56,8 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// Where peers ask for the generation that was last seen of them.
 pub(super) const GENERATION_PATH: &str = "/generation";
+/// How a node that was removed is answered, whatever it asks for; the body is the tombstone of its membership.
+pub(super) const REMOVED: StatusCode = StatusCode::GONE;
 /// Where frames of the store go.
 pub(super) const SYNC_PATH: &str = "/sync";
 
@@ -210,10 +212,14 @@ async fn members_only(
         return refusal(StatusCode::UNAUTHORIZED, "a member's certificate is needed");
     };
     if !members::is_admitted(&server.store, &node) {
-        return refusal(
-            StatusCode::FORBIDDEN,
-            format!("node {node} is not a member of this cluster (or was removed from it)"),
-        );
+        return match server.store.removal(&members::key(&node)) {
+            // The tombstone is the proof: a node that has joined again since then is not met by it.
+            Some(removal) => (REMOVED, removal).into_response(),
+            None => refusal(
+                StatusCode::FORBIDDEN,
+                format!("node {node} is not a member of this cluster"),
+            ),
+        };
     }
     request.extensions_mut().insert(Caller::Peer(node));
     next.run(request).await

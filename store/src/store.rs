@@ -4,11 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
+use bytes::Bytes;
 use schemas::{Kind, Object, ObjectKey};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::commit::{self, Claim, Commit, Job, QUEUE_CHANGES};
 use crate::disk::Disk;
+use crate::frame::{self, Body, Delta};
 use crate::index::PackedView;
 use crate::memory_disk::MemoryDisk;
 use crate::open;
@@ -116,6 +118,17 @@ impl Store {
         let removed = self.shared.index().removed(key);
         let incarnation = self.shared.uids.incarnation(key, uid);
         matches!((incarnation, removed), (Some(incarnation), Some(removed)) if incarnation <= removed)
+    }
+
+    /// Returns the tombstone of a key that has no document, as a frame for a peer's [`Store::receive`]; None if nothing of
+    /// that key was removed, or if there is one again.
+    pub fn removal(&self, key: &ObjectKey) -> Option<Bytes> {
+        let removed = {
+            let index = self.shared.index();
+            index.removed(key).filter(|_| index.record(key).is_none())?
+        };
+        let delta = Delta::new(key, Some(removed), None, Vec::new());
+        frame::encode(&Body::Push { items: vec![delta] }).ok()
     }
 
     /// Returns objects whose namespace's tombstone covers the incarnation they were created under: garbage.

@@ -9,7 +9,7 @@ use serde_json::json;
 use store::{Author, Precondition, Revision, View};
 
 use super::read::peer_answer;
-use super::{Call, object_answer, plain_answer, shown};
+use super::{Call, node, object_answer, plain_answer, shown};
 use crate::api::content::{MAX_OBJECT_BYTES, read_body};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
@@ -27,6 +27,9 @@ pub(crate) struct DeleteOptions {
     orphan_dependents: Option<bool>,
     preconditions: Option<Preconditions>,
     dry_run: Vec<String>,
+    /// `?force=true`, ours: removes a node whose agent runs.
+    #[serde(skip)]
+    force: bool,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -137,18 +140,23 @@ pub(crate) async fn delete_object(
     options: &DeleteOptions,
     author: Author,
 ) -> ApiResult<Deleted> {
-    // Its document is only what users said of it (cordoned, labels): without that it would still be there.
-    if key.kind == Kind::Node && is_member(state, &key.name) {
-        return Err(computed(key));
+    if key.kind == Kind::Node
+        && let Some(member) = node::member(state, key)?
+    {
+        node::check_removal(state, key, &member, options.force)?;
+        // Shown a moment after the node was admitted.
+        let shown = state.store.get(&ObjectKey::cluster(
+            Kind::Node,
+            member.object.str_at("/spec/name"),
+        ));
+        let view = shown.unwrap_or_else(|| member.clone());
+        options.precondition(key, &view)?;
+        if options.dry_run.is_empty() {
+            node::remove_member(state, &member, author).await?;
+        }
+        return Ok(Deleted::Removed(view));
     }
     delete_stored(state, key, options, author).await
-}
-
-fn is_member(state: &ApiState, node_name: &str) -> bool {
-    let members = state.store.list(Kind::Member, None).items;
-    members
-        .iter()
-        .any(|member| member.object.str_at("/spec/name") == node_name)
 }
 
 fn computed(key: &ObjectKey) -> ApiError {
@@ -225,6 +233,7 @@ fn options(call: &Call<'_>, body: &[u8]) -> ApiResult<DeleteOptions> {
     if call.query.flag("orphanDependents") {
         options.orphan_dependents = Some(true);
     }
+    options.force = call.query.flag("force");
     if call.query.dry_run()? {
         options.dry_run = vec!["All".to_owned()];
     }

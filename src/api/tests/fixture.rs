@@ -333,7 +333,7 @@ impl Api {
     }
 }
 
-fn cluster_of(me: &NodeId, nodes: &[(NodeId, &str)]) -> Cluster {
+pub(super) fn cluster_of(me: &NodeId, nodes: &[(NodeId, &str)]) -> Cluster {
     let nodes = nodes.iter().map(|(id, name)| {
         let facts = NodeFacts {
             name: (*name).to_owned(),
