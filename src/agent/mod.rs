@@ -278,8 +278,8 @@ impl Agent {
         reconcilers.start().await;
         info!("names and routes are in place");
         let spawn = |name, task: BoxFuture<'static, ()>| tasks.spawn(essential.clone().watch(name, task));
-        let watching = facts::watch_podman(podman.clone(), announcer, facts, working.clone());
-        spawn("podman watch", watching.boxed());
+        let watching = facts::watch_node(podman.clone(), store.clone(), announcer, facts, working.clone());
+        spawn("node watch", watching.boxed());
         spawn("events", {
             let (events, working) = (events.clone(), working.clone());
             async move { events.run(working).await }.boxed()

@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
-use store::{Exchange, NodeId, Store, SyncError};
+use store::{CommitError, Exchange, NodeId, Store, SyncError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -244,7 +244,8 @@ async fn sync(
             warn!(%node, %error, "refused a frame of sync");
             let status = match error {
                 SyncError::Malformed(_) | SyncError::Version { .. } => StatusCode::BAD_REQUEST,
-                SyncError::Commit(_) => StatusCode::SERVICE_UNAVAILABLE,
+                SyncError::Commit(CommitError::Full(_)) => StatusCode::INSUFFICIENT_STORAGE,
+                SyncError::Commit(CommitError::Failed(_)) => StatusCode::SERVICE_UNAVAILABLE,
             };
             refusal(status, error.to_string())
         }

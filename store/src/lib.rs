@@ -34,6 +34,7 @@ mod watch;
 pub use memory_disk::MemoryDisk;
 pub use store::Store;
 pub use types::{
-    Applied, Author, CommitError, Conflict, ConflictSide, Exchange, Gone, Listing, NodeId, OpenError,
-    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, View, WatchEvent, WatchScope, WriteError,
+    Applied, Author, CommitError, Conflict, ConflictSide, DiskState, Exchange, Gone, Listing, NodeId,
+    OpenError, OpenOptions, Outcome, Precondition, Push, Revision, Shortage, SyncError, View, WatchEvent,
+    WatchScope, WriteError,
 };

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Disk, DiskError, Write};
+use crate::types::Shortage;
 
 /// A disk in memory. Clones share one content.
 #[derive(Clone, Default, Debug)]
@@ -57,11 +58,20 @@ impl MemoryDisk {
 }
 
 impl Disk for MemoryDisk {
-    fn write(&mut self, batch: Vec<Write>) -> Result<(), DiskError> {
-        let mut content = self.content();
-        if content.full {
-            return Err(DiskError::Full);
+    fn check_room(&self, bytes: u64) -> Result<(), DiskError> {
+        match self.content().full {
+            false => Ok(()),
+            true => Err(DiskError::Full(Shortage {
+                path: "memory".to_owned(),
+                free_bytes: 0,
+                needed_bytes: bytes.max(1),
+            })),
         }
+    }
+
+    fn write(&mut self, batch: Vec<Write>) -> Result<(), DiskError> {
+        self.check_room(batch.iter().map(Write::bytes).sum())?;
+        let mut content = self.content();
         for write in batch {
             match write.value {
                 Some(value) => content.written.insert(write.key, value),

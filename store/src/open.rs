@@ -22,11 +22,11 @@ const CANARY: &[u8] = b"podman-swarm";
 /// Reads everything from a disk; prepares an empty one.
 pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Result<Shared, OpenError> {
     let seal = Seal::new(&options.seal_key);
-    let io = |error: DiskError| OpenError::Io {
-        path: path.to_owned(),
-        source: match error {
-            DiskError::Full => std::io::ErrorKind::StorageFull.into(),
-            DiskError::Io(source) => source,
+    let io = |error: DiskError| match error {
+        DiskError::Full(shortage) => OpenError::Full(shortage),
+        DiskError::Io(source) => OpenError::Io {
+            path: path.to_owned(),
+            source,
         },
     };
     let mut meta = BTreeMap::new();

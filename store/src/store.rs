@@ -6,7 +6,7 @@ use std::thread;
 
 use bytes::Bytes;
 use schemas::{Kind, Object, ObjectKey};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::commit::{self, Claim, Commit, Job, QUEUE_CHANGES};
 use crate::disk::Disk;
@@ -19,8 +19,8 @@ use crate::prepare::{self, Prepared};
 use crate::shared::Shared;
 use crate::sled_disk::SledDisk;
 use crate::types::{
-    Applied, Author, CommitError, Conflict, Exchange, Gone, Listing, NodeId, OpenError, OpenOptions, Outcome,
-    Precondition, Push, Revision, SyncError, View, WatchEvent, WatchScope, WriteError,
+    Applied, Author, CommitError, Conflict, DiskState, Exchange, Gone, Listing, NodeId, OpenError,
+    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, View, WatchEvent, WatchScope, WriteError,
 };
 
 /// The store of one node. Cheap to clone.
@@ -331,6 +331,19 @@ impl Store {
     /// The frame is refused as a whole.
     pub async fn receive(&self, peer: &NodeId, frame: &[u8]) -> Result<Exchange, SyncError> {
         self.step(peer, frame).await
+    }
+
+    // -------------------------------------------------------------- the disk
+
+    /// What this store can expect of its disk: as the last write found it, or [`Store::look_at_disk`].
+    pub fn disk(&self) -> watch::Receiver<DiskState> {
+        self.shared.disk.subscribe()
+    }
+
+    /// Looks whether there is room on the disk, without waiting for the answer: while nothing is written, nobody else does.
+    pub fn look_at_disk(&self) {
+        // With a full queue there are writes, which find out.
+        let _ = self.queue.try_send(Job::Reserve);
     }
 
     /// Waits until all accepted writes are on disk, and closes. Writes fail from then on; reads go on.

@@ -1,9 +1,9 @@
-//! Nodes that are taken out of the cluster from afar.
+//! Nodes in trouble: taken out of the cluster from afar; with a disk that is full.
 
 use std::fs;
 use std::time::Duration;
 
-use crate::cluster::{Cluster, needs_hosts, program};
+use crate::cluster::{Cluster, condition, needs_hosts, program, text};
 use crate::stories::{HELLO, wait_ready, web};
 
 /// The exit code of an agent whose node was removed.
@@ -112,4 +112,65 @@ fn a_removed_node_is_gone_everywhere_and_does_not_come_back_by_itself() {
         assert!(kubectl.expect("kubectl delete node").contains("deleted"));
         wait_gone(&cluster, "node2", &[1], 7);
     }
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
+    needs_hosts!();
+    let mut cluster = Cluster::with_agents(2);
+    // A small disk of its own for the store of host 2.
+    cluster.stop_agent(2);
+    let data = cluster.data(2).display().to_string();
+    let script = format!(
+        "cd {data} && mv store on-disk && mkdir store && mount -t tmpfs -o size=80m tmpfs store && cp -a on-disk/. store"
+    );
+    cluster
+        .exec(2, &["sh", "-c", &script])
+        .expect("a disk for the store");
+    cluster.start(2, &[]);
+    cluster.wait_healthy(2);
+    cluster.wait_nodes(2);
+    let namespace =
+        |name: &str| format!(r#"{{"apiVersion":"v1","kind":"Namespace","metadata":{{"name":"{name}"}}}}"#);
+    cluster.apply(2, &namespace("before"));
+
+    let filler = format!("{data}/store/filler");
+    cluster
+        .exec(2, &["fallocate", "-l", "60M", &filler])
+        .expect("fill the disk");
+    let (code, status) = cluster.api(2, "POST", "/api/v1/namespaces", &namespace("refused"));
+    assert_eq!(
+        (code, text(&status, "/reason").as_str()),
+        (507, "InsufficientStorage")
+    );
+    let file = cluster.write("refused.yaml", &namespace("refused"));
+    let words = ["is full", &format!("{data}/store"), "MiB are needed", "hint: "];
+    cluster.psctl(2, &["apply", "-f", &file]).refuses(1, &words);
+    cluster.psctl(2, &["get", "namespace", "before"]).expect("a read");
+    let (code, health) = cluster.api(2, "GET", "/api/v1/health", "");
+    assert_eq!((code, text(&health, "/status").as_str()), (503, "full"));
+    let wait_pressure = |expected: &str| {
+        let what = format!("DiskPressure {expected} as node 1 shows it");
+        cluster.wait_for(&what, Duration::from_secs(20), |cluster| {
+            let node = cluster.get(1, &["node", "node2"]);
+            if condition(&node, "DiskPressure") == expected {
+                Ok(())
+            } else {
+                Err(node)
+            }
+        });
+    };
+    wait_pressure("True");
+    // Others take writes all the while.
+    cluster.apply(1, &namespace("meanwhile"));
+
+    cluster.exec(2, &["rm", &filler]).expect("make room");
+    cluster.apply(2, &namespace("after"));
+    wait_pressure("False");
+    cluster.wait_healthy(2);
+    cluster.wait_for("what was written meanwhile", Duration::from_secs(30), |cluster| {
+        let ran = cluster.psctl(2, &["get", "namespace", "meanwhile"]);
+        if ran.ok { Ok(()) } else { Err(ran) }
+    });
+    assert!(!cluster.psctl(1, &["get", "namespace", "refused"]).ok);
 }

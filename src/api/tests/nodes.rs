@@ -1,10 +1,10 @@
-//! Deleting nodes: who may be removed from afar, and what goes with a node.
+//! Nodes: who may be removed from afar, what goes with a node, and what one answers whose disk takes no writes.
 
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::json;
-use store::NodeId;
+use store::{MemoryDisk, NodeId};
 
-use super::fixture::{Api, cluster_of};
+use super::fixture::{Api, cluster_of, deployment};
 use crate::api::{create_token, delete_if, knows_token};
 
 const N1: &str = "/api/v1/nodes/n1";
@@ -131,4 +131,52 @@ async fn what_git_applied_to_a_node_can_be_taken_back() {
     delete_if(&api.state, &key, &uid, author).await.unwrap();
     assert_eq!(api.get(N1).await.json().pointer("/spec/unschedulable"), None);
     assert!(is_admitted(&api, &id("n1")));
+}
+
+#[tokio::test]
+async fn a_node_that_takes_no_writes_says_why_and_is_not_ready() {
+    const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+    let disk = MemoryDisk::default();
+    let api = Api::on(disk.clone()).await;
+    api.post(DEPLOYMENTS, deployment("web", 1)).await.expect(201);
+
+    disk.set_full(true);
+    let refused = api.post(DEPLOYMENTS, deployment("db", 1)).await.expect(507);
+    assert_eq!(
+        refused.headers.get("retry-after"),
+        None,
+        "kubectl would wait for it"
+    );
+    let status = refused.json();
+    assert_eq!(status["kind"], "Status");
+    assert_eq!(status["reason"], "InsufficientStorage");
+    let message = status["message"].as_str().unwrap();
+    for words in [
+        "the disk of memory is full",
+        "MiB are free",
+        "needed",
+        "without a restart",
+    ] {
+        assert!(message.contains(words), "{message}");
+    }
+    api.get(&format!("{DEPLOYMENTS}/web")).await.expect(200);
+    let health = api.get("/api/v1/health").await.expect(503).json();
+    assert_eq!(health["status"], "full");
+    assert!(api.get("/readyz").await.expect(503).text.contains("is full"));
+    api.get("/livez").await.expect(200);
+
+    disk.set_full(false);
+    api.post(DEPLOYMENTS, deployment("db", 1)).await.expect(201);
+    assert_eq!(api.get("/api/v1/health").await.expect(200).json()["status"], "ok");
+
+    disk.set_failing(true);
+    api.post(DEPLOYMENTS, deployment("late", 1)).await.expect(503);
+    disk.set_failing(false);
+    let health = api.get("/api/v1/health").await.expect(503).json();
+    assert_eq!(health["status"], "failed");
+    assert!(
+        health["missing"][0].as_str().unwrap().contains("takes no writes"),
+        "{health}"
+    );
+    api.get(&format!("{DEPLOYMENTS}/db")).await.expect(200);
 }
