@@ -14,6 +14,7 @@ use crate::disk::{Disk, DiskError, Write};
 use crate::document::WrittenChange;
 use crate::frame;
 use crate::index::Change;
+use crate::quarantine::unreadable_key;
 use crate::record::{META_REVISION, META_ROUND};
 use crate::shared::Shared;
 use crate::types::{CommitError, Conflict, Push, View};
@@ -174,7 +175,15 @@ impl Batch {
             .iter_mut()
             .flat_map(|commit| std::mem::take(&mut commit.writes))
             .collect();
-        let reserved = shared.index().wanted_reservation();
+        let reserved = {
+            let index = shared.index();
+            let keys = self.commits.iter().filter_map(|commit| commit.change.key());
+            writes.extend(
+                keys.filter(|key| index.quarantine.holds(key))
+                    .map(|key| Write::remove(unreadable_key(key))),
+            );
+            index.wanted_reservation()
+        };
         if let Some(reserved) = reserved {
             writes.push(Write::put(META_REVISION, reserved.to_be_bytes()));
         }

@@ -19,6 +19,7 @@ mod owners;
 mod packed;
 mod path;
 mod prepare;
+mod quarantine;
 mod record;
 mod run_lengths;
 mod seal;

@@ -1,4 +1,4 @@
-//! A disk in memory, for tests and simulations: it loses what was not synced, fills up and fails when told to.
+//! A disk in memory, for tests and simulations: it loses what was not synced, fills up, fails and damages records when told to.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -6,6 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Disk, DiskError, Write};
 use crate::types::Shortage;
+
+/// What a damaged record holds.
+pub(crate) const DAMAGED: [u8; 4] = [0, 255, 1, 2];
 
 /// A disk in memory. Clones share one content.
 #[derive(Clone, Default, Debug)]
@@ -49,6 +52,14 @@ impl MemoryDisk {
     /// Makes every sync fail.
     pub fn set_failing(&self, failing: bool) {
         self.content().failing = failing;
+    }
+
+    /// Makes a record unreadable, as a bad disk does: `d/` + object key, or `t/` + object key.
+    pub fn damage(&self, record: &str) {
+        let mut content = self.content();
+        let key = record.as_bytes().to_vec();
+        content.written.insert(key.clone(), DAMAGED.to_vec());
+        content.synced.insert(key, DAMAGED.to_vec());
     }
 
     /// Returns how often it was synced.

@@ -16,6 +16,7 @@ use crate::memory_disk::MemoryDisk;
 use crate::open;
 use crate::owners::Operation;
 use crate::prepare::{self, Prepared};
+use crate::quarantine;
 use crate::shared::Shared;
 use crate::sled_disk::SledDisk;
 use crate::types::{
@@ -125,10 +126,16 @@ impl Store {
     pub fn removal(&self, key: &ObjectKey) -> Option<Bytes> {
         let removed = {
             let index = self.shared.index();
-            index.removed(key).filter(|_| index.record(key).is_none())?
+            let is_gone = index.record(key).is_none() && !index.quarantine.holds(key);
+            index.removed(key).filter(|_| is_gone)?
         };
         let delta = Delta::new(key, Some(removed), None, Vec::new());
         frame::encode(&Body::Push { items: vec![delta] }).ok()
+    }
+
+    /// Returns the keys whose records could not be read when this store was opened, and that nothing has replaced yet.
+    pub fn unreadable(&self) -> Vec<ObjectKey> {
+        self.shared.index().quarantine.keys().cloned().collect()
     }
 
     /// Returns objects whose namespace's tombstone covers the incarnation they were created under: garbage.
@@ -242,6 +249,30 @@ impl Store {
         let view = self.commit(key, permit, claim, prepared).await?;
         tracing::debug!(%key, manager = author.manager, user = author.user, "object removed");
         Ok(view)
+    }
+
+    /// Gives up an object whose record cannot be read: removes all that it can have held, here and on every node that has
+    /// it. False: the key is none of [`Store::unreadable`].
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub async fn give_up(&self, key: &ObjectKey) -> Result<bool, WriteError> {
+        let (permit, claim) = self.claim(key).await?;
+        let removed = {
+            let index = self.shared.index();
+            if !index.quarantine.holds(key) {
+                return Ok(false);
+            }
+            quarantine::beyond(index.round(), index.removed(key))
+        };
+        let removed = removed.ok_or_else(|| WriteError::Invalid {
+            key: key.to_string(),
+            reason: "this name was used too often".to_owned(),
+        })?;
+        let prepared = self.shared.burial(key, removed, true);
+        let done = Self::enqueue(permit, Some(claim), prepared, Vec::new());
+        done.await.map_err(|_| closed())??;
+        Ok(true)
     }
 
     /// Waits for the right to change `key` and for room in the queue: in this order, so that those who wait for one key

@@ -140,6 +140,11 @@ pub enum WriteError {
         key: ObjectKey,
         fields: Vec<(String, String)>,
     },
+    /// The record of this key cannot be read, and nothing has replaced it yet.
+    #[error(
+        "{0} cannot be made: what this node held under that name cannot be read, and no other node has brought it yet; delete it to give it up"
+    )]
+    Unreadable(ObjectKey),
     /// The object cannot be stored: too large, nested too deeply, no name.
     #[error("{key}: {reason}")]
     Invalid { key: String, reason: String },

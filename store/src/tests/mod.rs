@@ -1,7 +1,9 @@
 //! Tests of the whole store through its interface, on disks in memory unless a file says otherwise.
 
+mod crash;
 mod durability;
 mod properties;
+mod quarantine;
 mod replicas;
 mod watching;
 mod writing;
