@@ -112,6 +112,8 @@ pub struct NodeFacts {
     pub disk_full: String,
     /// Its store takes no writes any more: the reason; empty when all is well.
     pub store_error: String,
+    /// Records of its store that cannot be read, and that no other node has brought again yet.
+    pub unreadable_records: u32,
     /// It serves the ingress (`--enable-ingress`).
     pub ingress: bool,
     /// Which Git repository, branch and path it was told to follow, as a hash; empty: none. Nodes with the same share

@@ -49,6 +49,7 @@ pub(super) fn node_facts(config: &Config, engine: &Engine) -> NodeFacts {
         podman_error: String::new(),
         disk_full: String::new(),
         store_error: String::new(),
+        unreadable_records: 0,
         ingress: config.flags.enable_ingress,
         gitops: followed(&config.flags),
     }
@@ -89,7 +90,9 @@ pub(super) async fn watch_node(
             DiskState::Full(shortage) => (shortage.to_string(), String::new()),
             DiskState::Failed(reason) => (String::new(), format!("the store takes no writes: {reason}")),
         };
-        let mut changed = false;
+        let unreadable = u32::try_from(store.unreadable().len()).unwrap_or(u32::MAX);
+        let mut changed = facts.unreadable_records != unreadable;
+        facts.unreadable_records = unreadable;
         for (now, before, what, well) in [
             (
                 podman_error,

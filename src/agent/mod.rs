@@ -275,6 +275,20 @@ impl Agent {
         info!("in step with the cluster");
         api::ensure_namespaces(&store, clock.unix_seconds()).await?;
 
+        for key in store.unreadable() {
+            events.event(EventRecord {
+                key,
+                uid: String::new(),
+                kind: EventKind::Warning,
+                reason: "RecordUnreadable",
+                message: format!(
+                    "what node {} held of this object cannot be read and is set aside; another node brings it, or it can be deleted",
+                    config.node_name
+                ),
+                component: "store",
+            });
+        }
+
         reconcilers.start().await;
         info!("names and routes are in place");
         let spawn = |name, task: BoxFuture<'static, ()>| tasks.spawn(essential.clone().watch(name, task));

@@ -70,7 +70,12 @@ pub(crate) async fn ready(State(state): State<ApiState>, RawQuery(query): RawQue
 /// The native form of [`ready`].
 pub(crate) async fn health(State(state): State<ApiState>) -> Response {
     let Readiness { status, missing } = Readiness::of(&state);
-    let body = json!({"status": status, "version": state.build.version, "missing": missing});
+    let body = json!({
+        "status": status,
+        "version": state.build.version,
+        "missing": missing,
+        "unreadable_records": state.store.unreadable().len(),
+    });
     (code(missing.is_empty()), Json(body)).into_response()
 }
 

@@ -10,6 +10,7 @@ use chitchat::ChitchatId;
 use http::Request;
 use reconcilers::pod_range;
 use reconcilers::ports::{Announcer, Clock, Cluster, Liveness, NodeFacts};
+use schemas::Kind;
 use store::{NodeId, Precondition, Store, WriteError};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -257,6 +258,8 @@ async fn admit_self(config: &Config, credentials: &Credentials, store: &Store) -
             ),
         });
     }
+    let is_lost = store.unreadable().contains(&members::key(me));
+    let is_alone = known.is_empty() && credentials.remembered.peers.is_empty();
     match known.get(me) {
         Some(member) if member.name == config.node_name && member.address == config.advertise => Ok(()),
         Some(member) => {
@@ -267,8 +270,14 @@ async fn admit_self(config: &Config, credentials: &Credentials, store: &Store) -
             };
             Ok(members::put(store, &changed).await?)
         }
-        // Later starts find members.
-        None if credentials.remembered.founder && known.is_empty() => {
+        None if is_lost && !is_alone => Ok(()),
+        // Later starts find members, unless the record cannot be read; alone, nobody else can bring that.
+        None if (credentials.remembered.founder || is_lost) && known.is_empty() => {
+            for lost in store.unreadable() {
+                if matches!(lost.kind, Kind::Member | Kind::JoinToken) {
+                    store.give_up(&lost).await?;
+                }
+            }
             let token = join_token_object(&credentials.join_token, None, None);
             match store.create(token, members::author()).await {
                 Ok(_) | Err(WriteError::Exists(_)) => {}

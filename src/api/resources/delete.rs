@@ -45,6 +45,8 @@ pub(crate) enum Deleted {
     Removed(View),
     /// Marked; others finish it.
     Terminating(View),
+    /// Gone, whatever it was: its record could not be read.
+    GivenUp,
 }
 
 /// Answers `DELETE` of an object.
@@ -64,6 +66,7 @@ pub(super) async fn delete(call: &Call<'_>, body: Body) -> ApiResult {
     };
     match deleted {
         Deleted::Terminating(view) => object_answer(call, StatusCode::OK, shown(&view)),
+        Deleted::GivenUp => Ok(plain_answer(call, StatusCode::OK, &status::success(&key, ""))),
         // As Kubernetes: what a grace was possible for is shown, anything else is reported.
         Deleted::Removed(view) if key.kind == Kind::Pod => object_answer(call, StatusCode::OK, shown(&view)),
         Deleted::Removed(view) => Ok(plain_answer(
@@ -93,6 +96,7 @@ pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<
     {
         match delete_object(call.state, &view.key, &options, call.author()?).await {
             Ok(Deleted::Removed(view) | Deleted::Terminating(view)) => items.push(shown(&view).into_value()),
+            Ok(Deleted::GivenUp) => {}
             // Someone else was faster.
             Err(error) if error.code == StatusCode::NOT_FOUND => {}
             Err(error) => return Err(error),
@@ -178,7 +182,14 @@ async fn delete_stored(
     options: &DeleteOptions,
     author: Author,
 ) -> ApiResult<Deleted> {
-    let view = state.store.get(key).ok_or_else(|| ApiError::not_found(key))?;
+    let Some(view) = state.store.get(key) else {
+        // Of what cannot be read nobody can tell whether a precondition holds.
+        let is_asked = options.dry_run.is_empty() && options.preconditions.is_none();
+        if is_asked && state.store.give_up(key).await? {
+            return Ok(Deleted::GivenUp);
+        }
+        return Err(ApiError::not_found(key));
+    };
     let precondition = options.precondition(key, &view)?;
     if key.kind == Kind::Namespace && PROTECTED_NAMESPACES.contains(&key.name.as_str()) {
         return Err(ApiError::forbidden(key, "this namespace may not be deleted"));

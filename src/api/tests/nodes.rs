@@ -9,6 +9,7 @@ use crate::api::{create_token, delete_if, knows_token};
 
 const N1: &str = "/api/v1/nodes/n1";
 const N2: &str = "/api/v1/nodes/n2";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 
 /// Admits a node as the peer port does, and shows it as the controller of nodes does.
 async fn admit(api: &Api, id: &NodeId, name: &str) {
@@ -135,7 +136,6 @@ async fn what_git_applied_to_a_node_can_be_taken_back() {
 
 #[tokio::test]
 async fn a_node_that_takes_no_writes_says_why_and_is_not_ready() {
-    const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
     let disk = MemoryDisk::default();
     let api = Api::on(disk.clone()).await;
     api.post(DEPLOYMENTS, deployment("web", 1)).await.expect(201);
@@ -179,4 +179,45 @@ async fn a_node_that_takes_no_writes_says_why_and_is_not_ready() {
         "{health}"
     );
     api.get(&format!("{DEPLOYMENTS}/db")).await.expect(200);
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_is_not_made_again_before_it_is_deleted() {
+    let disk = MemoryDisk::default();
+    let api = Api::on(disk.clone()).await;
+    let made = api
+        .post(DEPLOYMENTS, deployment("web", 1))
+        .await
+        .expect(201)
+        .json();
+    api.post(DEPLOYMENTS, deployment("db", 1)).await.expect(201);
+    for lost in [
+        ObjectKey::new(Kind::Deployment, "default", "web"),
+        ObjectKey::cluster(Kind::Namespace, "kube-public"),
+    ] {
+        disk.damage(&format!("d/{lost}"));
+    }
+
+    // Its start makes the namespaces that every cluster has.
+    let api = Api::on(disk.after_power_loss()).await;
+    let health = api.get("/api/v1/health").await.expect(200).json();
+    assert_eq!(health["unreadable_records"], 2);
+    api.get(&format!("{DEPLOYMENTS}/db")).await.expect(200);
+    api.get(&format!("{DEPLOYMENTS}/web")).await.expect(404);
+    let refused = api.post(DEPLOYMENTS, deployment("web", 1)).await.expect(503);
+    for words in ["default/web", "cannot be read", "delete it to give it up"] {
+        assert!(refused.text.contains(words), "{}", refused.text);
+    }
+    api.delete(&format!("{DEPLOYMENTS}/web?dryRun=All"))
+        .await
+        .expect(404);
+    api.delete(&format!("{DEPLOYMENTS}/web")).await.expect(200);
+    let again = api
+        .post(DEPLOYMENTS, deployment("web", 1))
+        .await
+        .expect(201)
+        .json();
+    assert_ne!(again["metadata"]["uid"], made["metadata"]["uid"]);
+    let health = api.get("/api/v1/health").await.expect(200).json();
+    assert_eq!(health["unreadable_records"], 1);
 }
