@@ -431,7 +431,7 @@ async fn who_may_not_join_is_told_why_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_and_removed_nodes_get_no_answer_but_a_refusal() {
+async fn strangers_get_no_answer_but_a_refusal() {
     let [d1, d2] = directories();
     let first = node(config(d1.path(), "node1"), None).await.unwrap();
     let second = node(joining(d2.path(), "node2", &first), None).await.unwrap();
