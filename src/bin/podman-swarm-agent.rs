@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use podman_swarm::config::{Cli, NoDefaultRoute, Task, parse_arguments};
+use podman_swarm::config::{Cli, Command, NoDefaultRoute, Task, parse_arguments};
 use podman_swarm::{agent, cli};
 
 /// The exit code of an agent whose node was removed from its cluster: no restart mends that.
@@ -26,14 +26,18 @@ fn main() -> ExitCode {
         }
     };
     match task {
-        Task::Leave(data_dir) if agent::was_removed(&data_dir) => match agent::leave_removed(&data_dir) {
-            Ok(()) => {
-                cli::print_left(&data_dir);
-                ExitCode::SUCCESS
+        Task::Directory(Command::Leave, data_dir) if agent::was_removed(&data_dir) => {
+            match agent::leave_removed(&data_dir) {
+                Ok(()) => {
+                    cli::print_left(&data_dir);
+                    ExitCode::SUCCESS
+                }
+                Err(error) => failed(&error),
             }
-            Err(error) => failed(&error),
-        },
-        Task::Leave(data_dir) => runtime.block_on(cli::leave(&data_dir)),
+        }
+        Task::Directory(Command::Leave, data_dir) => runtime.block_on(cli::leave(&data_dir)),
+        Task::Directory(Command::Check, data_dir) => agent::check(&data_dir),
+        Task::Directory(Command::BackupIdentity, data_dir) => agent::print_backup_identity(&data_dir),
         Task::Run(config) => {
             let result = runtime.block_on(agent::run(*config));
             // What still runs is only what ignores its cancellation; the process ends anyway.

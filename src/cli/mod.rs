@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 
 mod apply;
+mod backup;
 mod client;
 mod delete;
 mod describe;
@@ -11,6 +12,7 @@ mod leave;
 mod logs;
 mod node;
 mod resource;
+mod restore;
 mod settings;
 
 use std::io::Write as _;
@@ -81,6 +83,10 @@ enum Command {
     /// Take a node out of the cluster
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// Write all that users put into the cluster to a file
+    Backup(backup::BackupArgs),
+    /// Bring back what a backup holds; shows a plan first
+    Restore(restore::RestoreArgs),
     /// Show or change where psctl connects to
     #[command(subcommand)]
     Config(settings::ConfigCommand),
@@ -166,6 +172,8 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Delete(args) => delete::run(&connect()?, global, args).await,
         Command::Logs(args) => logs::run(&connect()?, global, args).await,
         Command::Node(command) => node::run(&connect()?, command).await,
+        Command::Backup(args) => backup::run(&connect()?, args).await,
+        Command::Restore(args) => restore::run(&connect()?, args).await,
         Command::Config(command) => settings::run(command),
         Command::Version { client } => version(connect, client).await,
     }

@@ -9,6 +9,7 @@ use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
+use crate::compaction::LONG;
 use crate::digest::Digests;
 use crate::incarnation::{Incarnation, Uids};
 use crate::leaves::compact_map;
@@ -82,6 +83,16 @@ impl Change {
         match self {
             Self::Put { key, .. } | Self::Bury { key, .. } => Some(key),
             Self::Round(_) => None,
+        }
+    }
+
+    /// Tells whether it makes a history long: now and then, as long as that is not squashed.
+    pub(crate) fn is_long(&self) -> bool {
+        match self {
+            Change::Put { stored, .. } => {
+                stored.record.changes >= LONG && stored.record.changes.is_multiple_of(LONG / 2)
+            }
+            Change::Bury { .. } | Change::Round(_) => false,
         }
     }
 }
@@ -164,6 +175,12 @@ impl Index {
         entries
             .filter_map(|(_, entry)| Self::document_of(entry))
             .collect()
+    }
+
+    /// Returns the documents of a kind as they were written, with their keys.
+    pub(crate) fn documents(&self, kind: Kind) -> impl Iterator<Item = (&ObjectKey, Arc<Packed>)> {
+        self.entries_of(kind, None)
+            .filter_map(|(key, entry)| Some((key, Self::document_of(entry)?)))
     }
 
     fn document_of(entry: &Entry) -> Option<Arc<Packed>> {

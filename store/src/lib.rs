@@ -4,12 +4,16 @@
 //! `prepare.rs` for how it is changed, `commit.rs` for how that becomes durable, and `sync.rs` for how replicas meet.
 
 mod apply;
+mod check;
 mod commit;
+mod compaction;
 mod digest;
 mod disk;
 mod document;
+mod epoch;
 mod frame;
 mod incarnation;
+mod incoming;
 mod index;
 mod leaves;
 mod memory_disk;
@@ -25,6 +29,7 @@ mod run_lengths;
 mod seal;
 mod shared;
 mod sled_disk;
+mod snapshot;
 mod store;
 mod sync;
 #[cfg(test)]
@@ -32,7 +37,10 @@ mod tests;
 mod types;
 mod watch;
 
+pub use check::{CheckReport, Problem, check};
+pub use compaction::Proposal;
 pub use memory_disk::MemoryDisk;
+pub use snapshot::Snapshot;
 pub use store::Store;
 pub use types::{
     Applied, Author, CommitError, Conflict, ConflictSide, DiskState, Exchange, Gone, Listing, NodeId,

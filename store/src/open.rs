@@ -11,8 +11,8 @@ use crate::incarnation::{Incarnation, Uids};
 use crate::index::{Change, Index, REVISION_BLOCK};
 use crate::quarantine::{self, UNREADABLE};
 use crate::record::{
-    DOCUMENTS, FORMAT, META_CANARY, META_COPY, META_FORMAT, META_REVISION, META_ROUND, Record, Stored,
-    TOMBSTONES,
+    DOCUMENTS, FORMAT, FORMAT_BEFORE, META_CANARY, META_COPY, META_FORMAT, META_REVISION, META_ROUND, Record,
+    Stored, TOMBSTONES,
 };
 use crate::seal::Seal;
 use crate::shared::Shared;
@@ -39,7 +39,10 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
 
     let last = number(&meta, META_REVISION);
     let reserved = last + REVISION_BLOCK;
-    let mut writes = vec![Write::put(META_REVISION, reserved.to_be_bytes())];
+    let mut writes = vec![
+        Write::put(META_REVISION, reserved.to_be_bytes()),
+        Write::put(META_FORMAT, FORMAT.to_be_bytes()),
+    ];
     let copy = match meta.get(META_COPY) {
         Some(copy) => copy.clone(),
         None => {
@@ -51,7 +54,6 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
                     reason: error.to_string(),
                 })?;
             writes.push(Write::put(META_CANARY, canary));
-            writes.push(Write::put(META_FORMAT, FORMAT.to_be_bytes()));
             writes.push(Write::put(META_COPY, copy.clone()));
             copy
         }
@@ -125,7 +127,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
     Ok(Shared::new(options.node, uids, seal, index))
 }
 
-fn read(key: &ObjectKey, value: &[u8], seal: &Seal, uids: &Uids) -> Result<Stored, String> {
+pub(crate) fn read(key: &ObjectKey, value: &[u8], seal: &Seal, uids: &Uids) -> Result<Stored, String> {
     let record = Record::decode(key, value, seal).map_err(|error| error.to_string())?;
     let mut document = record
         .load(ActorId::random())
@@ -137,7 +139,7 @@ fn read(key: &ObjectKey, value: &[u8], seal: &Seal, uids: &Uids) -> Result<Store
     Ok(Stored::new(key, uid, record, &document.contents()))
 }
 
-fn check_meta(meta: &BTreeMap<String, Vec<u8>>, seal: &Seal, path: &str) -> Result<(), OpenError> {
+pub(crate) fn check_meta(meta: &BTreeMap<String, Vec<u8>>, seal: &Seal, path: &str) -> Result<(), OpenError> {
     let path = path.to_owned();
     let Some(format) = meta.get(META_FORMAT) else {
         return if meta.is_empty() {
@@ -148,7 +150,7 @@ fn check_meta(meta: &BTreeMap<String, Vec<u8>>, seal: &Seal, path: &str) -> Resu
         };
     };
     let found = format.as_slice().try_into().map_or(0, u32::from_be_bytes);
-    if found != FORMAT {
+    if found != FORMAT && found != FORMAT_BEFORE {
         return Err(OpenError::Format {
             path,
             found,
@@ -170,7 +172,7 @@ fn number(meta: &BTreeMap<String, Vec<u8>>, name: &str) -> u64 {
     bytes.map_or(0, u64::from_be_bytes)
 }
 
-fn object_key(disk_key: &[u8], prefix: &str) -> Option<ObjectKey> {
+pub(crate) fn object_key(disk_key: &[u8], prefix: &str) -> Option<ObjectKey> {
     std::str::from_utf8(disk_key)
         .ok()?
         .strip_prefix(prefix)?
@@ -178,6 +180,6 @@ fn object_key(disk_key: &[u8], prefix: &str) -> Option<ObjectKey> {
         .ok()
 }
 
-fn incarnation(value: &[u8]) -> Option<Incarnation> {
+pub(crate) fn incarnation(value: &[u8]) -> Option<Incarnation> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }
