@@ -89,6 +89,10 @@ fn status(node: &NodeState, previous: Option<&Object>, unix_seconds: i64) -> Val
         }
     }
     put_condition(&mut status, &previous, ready(node), unix_seconds);
+    put_condition(&mut status, &previous, disk_pressure(node), unix_seconds);
+    if let Some(condition) = unreadable(node) {
+        put_condition(&mut status, &previous, condition, unix_seconds);
+    }
     // Heartbeats are gossip: what is shown changes when something changed.
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         condition["lastHeartbeatTime"] = condition["lastTransitionTime"].clone();
@@ -99,22 +103,54 @@ fn status(node: &NodeState, previous: Option<&Object>, unix_seconds: i64) -> Val
 fn ready(node: &NodeState) -> Value {
     let unknown = |message: &str| condition("Ready", "Unknown", NODE_STATUS_UNKNOWN, message);
     match node.liveness {
-        Liveness::Alive if node.facts.podman_error.is_empty() => condition(
-            "Ready",
-            "True",
-            "KubeletReady",
-            "the agent answers and Podman is there",
-        ),
-        Liveness::Alive => condition(
+        Liveness::Alive if !node.facts.podman_error.is_empty() => condition(
             "Ready",
             "False",
             "ContainerRuntimeNotReady",
             &node.facts.podman_error,
         ),
+        Liveness::Alive if !node.facts.store_error.is_empty() => {
+            condition("Ready", "False", "StoreFailed", &node.facts.store_error)
+        }
+        Liveness::Alive => condition(
+            "Ready",
+            "True",
+            "KubeletReady",
+            "the agent answers and Podman is there",
+        ),
         Liveness::Stopped => unknown("the agent was stopped; containers keep running"),
         Liveness::AgentDown => unknown("the agent does not answer, the host does"),
         Liveness::Dead => unknown("the node does not answer"),
     }
+}
+
+/// Kubernetes' condition, of the disk that the store is on.
+fn disk_pressure(node: &NodeState) -> Value {
+    let full = &node.facts.disk_full;
+    match node.liveness {
+        Liveness::Alive if full.is_empty() => condition(
+            "DiskPressure",
+            "False",
+            "KubeletHasNoDiskPressure",
+            "the store has room on its disk",
+        ),
+        Liveness::Alive => condition("DiskPressure", "True", "KubeletHasDiskPressure", full),
+        Liveness::Stopped | Liveness::AgentDown | Liveness::Dead => condition(
+            "DiskPressure",
+            "Unknown",
+            NODE_STATUS_UNKNOWN,
+            "the node says nothing",
+        ),
+    }
+}
+
+/// Ours: shown while a node lacks objects that it had.
+fn unreadable(node: &NodeState) -> Option<Value> {
+    let count = node.facts.unreadable_records;
+    (node.liveness == Liveness::Alive && count > 0).then(|| {
+        let message = format!("{count} records of the store cannot be read, and no other node has brought the objects again yet: see the agent's log");
+        condition("StoreIncomplete", "True", "RecordsUnreadable", &message)
+    })
 }
 
 fn resources(facts: &NodeFacts) -> Value {
@@ -187,6 +223,21 @@ mod tests {
         ] {
             assert_eq!(object.str_at(pointer), expected, "{pointer}");
         }
+        let mut full = alive.clone();
+        full.facts.disk_full = "the disk of /data is full".into();
+        full.facts.store_error = "the disk failed".into();
+        full.facts.unreadable_records = 2;
+        let in_trouble = shown(&full, None, Some(&object), EPOCH + 30);
+        for (condition, status, reason) in [
+            ("/status/conditions/0", "False", "StoreFailed"),
+            ("/status/conditions/1", "True", "KubeletHasDiskPressure"),
+            ("/status/conditions/2", "True", "RecordsUnreadable"),
+        ] {
+            assert_eq!(in_trouble.str_at(&format!("{condition}/status")), status);
+            assert_eq!(in_trouble.str_at(&format!("{condition}/reason")), reason);
+        }
+        assert_eq!(object.str_at("/status/conditions/1/status"), "False");
+        assert_eq!(object.pointer("/status/conditions/2"), None);
         let dead = alive.liveness(Liveness::Dead, Moment::default());
         let object = shown(&dead, None, Some(&object), EPOCH + 60);
         assert_eq!(object.str_at("/status/conditions/0/status"), "Unknown");

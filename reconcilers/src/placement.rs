@@ -227,8 +227,12 @@ fn misfits(candidate: &Candidate, pod: &Object, requests: Requests, host_ports: 
         return vec!["node(s) were unschedulable".to_owned()];
     }
     let taint = match node.liveness {
-        Liveness::Alive if node.facts.podman_error.is_empty() => None,
-        Liveness::Alive => Some("node.kubernetes.io/not-ready"),
+        Liveness::Alive if !node.facts.podman_error.is_empty() || !node.facts.store_error.is_empty() => {
+            Some("node.kubernetes.io/not-ready")
+        }
+        // What it cannot store it would not hear of.
+        Liveness::Alive if !node.facts.disk_full.is_empty() => Some("node.kubernetes.io/disk-pressure"),
+        Liveness::Alive => None,
         Liveness::Stopped | Liveness::AgentDown | Liveness::Dead => Some("node.kubernetes.io/unreachable"),
     };
     if let Some(taint) = taint {

@@ -108,6 +108,12 @@ pub struct NodeFacts {
     pub architecture: String,
     /// Podman's socket does not answer: the reason; empty when all is well.
     pub podman_error: String,
+    /// The disk of its store is full, so that it takes no writes for now: how; empty when all is well.
+    pub disk_full: String,
+    /// Its store takes no writes any more: the reason; empty when all is well.
+    pub store_error: String,
+    /// Records of its store that cannot be read, and that no other node has brought again yet.
+    pub unreadable_records: u32,
     /// It serves the ingress (`--enable-ingress`).
     pub ingress: bool,
     /// Which Git repository, branch and path it was told to follow, as a hash; empty: none. Nodes with the same share

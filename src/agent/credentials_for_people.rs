@@ -39,8 +39,10 @@ async fn token(path: &Path, node_name: &str, store: &Store, unix_seconds: i64) -
     {
         return Ok(text.trim().to_owned());
     }
-    revoke(node_name, store, unix_seconds).await?;
-    let (object, secret) = api::create_token(&token_name(node_name), None);
+    api::revoke_tokens(store, &api::node_token_name(node_name), author(unix_seconds))
+        .await
+        .context("cannot revoke the node's API token")?;
+    let (object, secret) = api::create_token(&api::node_token_name(node_name), None);
     store
         .create(object, author(unix_seconds))
         .await
@@ -48,18 +50,14 @@ async fn token(path: &Path, node_name: &str, store: &Store, unix_seconds: i64) -
     Ok(secret)
 }
 
-/// Revokes what this node made for people, as it leaves.
+/// Takes away what the cluster keeps for this node, as it leaves: this token, and what users said of the node.
 ///
 /// # Errors
 /// The removal cannot be stored.
-pub(super) async fn revoke(node_name: &str, store: &Store, unix_seconds: i64) -> Result<()> {
-    api::revoke_tokens(store, &token_name(node_name), author(unix_seconds))
+pub(super) async fn forget(node_name: &str, store: &Store, unix_seconds: i64) -> Result<()> {
+    api::forget_node(store, node_name, author(unix_seconds))
         .await
-        .context("cannot revoke the node's API token")
-}
-
-fn token_name(node_name: &str) -> String {
-    format!("node-{node_name}")
+        .context("cannot take away what the cluster keeps for this node")
 }
 
 fn author(unix_seconds: i64) -> Author {
@@ -96,7 +94,7 @@ mod tests {
         assert!(!api::knows_token(&store, &first, 3), "replaced");
         assert!(api::knows_token(&store, &second, 3));
 
-        revoke("n1", &store, 4).await.unwrap();
+        forget("n1", &store, 4).await.unwrap();
         assert!(!api::knows_token(&store, &second, 4));
         assert!(api::knows_token(&store, &other, 4));
     }

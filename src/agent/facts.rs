@@ -7,6 +7,7 @@ use std::time::Duration;
 use reconcilers::ports::{Announcer, NodeFacts};
 use schemas::hex;
 use sha2::{Digest, Sha256};
+use store::{DiskState, Store};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -15,8 +16,9 @@ use crate::podman::{Engine, Podman};
 
 /// Pods a node takes; Kubernetes' default.
 const MAX_PODS: u32 = 110;
-/// How often Podman is asked whether it answers. Its death also ends the events stream; this is for the node's status.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How often Podman is asked whether it answers, and the disk how much is free. Podman's death also ends the events stream, and a
+/// write meets a full disk by itself; this is for the node's status.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Describes this node.
 pub(super) fn node_facts(config: &Config, engine: &Engine) -> NodeFacts {
@@ -45,6 +47,9 @@ pub(super) fn node_facts(config: &Config, engine: &Engine) -> NodeFacts {
         os_image: engine.os_image.clone(),
         architecture: engine.architecture.clone(),
         podman_error: String::new(),
+        disk_full: String::new(),
+        store_error: String::new(),
+        unreadable_records: 0,
         ingress: config.flags.enable_ingress,
         gitops: followed(&config.flags),
     }
@@ -60,30 +65,67 @@ pub(super) fn followed(flags: &Flags) -> String {
     hex(&Sha256::digest(text.as_bytes())[..16])
 }
 
-/// Tells the cluster when Podman stops answering, and when it answers again.
-pub(super) async fn watch_podman(
+/// Tells the cluster when Podman stops answering or the store's disk is full or has failed, and when all is well again.
+pub(super) async fn watch_node(
     podman: Arc<Podman>,
+    store: Store,
     announcer: Arc<dyn Announcer>,
     mut facts: NodeFacts,
     shutdown: CancellationToken,
 ) {
-    let mut interval = tokio::time::interval(PING_INTERVAL);
-    while shutdown.run_until_cancelled(interval.tick()).await.is_some() {
-        let problem = podman
-            .ping()
-            .await
-            .err()
-            .map(|error| error.to_string())
-            .unwrap_or_default();
-        if problem == facts.podman_error {
-            continue;
+    let mut interval = tokio::time::interval(LOOK_INTERVAL);
+    let mut disk = store.disk();
+    loop {
+        let podman_error = tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = interval.tick() => {
+                store.look_at_disk();
+                let answer = podman.ping().await;
+                answer.err().map(|error| error.to_string()).unwrap_or_default()
+            }
+            Ok(()) = disk.changed() => facts.podman_error.clone(),
+        };
+        let (disk_full, store_error) = match &*disk.borrow_and_update() {
+            DiskState::Well => (String::new(), String::new()),
+            DiskState::Full(shortage) => (shortage.to_string(), String::new()),
+            DiskState::Failed(reason) => (String::new(), format!("the store takes no writes: {reason}")),
+        };
+        let unreadable = u32::try_from(store.unreadable().len()).unwrap_or(u32::MAX);
+        let mut changed = facts.unreadable_records != unreadable;
+        facts.unreadable_records = unreadable;
+        for (now, before, what, well) in [
+            (
+                podman_error,
+                &mut facts.podman_error,
+                "Podman does not answer",
+                "Podman answers again",
+            ),
+            (
+                disk_full,
+                &mut facts.disk_full,
+                "writes are refused",
+                "the store's disk has room again",
+            ),
+            (
+                store_error,
+                &mut facts.store_error,
+                "restart the agent after looking at its disk",
+                "the store is well",
+            ),
+        ] {
+            if now == *before {
+                continue;
+            }
+            if now.is_empty() {
+                info!("{well}");
+            } else {
+                error!(error = now, "{what}");
+            }
+            *before = now;
+            changed = true;
         }
-        if problem.is_empty() {
-            info!("Podman answers again");
-        } else {
-            error!(error = problem, "Podman does not answer");
+        if changed {
+            announcer.announce_node(facts.clone());
         }
-        facts.podman_error = problem;
-        announcer.announce_node(facts.clone());
     }
 }

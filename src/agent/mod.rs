@@ -13,6 +13,7 @@ mod facts;
 mod listen;
 mod logging;
 mod reconcile;
+mod removal;
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -45,6 +46,7 @@ pub use check::{check, print_backup_identity};
 use clock::SystemClock;
 use essential::Essential;
 use reconcile::Reconcilers;
+pub use removal::{Removed, leave_removed, was_removed};
 
 /// All of a stop. Announcing and draining take a few seconds at most; systemd would kill us after 90.
 const STOP_TIMEOUT: Duration = Duration::from_secs(9);
@@ -56,7 +58,7 @@ const RESOLVER_PORT: u16 = 53;
 /// Runs the agent until SIGINT, SIGTERM or `leave`.
 ///
 /// # Errors
-/// What kept it from starting, or which part of it ended although nothing stopped it, in a sentence for the user.
+/// [`Removed`]; or what kept it from starting, or which part of it ended although nothing stopped it, in a sentence for the user.
 pub async fn run(config: Config) -> Result<()> {
     logging::init(&config.flags)?;
     let mut signals = Signals::new()?;
@@ -71,6 +73,7 @@ pub async fn run(config: Config) -> Result<()> {
     tokio::select! {
         () = signals.next() => started.stop().await,
         _ = leaving.recv() => started.leave().await?,
+        () = started.gossip.removed() => return Err(started.removed().await?.into()),
         Some(task) = failed.recv() => {
             started.stop().await;
             return Err(ended_early(task));
@@ -142,6 +145,7 @@ impl Agent {
             warn!("--ingress-tls-port is accepted, but TLS at the ingress is not served yet");
         }
         let lock = data_dir::take(&config.data_dir)?;
+        Removed::check(&config.data_dir)?;
 
         // Ports first: one in use is the commonest mistake, and nothing has been touched yet.
         let sockets = listen::bind_peers(flags.bind_addr).await?;
@@ -210,7 +214,13 @@ impl Agent {
             clock.clone(),
         ));
         let prepared =
-            gossip::prepare(&gossip_config, credentials.clone(), store.clone(), clock.clone()).await?;
+            gossip::prepare(&gossip_config, credentials.clone(), store.clone(), clock.clone()).await;
+        if matches!(prepared, Err(gossip::Error::Removed)) {
+            removal::clean_up(&podman, &network).await;
+            store.close().await;
+            return Err(Removed::of(&config.data_dir).mark()?.into());
+        }
+        let prepared = prepared?;
 
         let context = Context {
             store: store.clone(),
@@ -273,11 +283,25 @@ impl Agent {
         info!("in step with the cluster");
         api::ensure_namespaces(&store, clock.unix_seconds()).await?;
 
+        for key in store.unreadable() {
+            events.event(EventRecord {
+                key,
+                uid: String::new(),
+                kind: EventKind::Warning,
+                reason: "RecordUnreadable",
+                message: format!(
+                    "what node {} held of this object cannot be read and is set aside; another node brings it, or it can be deleted",
+                    config.node_name
+                ),
+                component: "store",
+            });
+        }
+
         reconcilers.start().await;
         info!("names and routes are in place");
         let spawn = |name, task: BoxFuture<'static, ()>| tasks.spawn(essential.clone().watch(name, task));
-        let watching = facts::watch_podman(podman.clone(), announcer, facts, working.clone());
-        spawn("podman watch", watching.boxed());
+        let watching = facts::watch_node(podman.clone(), store.clone(), announcer, facts, working.clone());
+        spawn("node watch", watching.boxed());
         spawn("events", {
             let (events, working) = (events.clone(), working.clone());
             async move { events.run(working).await }.boxed()
@@ -360,16 +384,11 @@ impl Agent {
         self.tasks.close();
         _ = tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await;
         // Containers first: once the others know, they start the same pods.
-        if let Err(error) = self.podman.remove_all().await {
-            error!(%error, "containers of this node are left: remove those with the label podman-swarm.cluster by hand");
-        }
-        if let Err(error) = self.network.remove_all().await {
-            error!(%error, "a part of the pod network is left: a restart of the machine removes it");
-        }
+        removal::clean_up(&self.podman, &self.network).await;
         // Before the membership: what leaves waits until a peer has confirmed that removal, and so this one too.
         let now = SystemClock::new().unix_seconds();
-        if let Err(error) = credentials_for_people::revoke(&self.config.node_name, &self.store, now).await {
-            error!(%error, "the node's API token stays valid: revoke it by hand");
+        if let Err(error) = credentials_for_people::forget(&self.config.node_name, &self.store, now).await {
+            error!(%error, "the node's API token stays valid, and what was said of the node stays: remove both by hand");
         }
         self.gossip.leave().await?;
         self.dns.stop().await;
@@ -381,6 +400,23 @@ impl Agent {
         data_dir::set_aside(&self.config.data_dir)?;
         info!("left");
         Ok(())
+    }
+
+    /// Ends what this node did for a cluster that has removed it; what it held stays. Returns what is to be said of it.
+    async fn removed(self) -> Result<Removed> {
+        self.working.cancel();
+        self.serving.cancel();
+        self.tasks.close();
+        _ = tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await;
+        removal::clean_up(&self.podman, &self.network).await;
+        self.gossip.stop().await;
+        self.dns.stop().await;
+        if let Some(ingress) = self.ingress {
+            ingress.stop().await;
+        }
+        _ = self.api.await;
+        self.store.close().await;
+        Removed::of(&self.config.data_dir).mark()
     }
 }
 

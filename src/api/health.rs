@@ -5,6 +5,7 @@ use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde_json::json;
+use store::DiskState;
 
 use super::state::ApiState;
 
@@ -13,9 +14,41 @@ pub(crate) async fn live() -> &'static str {
     "ok"
 }
 
+/// What keeps this node from being ready: to serve reads and to take writes.
+struct Readiness {
+    /// One word for it.
+    status: &'static str,
+    missing: Vec<String>,
+}
+
+impl Readiness {
+    fn of(state: &ApiState) -> Self {
+        let missing = state.readiness.borrow().clone();
+        if !missing.is_empty() {
+            let status = "starting";
+            return Self { status, missing };
+        }
+        match &*state.store.disk().borrow() {
+            DiskState::Well => Self {
+                status: "ok",
+                missing,
+            },
+            // Any other node takes writes: who spreads requests should go there, and nobody should restart this one.
+            DiskState::Full(shortage) => Self {
+                status: "full",
+                missing: vec![shortage.to_string()],
+            },
+            DiskState::Failed(reason) => Self {
+                status: "failed",
+                missing: vec![format!("the store takes no writes: {reason}")],
+            },
+        }
+    }
+}
+
 /// The agent has all that it needs; `?verbose` says what is missing.
 pub(crate) async fn ready(State(state): State<ApiState>, RawQuery(query): RawQuery) -> Response {
-    let missing = state.readiness.borrow().clone();
+    let Readiness { missing, .. } = Readiness::of(&state);
     let verbose = query.is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose")));
     let mut text = String::new();
     if verbose || !missing.is_empty() {
@@ -36,9 +69,13 @@ pub(crate) async fn ready(State(state): State<ApiState>, RawQuery(query): RawQue
 
 /// The native form of [`ready`].
 pub(crate) async fn health(State(state): State<ApiState>) -> Response {
-    let missing = state.readiness.borrow().clone();
-    let status = if missing.is_empty() { "ok" } else { "starting" };
-    let body = json!({"status": status, "version": state.build.version, "missing": missing});
+    let Readiness { status, missing } = Readiness::of(&state);
+    let body = json!({
+        "status": status,
+        "version": state.build.version,
+        "missing": missing,
+        "unreadable_records": state.store.unreadable().len(),
+    });
     (code(missing.is_empty()), Json(body)).into_response()
 }
 

@@ -23,7 +23,8 @@ pub async fn ensure_namespaces(store: &Store, unix_seconds: i64) -> Result<(), W
             unix_seconds,
         };
         match store.create(Object::new(&key), author).await {
-            Ok(_) | Err(WriteError::Exists(_)) => {}
+            // One that cannot be read is brought by a peer, or was given up by nobody yet.
+            Ok(_) | Err(WriteError::Exists(_) | WriteError::Unreadable(_)) => {}
             Err(error) => return Err(error),
         }
     }

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use schemas::{Kind, ObjectKey};
 use serde_json::{Map, Value, json};
-use store::WriteError;
+use store::{CommitError, WriteError};
 
 /// One entry of `details.causes`: what is wrong with which field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -273,6 +273,8 @@ impl From<WriteError> for ApiError {
             WriteError::Exists(key) => Self::exists(&key),
             WriteError::NotFound(key) => Self::not_found(&key),
             WriteError::Conflict { key, .. } => Self::modified(&key),
+            // kubectl tries again for a while: a peer may bring it.
+            WriteError::Unreadable(ref key) => Self::unavailable(error.to_string()).about(key),
             WriteError::Owned { key, fields } => owned(&key, &fields),
             WriteError::Invalid { key, reason } => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
@@ -281,7 +283,14 @@ impl From<WriteError> for ApiError {
             ),
             WriteError::Commit(cause) => {
                 tracing::error!(error = %cause, "a write was not stored");
-                Self::unavailable(format!("the write was not stored: {cause}"))
+                let message = format!("the write was not stored: {cause}");
+                match cause {
+                    // RFC 4918, 11.5. Without a time to try again after: it takes a person, and kubectl would wait.
+                    CommitError::Full(_) => {
+                        Self::new(StatusCode::INSUFFICIENT_STORAGE, "InsufficientStorage", message)
+                    }
+                    CommitError::Failed(_) => Self::unavailable(message),
+                }
             }
         }
     }

@@ -83,6 +83,11 @@ pub(crate) async fn delete(
     Ok(Json(answer).into_response())
 }
 
+/// Names the token that a node makes for the people who work on it.
+pub fn node_token_name(node_name: &str) -> String {
+    format!("node-{node_name}")
+}
+
 /// Revokes all tokens of a name: two nodes may have made one each.
 ///
 /// # Errors

@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use podman_swarm::config::{Cli, Command, NoDefaultRoute, Task, parse_arguments};
 use podman_swarm::{agent, cli};
 
+/// The exit code of an agent whose node was removed from its cluster: no restart mends that.
+const REMOVED: u8 = 3;
+
 fn main() -> ExitCode {
     // Wrong usage ends here, with exit code 2.
     let parsed: Cli = parse_arguments();
@@ -23,6 +26,15 @@ fn main() -> ExitCode {
         }
     };
     match task {
+        Task::Directory(Command::Leave, data_dir) if agent::was_removed(&data_dir) => {
+            match agent::leave_removed(&data_dir) {
+                Ok(()) => {
+                    cli::print_left(&data_dir);
+                    ExitCode::SUCCESS
+                }
+                Err(error) => failed(&error),
+            }
+        }
         Task::Directory(Command::Leave, data_dir) => runtime.block_on(cli::leave(&data_dir)),
         Task::Directory(Command::Check, data_dir) => agent::check(&data_dir),
         Task::Directory(Command::BackupIdentity, data_dir) => agent::print_backup_identity(&data_dir),
@@ -32,11 +44,18 @@ fn main() -> ExitCode {
             runtime.shutdown_background();
             match result {
                 Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("error: {error:#}");
-                    ExitCode::FAILURE
-                }
+                Err(error) => failed(&error),
             }
         }
+    }
+}
+
+/// Says why the agent ends.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    if error.is::<agent::Removed>() {
+        ExitCode::from(REMOVED)
+    } else {
+        ExitCode::FAILURE
     }
 }

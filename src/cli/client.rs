@@ -72,6 +72,9 @@ impl ClientError {
             Self::Refused { status } if status.code == StatusCode::UNAUTHORIZED => {
                 Some("give a token: psctl config set-token TOKEN (a node's own is in <data-dir>/api.token)")
             }
+            Self::Refused { status } if status.code == StatusCode::INSUFFICIENT_STORAGE => {
+                Some("any other node with room takes the write: --server; reads go on here")
+            }
             Self::Refused { .. } | Self::Broken { .. } | Self::Ca(_) => None,
         }
     }

@@ -27,10 +27,7 @@ enum LeaveError {
 pub async fn leave(data_dir: &Path) -> ExitCode {
     match ask(data_dir).await {
         Ok(()) => {
-            println!(
-                "the node has left its cluster; what it held is in {}",
-                data_dir.join("left").display()
-            );
+            print_left(data_dir);
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -44,6 +41,14 @@ pub async fn leave(data_dir: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says that this machine has no node of the cluster any more.
+pub fn print_left(data_dir: &Path) {
+    println!(
+        "the node has left its cluster; what it held is in {}",
+        data_dir.join("left").display()
+    );
 }
 
 async fn ask(data_dir: &Path) -> Result<(), LeaveError> {

@@ -10,6 +10,7 @@ mod describe;
 mod get;
 mod leave;
 mod logs;
+mod node;
 mod resource;
 mod restore;
 mod settings;
@@ -24,7 +25,7 @@ use crate::config::parse_arguments;
 use client::{Client, ClientError};
 use settings::{Settings, SettingsError};
 
-pub use leave::leave;
+pub use leave::{leave, print_left};
 
 /// Control a Podman Swarm cluster.
 #[derive(Parser, Debug)]
@@ -79,6 +80,9 @@ enum Command {
     Delete(delete::DeleteArgs),
     /// Print what a pod's container wrote
     Logs(logs::LogsArgs),
+    /// Take a node out of the cluster
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Write all that users put into the cluster to a file
     Backup(backup::BackupArgs),
     /// Bring back what a backup holds; shows a plan first
@@ -112,6 +116,9 @@ enum CliError {
     StillThere { object: String, seconds: u64 },
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
+    /// The user was asked, and did not say yes.
+    #[error("nothing was done")]
+    Declined,
     /// Some of several things failed; each was reported already.
     #[error("")]
     Reported,
@@ -124,7 +131,9 @@ impl CliError {
             Self::Settings(error) => error.hint(),
             Self::Client(error) => error.hint(),
             Self::StillThere { .. } => Some("psctl describe may show what holds it; --timeout waits longer"),
-            Self::Input { .. } | Self::Manifests(_) | Self::Output(_) | Self::Reported => None,
+            Self::Input { .. } | Self::Manifests(_) | Self::Output(_) | Self::Declined | Self::Reported => {
+                None
+            }
         }
     }
 
@@ -162,6 +171,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Describe(args) => describe::run(&connect()?, global, args).await,
         Command::Delete(args) => delete::run(&connect()?, global, args).await,
         Command::Logs(args) => logs::run(&connect()?, global, args).await,
+        Command::Node(command) => node::run(&connect()?, command).await,
         Command::Backup(args) => backup::run(&connect()?, args).await,
         Command::Restore(args) => restore::run(&connect()?, args).await,
         Command::Config(command) => settings::run(command),

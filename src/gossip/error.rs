@@ -30,6 +30,9 @@ pub enum Error {
     /// A member of the cluster (or of another one) answered, and said no.
     #[error("{address} refused this node: {reason}")]
     Refused { address: String, reason: String },
+    /// By the other nodes, while this one was away.
+    #[error("this node was removed from its cluster")]
+    Removed,
     #[error("cannot make a certificate")]
     Certificate(#[from] rcgen::Error),
     #[error("cannot use the certificate or key for TLS")]

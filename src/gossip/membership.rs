@@ -76,6 +76,8 @@ pub(super) struct Membership {
     pub(super) exchanged: watch::Receiver<Exchanged>,
     /// This node removes itself.
     pub(super) leaving: CancellationToken,
+    /// Cancelled when others have removed this node.
+    pub(super) removed: CancellationToken,
     pub(super) restart_grace: Duration,
 }
 
@@ -284,7 +286,8 @@ impl Task {
         for gone in self.members.keys().filter(|id| !members.contains_key(*id)) {
             if *gone == self.me {
                 if !self.parts.leaving.is_cancelled() {
-                    error!("this node was removed from the cluster: stop it, and empty its data directory");
+                    warn!("this node was removed from the cluster");
+                    self.parts.removed.cancel();
                 }
                 continue;
             }
@@ -296,6 +299,12 @@ impl Task {
         self.remembered.removed.retain(|id| !members.contains_key(id));
         self.unsaved |= known != self.remembered.removed.len();
         self.members = members;
+    }
+
+    /// Tells whether a node was taken out of the cluster, also while this one slept.
+    fn was_removed(&self, id: &NodeId) -> bool {
+        let buried = || self.parts.store.removal(&members::key(id)).is_some();
+        !self.members.contains_key(id) && (self.remembered.removed.contains(id) || buried())
     }
 
     /// Hands what was announced to chitchat, and tells a few peers at once.
@@ -391,10 +400,11 @@ impl Task {
             .map(|(id, address)| (id, unheard(address)))
             .collect();
         for (id, peer) in self.observations.peers() {
-            if !self.remembered.removed.contains(id) {
-                peers.insert(id.clone(), peer);
-            }
+            peers.insert(id.clone(), peer);
         }
+        // Who gossips without being a member may have been admitted elsewhere, and be the one to tell of it. Nothing is sent
+        // to who was removed, nor taken from its answers.
+        peers.retain(|id, _| !self.was_removed(id));
         let remembered: BTreeMap<_, _> = peers
             .iter()
             .filter(|(id, _)| self.members.contains_key(*id) || self.remembered.peers.contains_key(*id))

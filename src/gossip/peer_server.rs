@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
-use store::{Exchange, NodeId, Store, SyncError};
+use store::{CommitError, Exchange, NodeId, Store, SyncError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -56,6 +56,8 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// Where peers ask for the generation that was last seen of them.
 pub(super) const GENERATION_PATH: &str = "/generation";
+/// How a node that was removed is answered, whatever it asks for; the body is the tombstone of its membership.
+pub(super) const REMOVED: StatusCode = StatusCode::GONE;
 /// Where frames of the store go.
 pub(super) const SYNC_PATH: &str = "/sync";
 
@@ -210,10 +212,14 @@ async fn members_only(
         return refusal(StatusCode::UNAUTHORIZED, "a member's certificate is needed");
     };
     if !members::is_admitted(&server.store, &node) {
-        return refusal(
-            StatusCode::FORBIDDEN,
-            format!("node {node} is not a member of this cluster (or was removed from it)"),
-        );
+        return match server.store.removal(&members::key(&node)) {
+            // The tombstone is the proof: a node that has joined again since then is not met by it.
+            Some(removal) => (REMOVED, removal).into_response(),
+            None => refusal(
+                StatusCode::FORBIDDEN,
+                format!("node {node} is not a member of this cluster"),
+            ),
+        };
     }
     request.extensions_mut().insert(Caller::Peer(node));
     next.run(request).await
@@ -238,7 +244,8 @@ async fn sync(
             warn!(%node, %error, "refused a frame of sync");
             let status = match error {
                 SyncError::Malformed(_) | SyncError::Version { .. } => StatusCode::BAD_REQUEST,
-                SyncError::Commit(_) => StatusCode::SERVICE_UNAVAILABLE,
+                SyncError::Commit(CommitError::Full(_)) => StatusCode::INSUFFICIENT_STORAGE,
+                SyncError::Commit(CommitError::Failed(_)) => StatusCode::SERVICE_UNAVAILABLE,
             };
             refusal(status, error.to_string())
         }

@@ -10,6 +10,7 @@ use chitchat::ChitchatId;
 use http::Request;
 use reconcilers::pod_range;
 use reconcilers::ports::{Announcer, Clock, Cluster, Liveness, NodeFacts};
+use schemas::Kind;
 use store::{NodeId, Precondition, Store, WriteError};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -25,7 +26,7 @@ use super::datagram::GossipKey;
 use super::error::Error;
 use super::members::{self, Member};
 use super::membership::{self, Membership};
-use super::peer_server::{GENERATION_PATH, PeerServer};
+use super::peer_server::{GENERATION_PATH, PeerServer, REMOVED};
 use super::published::{Announcements, FACTS, READY, STATE, facts_text};
 use super::sync::{Exchanged, Sync};
 use super::tls;
@@ -39,8 +40,8 @@ const GENERATION_TIMEOUT: Duration = Duration::from_secs(1);
 /// For the peers that answered to be heard in gossip too, which takes a round or two of 200 ms. Those whose datagrams do
 /// not come through must not keep a start waiting.
 const HEARD_TIMEOUT: Duration = Duration::from_secs(3);
-/// A number of a few digits.
-const GENERATION_LIMIT: usize = 64;
+/// A number of a few digits, or the tombstone of a membership.
+const GENERATION_LIMIT: usize = 1024;
 
 /// A node's part in its cluster; ends with [`Gossip::stop`]. Dropped, it ends without a word to the others.
 pub struct Gossip {
@@ -51,6 +52,8 @@ pub struct Gossip {
     answered: BTreeSet<NodeId>,
     stop: CancellationToken,
     leaving: CancellationToken,
+    /// Cancelled when others have removed this node.
+    removed: CancellationToken,
     /// Cancelled when the first task ends.
     ended: CancellationToken,
     membership: JoinHandle<()>,
@@ -68,12 +71,15 @@ pub struct Prepared {
     cluster: (watch::Sender<Arc<Cluster>>, watch::Receiver<Arc<Cluster>>),
     connections: Arc<Connections>,
     announcements: Arc<Announcements>,
+    /// The generation of this node that each peer saw last, of those that answered.
+    reported: BTreeMap<NodeId, u64>,
 }
 
-/// Stores this node's membership and prepares its part in the cluster; nothing is sent yet.
+/// Asks the peers whether this node is one of them still, stores its membership and prepares its part in the cluster.
+/// Takes a second if one of them is not there.
 ///
 /// # Errors
-/// This node's membership cannot be stored, or its name is another's.
+/// It was removed from the cluster, its membership cannot be stored, or its name is another's.
 pub async fn prepare(
     config: &Config,
     credentials: Arc<Credentials>,
@@ -81,14 +87,16 @@ pub async fn prepare(
     clock: Arc<dyn Clock>,
 ) -> Result<Prepared, Error> {
     let me = credentials.node().clone();
-    admit_self(config, &credentials, &store).await?;
     let known = members::list(&store);
-    let peers = watch::channel(Arc::new(membership::first_peers(
-        &me,
-        &credentials.remembered,
-        &known,
-    )));
+    let first_peers = Arc::new(membership::first_peers(&me, &credentials.remembered, &known));
+    let peers = watch::channel(first_peers.clone());
     let connections = Arc::new(Connections::new(credentials.clone(), peers.1.clone()));
+    let reported = reported_generations(&store, &connections, &first_peers).await;
+    // One that takes this node for a member knows of an admission that is yet to come here.
+    if reported.is_empty() && store.removal(&members::key(&me)).is_some() {
+        return Err(Error::Removed);
+    }
+    admit_self(config, &credentials, &store).await?;
     Ok(Prepared {
         config: config.clone(),
         cluster: watch::channel(Arc::new(Cluster {
@@ -97,6 +105,7 @@ pub async fn prepare(
         })),
         announcements: Arc::new(Announcements::default()),
         connections,
+        reported,
         credentials,
         store,
         clock,
@@ -135,11 +144,13 @@ impl Prepared {
             cluster,
             connections,
             announcements,
+            reported,
         } = self;
         let ((peers_sender, peers), (cluster_sender, cluster)) = (peers, cluster);
         let me = credentials.node().clone();
         let stop = CancellationToken::new();
         let leaving = CancellationToken::new();
+        let removed = CancellationToken::new();
         let ended = CancellationToken::new();
         let mut others = JoinSet::new();
 
@@ -163,8 +174,6 @@ impl Prepared {
         let serving = server.run(sockets.tcp, tls::peer_server(&credentials)?, api, stop.clone());
         others.spawn(telling(serving, ended.clone().drop_guard()));
 
-        let known_peers = peers.borrow().clone();
-        let reported = reported_generations(&connections, &known_peers).await;
         let highest = reported.values().max().copied().unwrap_or(0);
         let generation = u64::try_from(members::unix_seconds())
             .unwrap_or(0)
@@ -185,6 +194,7 @@ impl Prepared {
             peers: peers_sender,
             exchanged,
             leaving: leaving.clone(),
+            removed: removed.clone(),
             restart_grace: config.restart_grace,
         }
         .start(
@@ -219,6 +229,7 @@ impl Prepared {
             answered: reported.into_keys().collect(),
             stop,
             leaving,
+            removed,
             ended,
             membership,
             others,
@@ -247,6 +258,8 @@ async fn admit_self(config: &Config, credentials: &Credentials, store: &Store) -
             ),
         });
     }
+    let is_lost = store.unreadable().contains(&members::key(me));
+    let is_alone = known.is_empty() && credentials.remembered.peers.is_empty();
     match known.get(me) {
         Some(member) if member.name == config.node_name && member.address == config.advertise => Ok(()),
         Some(member) => {
@@ -257,8 +270,14 @@ async fn admit_self(config: &Config, credentials: &Credentials, store: &Store) -
             };
             Ok(members::put(store, &changed).await?)
         }
-        // Later starts find members, also if this one was removed by others.
-        None if credentials.remembered.founder && known.is_empty() => {
+        None if is_lost && !is_alone => Ok(()),
+        // Later starts find members, unless the record cannot be read; alone, nobody else can bring that.
+        None if (credentials.remembered.founder || is_lost) && known.is_empty() => {
+            for lost in store.unreadable() {
+                if matches!(lost.kind, Kind::Member | Kind::JoinToken) {
+                    store.give_up(&lost).await?;
+                }
+            }
             let token = join_token_object(&credentials.join_token, None, None);
             match store.create(token, members::author()).await {
                 Ok(_) | Err(WriteError::Exists(_)) => {}
@@ -294,19 +313,28 @@ fn first_values(facts: &NodeFacts, announced: BTreeMap<String, Option<String>>) 
     values
 }
 
-/// Asks all peers which generation of this node they saw last: more than was saved, if the directory is an old copy.
-async fn reported_generations(connections: &Arc<Connections>, peers: &Peers) -> BTreeMap<NodeId, u64> {
+/// Asks all peers which generation of this node they saw last: more than was saved, if the directory is an old copy. Takes in
+/// what those say that have removed it.
+async fn reported_generations(
+    store: &Store,
+    connections: &Arc<Connections>,
+    peers: &Peers,
+) -> BTreeMap<NodeId, u64> {
     let mut asking = JoinSet::new();
     for node in peers.keys() {
-        let (connections, node) = (connections.clone(), node.clone());
+        let (store, connections, node) = (store.clone(), connections.clone(), node.clone());
         asking.spawn(async move {
             let request = Request::get(GENERATION_PATH).body(Body::empty()).ok()?;
             let response = connections.send(&node, request).await.ok()?;
-            if !response.status().is_success() {
-                debug!(%node, status = %response.status(), "a peer does not tell our generation");
+            let status = response.status();
+            let body = to_bytes(response.into_body(), GENERATION_LIMIT).await.ok()?;
+            if status == REMOVED {
+                store.receive(&node, &body).await.ok()?;
+            }
+            if !status.is_success() {
+                debug!(%node, %status, "a peer does not tell our generation");
                 return None;
             }
-            let body = to_bytes(response.into_body(), GENERATION_LIMIT).await.ok()?;
             Some((node, serde_json::from_slice(&body).ok()?))
         });
     }
@@ -357,6 +385,11 @@ impl Gossip {
     /// to start anew.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
         self.ended.clone().cancelled_owned()
+    }
+
+    /// Waits until others have removed this node from the cluster.
+    pub fn removed(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.removed.clone().cancelled_owned()
     }
 
     /// Serves peers on, and gossips no more.

@@ -25,7 +25,7 @@ use super::connections::{Connections, Peers};
 use super::members;
 use super::membership::notify_on_change;
 use super::observation::Peer;
-use super::peer_server::{FRAME_LIMIT, SYNC_PATH};
+use super::peer_server::{FRAME_LIMIT, REMOVED, SYNC_PATH};
 use super::published::{Announcements, DIGEST};
 use crate::relay::{Relay, RelayError};
 
@@ -55,6 +55,8 @@ pub(super) enum ExchangeError {
     Relay(#[from] RelayError),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    #[error("this node was removed from the cluster")]
+    Removed,
     #[error("status {status}: {reason}")]
     Refused { status: StatusCode, reason: String },
     #[error("the answer cannot be read: {0}")]
@@ -318,6 +320,10 @@ impl Sync {
             match status {
                 StatusCode::OK => Ok(Some(body)),
                 StatusCode::NO_CONTENT => Ok(None),
+                REMOVED => {
+                    self.store.receive(node, &body).await?;
+                    Err(ExchangeError::Removed)
+                }
                 _ => Err(ExchangeError::Refused {
                     status,
                     reason: String::from_utf8_lossy(&body).into_owned(),

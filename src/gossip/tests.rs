@@ -431,7 +431,7 @@ async fn who_may_not_join_is_told_why_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_and_removed_nodes_get_no_answer_but_a_refusal() {
+async fn strangers_get_no_answer_but_a_refusal() {
     let [d1, d2] = directories();
     let first = node(config(d1.path(), "node1"), None).await.unwrap();
     let second = node(joining(d2.path(), "node2", &first), None).await.unwrap();
@@ -465,26 +465,125 @@ async fn strangers_and_removed_nodes_get_no_answer_but_a_refusal() {
         assert_eq!(response.status(), expected, "{method} {path}");
     }
 
-    // Removed: its certificate is still good, and opens nothing.
-    let removed = second.id().clone();
-    first
+    // Nobody said of this one that it was removed.
+    let unknown = NodeId("0".repeat(64));
+    assert!(first.store.removal(&members::key(&unknown)).is_none());
+    first.stop().await;
+    second.stop().await;
+}
+
+async fn remove(remover: &Node, removed: &NodeId) {
+    let (key, gone) = (members::key(removed), Precondition::default());
+    remover
         .store
-        .remove(
-            &members::key(&removed),
-            &Precondition::default(),
-            members::author(),
-        )
+        .remove(&key, &gone, members::author())
         .await
         .unwrap();
     wait_for("the removed node to vanish", || {
-        first.sees(&removed).map_or(Ok(()), Err)
+        remover.sees(removed).map_or(Ok(()), Err)
     })
     .await;
-    let request = Request::get("/api/whoami").body(Body::empty()).unwrap();
-    let response = second.relay.send(first.id(), request).await.unwrap();
-    assert_eq!(response.status(), StatusCode::FORBIDDEN);
+}
+
+/// Asks something that only members are told; the body too, as it is read from the wire.
+async fn ask(asker: &Node, asked: &NodeId, request: Request<Body>) -> (StatusCode, bytes::Bytes) {
+    let response = asker.relay.send(asked, request).await.unwrap();
+    let status = response.status();
+    (status, to_bytes(response.into_body(), 1024).await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_is_told_so_and_nothing_of_it_is_taken() {
+    let [d1, d2] = directories();
+    let first = node(config(d1.path(), "node1"), None).await.unwrap();
+    let second = node(joining(d2.path(), "node2", &first), None).await.unwrap();
+    everybody_sees_everybody(&[&first, &second]).await;
+    let removed = second.id().clone();
+    let told = second.gossip.removed();
+    remove(&first, &removed).await;
+    let told = tokio::time::timeout(DEADLINE, told).await;
+    assert!(told.is_ok(), "nobody told it");
+
+    // What it writes now is for itself: its certificate is still good, and opens nothing.
+    second
+        .store
+        .create(namespace("late"), members::author())
+        .await
+        .unwrap();
+    let store::Exchange::Send(frame) = second.store.begin_exchange(first.id()) else {
+        panic!("it has nothing to say");
+    };
+    for request in [
+        Request::post("/sync").body(Body::from(frame)).unwrap(),
+        Request::get("/api/whoami").body(Body::empty()).unwrap(),
+    ] {
+        let (status, tombstone) = ask(&second, first.id(), request).await;
+        assert_eq!(status, StatusCode::GONE);
+        assert_eq!(Some(tombstone), first.store.removal(&members::key(&removed)));
+    }
+    // Nor does the other ask it for anything, whatever it gossips; also after a start that remembers nothing of it.
+    let address = first.config.advertise;
+    let config = first.stop().await;
+    let path = d1.path().join("cluster.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut remembered: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(remembered["removed"], json!([removed.0]));
+    remembered["removed"] = json!([]);
+    remembered["peers"] = json!({removed.0.as_str(): second.config.advertise});
+    std::fs::write(&path, remembered.to_string()).unwrap();
+    let first = node(config, Some(address)).await.unwrap();
+    // Gossip goes both ways: once it is heard here, the other has been heard there.
+    second.wait_for_liveness(first.id(), Liveness::Alive).await;
+    wait_for("the removed node to be no peer", || {
+        let request = Request::get("/generation").body(Body::empty()).unwrap();
+        let sent = futures::FutureExt::now_or_never(first.relay.send(&removed, request));
+        match sent {
+            Some(Err(crate::relay::RelayError::Unknown(_))) => Ok(()),
+            other => Err(format!(
+                "{:?}",
+                other.map(|sent| sent.map(|answer| answer.status()))
+            )),
+        }
+    })
+    .await;
+    let late = ObjectKey::cluster(Kind::Namespace, "late");
+    assert!(first.store.get(&late).is_none());
+    assert!(second.store.get(&late).is_some(), "and it is not lost");
     first.stop().await;
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_removed_while_it_was_away_does_not_start_and_its_name_is_free() {
+    let [d1, d2, d3] = directories();
+    let first = node(config(d1.path(), "node1"), None).await.unwrap();
+    let second = node(joining(d2.path(), "node2", &first), None).await.unwrap();
+    everybody_sees_everybody(&[&first, &second]).await;
+    let removed = second.id().clone();
+    let away = second.stop().await;
+    remove(&first, &removed).await;
+
+    // Told by the others at first, by its own store from then on.
+    for first_is_there in [true, false] {
+        let mut alone = away.clone();
+        if !first_is_there {
+            let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let path = d2.path().join("cluster.json");
+            let text = std::fs::read_to_string(&path).unwrap();
+            let mut remembered: serde_json::Value = serde_json::from_str(&text).unwrap();
+            remembered["peers"] = json!({first.id().0.as_str(): nowhere.local_addr().unwrap()});
+            std::fs::write(&path, remembered.to_string()).unwrap();
+        }
+        alone.join.clear();
+        let error = node(alone, None).await.err().expect("it started");
+        assert!(matches!(error, Error::Removed), "{error}");
+    }
+
+    let again = node(joining(d3.path(), "node2", &first), None).await.unwrap();
+    assert_ne!(*again.id(), removed);
+    everybody_sees_everybody(&[&first, &again]).await;
+    first.stop().await;
+    again.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ use schemas::{Kind, ObjectKey};
 use crate::disk::Disk;
 use crate::incarnation::{Incarnation, Uids};
 use crate::open;
+use crate::quarantine::UNREADABLE;
 use crate::record::{DOCUMENTS, META_COPY, META_REVISION, TOMBSTONES};
 use crate::seal::Seal;
 use crate::sled_disk::SledDisk;
@@ -82,9 +83,12 @@ pub fn check(directory: &Path, options: &OpenOptions) -> Result<CheckReport, Ope
     }));
     match read {
         Ok(Ok(found)) => Ok(found),
-        Ok(Err(error @ (OpenError::Locked { .. } | OpenError::Io { .. } | OpenError::Format { .. }))) => {
-            Err(error)
-        }
+        Ok(Err(
+            error @ (OpenError::Locked { .. }
+            | OpenError::Io { .. }
+            | OpenError::Format { .. }
+            | OpenError::Full(_)),
+        )) => Err(error),
         Ok(Err(OpenError::Damaged { reason, .. })) => {
             report.problem(place, format!("is damaged: {reason}"), FROM_BACKUP);
             Ok(report)
@@ -176,6 +180,14 @@ fn check_disk(disk: &dyn Disk, place: &str, options: &OpenOptions) -> Result<Che
     })
     .map_err(unreadable)?;
     report.tombstones = tombstones.len();
+    disk.scan(UNREADABLE, &mut |key, _| {
+        report.problem(
+            String::from_utf8_lossy(key),
+            "a start found the record of this object unreadable, and nothing has replaced it yet",
+            FROM_PEERS,
+        );
+    })
+    .map_err(unreadable)?;
 
     let uids = Uids::new(options.cluster_id.clone());
     disk.scan(DOCUMENTS, &mut |disk_key, value| {

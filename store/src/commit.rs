@@ -14,6 +14,7 @@ use crate::disk::{Disk, DiskError, Write};
 use crate::document::WrittenChange;
 use crate::frame;
 use crate::index::Change;
+use crate::quarantine::unreadable_key;
 use crate::record::{META_REVISION, META_ROUND};
 use crate::shared::Shared;
 use crate::types::{CommitError, Conflict, Push, View};
@@ -26,7 +27,7 @@ const BATCH_BYTES: usize = 8 << 20;
 /// What the commit thread is asked to do.
 pub(crate) enum Job {
     Commit(Box<Commit>),
-    /// Reserve revisions, if there is nothing else to do.
+    /// Look whether there is room, and reserve revisions, if there is nothing else to do.
     Reserve,
     /// End after all that was queued before.
     Close(oneshot::Sender<()>),
@@ -115,6 +116,7 @@ pub(crate) fn run(mut disk: impl Disk, shared: &Shared, mut queue: mpsc::Receive
             tracing::error!(error = reason, "the disk failed: no more writes are taken");
             failure = Some(reason.clone());
         }
+        shared.disk_was(&result);
         batch.finish(shared, result);
         if let Some(closed) = closing {
             queue.close();
@@ -131,6 +133,13 @@ pub(crate) fn run(mut disk: impl Disk, shared: &Shared, mut queue: mpsc::Receive
         }
     }
     shared.index_mut().close();
+}
+
+fn refused(error: DiskError) -> CommitError {
+    match error {
+        DiskError::Full(shortage) => CommitError::Full(shortage),
+        DiskError::Io(error) => CommitError::Failed(error.to_string()),
+    }
 }
 
 #[derive(Default)]
@@ -166,7 +175,15 @@ impl Batch {
             .iter_mut()
             .flat_map(|commit| std::mem::take(&mut commit.writes))
             .collect();
-        let reserved = shared.index().wanted_reservation();
+        let reserved = {
+            let index = shared.index();
+            let keys = self.commits.iter().filter_map(|commit| commit.change.key());
+            writes.extend(
+                keys.filter(|key| index.quarantine.holds(key))
+                    .map(|key| Write::remove(unreadable_key(key))),
+            );
+            index.wanted_reservation()
+        };
         if let Some(reserved) = reserved {
             writes.push(Write::put(META_REVISION, reserved.to_be_bytes()));
         }
@@ -180,14 +197,9 @@ impl Batch {
             writes.push(Write::put(META_ROUND, u64::from(round).to_be_bytes()));
         }
         if writes.is_empty() {
-            return Ok(());
+            return disk.check_room(0).map_err(refused);
         }
-        disk.write(writes)
-            .and_then(|()| disk.sync())
-            .map_err(|error| match error {
-                DiskError::Full => CommitError::Full,
-                DiskError::Io(error) => CommitError::Failed(error.to_string()),
-            })?;
+        disk.write(writes).and_then(|()| disk.sync()).map_err(refused)?;
         if let Some(reserved) = reserved {
             shared.index_mut().set_reserved(reserved);
         }

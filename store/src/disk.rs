@@ -4,6 +4,8 @@
 
 use std::io;
 
+use crate::types::Shortage;
+
 /// One record to be put (Some) or removed (None).
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Write {
@@ -19,6 +21,10 @@ impl Write {
         }
     }
 
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.key.len() + self.value.as_ref().map_or(0, Vec::len)) as u64
+    }
+
     pub(crate) fn remove(key: impl Into<Vec<u8>>) -> Self {
         Self {
             key: key.into(),
@@ -31,8 +37,8 @@ impl Write {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
     /// Nothing was written; a later write may succeed.
-    #[error("no space left")]
-    Full,
+    #[error(transparent)]
+    Full(#[from] Shortage),
     /// What was written since the last sync may be lost, and this disk must not be used on.
     #[error("input/output failed")]
     Io(#[from] io::Error),
@@ -40,6 +46,9 @@ pub(crate) enum DiskError {
 
 /// An ordered map of records on stable storage, used by one thread.
 pub(crate) trait Disk: Send {
+    /// Tells whether a write of so many bytes would be tried.
+    fn check_room(&self, bytes: u64) -> Result<(), DiskError>;
+
     /// Writes all of a batch or, after a crash, none of it.
     fn write(&mut self, batch: Vec<Write>) -> Result<(), DiskError>;
 

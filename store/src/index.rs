@@ -14,6 +14,7 @@ use crate::digest::Digests;
 use crate::incarnation::{Incarnation, Uids};
 use crate::leaves::compact_map;
 use crate::packed::{Packed, Recent};
+use crate::quarantine::Quarantine;
 use crate::record::{Record, Stored};
 use crate::types::{Gone, Revision, View, WatchEvent, WatchScope};
 use crate::watch::Watches;
@@ -77,6 +78,14 @@ pub(crate) enum Change {
 }
 
 impl Change {
+    /// Returns the key whose object this changes.
+    pub(crate) fn key(&self) -> Option<&ObjectKey> {
+        match self {
+            Self::Put { key, .. } | Self::Bury { key, .. } => Some(key),
+            Self::Round(_) => None,
+        }
+    }
+
     /// Tells whether it makes a history long: now and then, as long as that is not squashed.
     pub(crate) fn is_long(&self) -> bool {
         match self {
@@ -94,6 +103,7 @@ pub(crate) struct Index {
     entries: BTreeMap<ObjectKey, Entry>,
     recent: Arc<Recent>,
     tombstones: BTreeMap<ObjectKey, Incarnation>,
+    pub(crate) quarantine: Quarantine,
     round: u16,
     digests: Digests,
     watches: Watches,
@@ -111,6 +121,7 @@ impl Index {
             entries: BTreeMap::new(),
             recent: Arc::default(),
             tombstones: BTreeMap::new(),
+            quarantine: Quarantine::default(),
             round: 0,
             digests: Digests::default(),
             watches: Watches::new(counter),
@@ -255,6 +266,7 @@ impl Index {
     pub(crate) fn publish(&mut self, change: Change) -> Option<View> {
         match change {
             Change::Put { key, stored, removed } => {
+                self.quarantine.release(&key);
                 self.toggle_digest(&key);
                 self.bury(&key, removed);
                 let before = self.record(&key).map(|record| record.incarnation);
@@ -270,6 +282,7 @@ impl Index {
                 self.get(&key)
             }
             Change::Bury { key, removed } => {
+                self.quarantine.release(&key);
                 let last = self.get(&key);
                 self.toggle_digest(&key);
                 self.bury(&key, Some(removed));

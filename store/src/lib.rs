@@ -23,6 +23,7 @@ mod owners;
 mod packed;
 mod path;
 mod prepare;
+mod quarantine;
 mod record;
 mod run_lengths;
 mod seal;
@@ -42,6 +43,7 @@ pub use memory_disk::MemoryDisk;
 pub use snapshot::Snapshot;
 pub use store::Store;
 pub use types::{
-    Applied, Author, CommitError, Conflict, ConflictSide, Exchange, Gone, Listing, NodeId, OpenError,
-    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, View, WatchEvent, WatchScope, WriteError,
+    Applied, Author, CommitError, Conflict, ConflictSide, DiskState, Exchange, Gone, Listing, NodeId,
+    OpenError, OpenOptions, Outcome, Precondition, Push, Revision, Shortage, SyncError, View, WatchEvent,
+    WatchScope, WriteError,
 };

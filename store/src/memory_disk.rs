@@ -1,10 +1,14 @@
-//! A disk in memory, for tests and simulations: it loses what was not synced, fills up and fails when told to.
+//! A disk in memory, for tests and simulations: it loses what was not synced, fills up, fails and damages records when told to.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Disk, DiskError, Write};
+use crate::types::Shortage;
+
+/// What a damaged record holds.
+pub(crate) const DAMAGED: [u8; 4] = [0, 255, 1, 2];
 
 /// A disk in memory. Clones share one content.
 #[derive(Clone, Default, Debug)]
@@ -50,6 +54,14 @@ impl MemoryDisk {
         self.content().failing = failing;
     }
 
+    /// Makes a record unreadable, as a bad disk does: `d/` + object key, or `t/` + object key.
+    pub fn damage(&self, record: &str) {
+        let mut content = self.content();
+        let key = record.as_bytes().to_vec();
+        content.written.insert(key.clone(), DAMAGED.to_vec());
+        content.synced.insert(key, DAMAGED.to_vec());
+    }
+
     /// Returns how often it was synced.
     pub fn syncs(&self) -> u64 {
         self.content().syncs
@@ -57,11 +69,20 @@ impl MemoryDisk {
 }
 
 impl Disk for MemoryDisk {
-    fn write(&mut self, batch: Vec<Write>) -> Result<(), DiskError> {
-        let mut content = self.content();
-        if content.full {
-            return Err(DiskError::Full);
+    fn check_room(&self, bytes: u64) -> Result<(), DiskError> {
+        match self.content().full {
+            false => Ok(()),
+            true => Err(DiskError::Full(Shortage {
+                path: "memory".to_owned(),
+                free_bytes: 0,
+                needed_bytes: bytes.max(1),
+            })),
         }
+    }
+
+    fn write(&mut self, batch: Vec<Write>) -> Result<(), DiskError> {
+        self.check_room(batch.iter().map(Write::bytes).sum())?;
+        let mut content = self.content();
         for write in batch {
             match write.value {
                 Some(value) => content.written.insert(write.key, value),

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::disk::{Disk, DiskError, Write};
 use crate::incarnation::{Incarnation, Uids};
 use crate::index::{Change, Index, REVISION_BLOCK};
+use crate::quarantine::{self, UNREADABLE};
 use crate::record::{
     DOCUMENTS, FORMAT, FORMAT_BEFORE, META_CANARY, META_COPY, META_FORMAT, META_REVISION, META_ROUND, Record,
     Stored, TOMBSTONES,
@@ -22,11 +23,11 @@ const CANARY: &[u8] = b"podman-swarm";
 /// Reads everything from a disk; prepares an empty one.
 pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Result<Shared, OpenError> {
     let seal = Seal::new(&options.seal_key);
-    let io = |error: DiskError| OpenError::Io {
-        path: path.to_owned(),
-        source: match error {
-            DiskError::Full => std::io::ErrorKind::StorageFull.into(),
-            DiskError::Io(source) => source,
+    let io = |error: DiskError| match error {
+        DiskError::Full(shortage) => OpenError::Full(shortage),
+        DiskError::Io(source) => OpenError::Io {
+            path: path.to_owned(),
+            source,
         },
     };
     let mut meta = BTreeMap::new();
@@ -68,37 +69,57 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
 
     let uids = Uids::new(options.cluster_id);
     let mut index = Index::new(uids.clone(), tag, last + 1, reserved);
+    // Of records that cannot be read: what to write instead of them.
+    let mut set_aside = Vec::new();
+    let mut unreadable = |disk_key: &[u8], key: Option<ObjectKey>, value: &[u8], reason: &str| {
+        let disk_key_text = String::from_utf8_lossy(disk_key);
+        match key {
+            Some(key) => {
+                tracing::error!(%key, reason, "a record cannot be read: its bytes are set aside, peers bring the object again");
+                set_aside.extend(quarantine::set_aside(&key, disk_key, value));
+            }
+            // Of a kind that another version knows; it is left to that.
+            None => tracing::error!(key = %disk_key_text, reason, "a record is left alone"),
+        }
+    };
     let mut tombstones = BTreeMap::new();
     disk.scan(
         TOMBSTONES,
-        &mut |key, value| match (object_key(key, TOMBSTONES), incarnation(value)) {
+        &mut |disk_key, value| match (object_key(disk_key, TOMBSTONES), incarnation(value)) {
             (Some(key), Some(removed)) => {
                 tombstones.insert(key, removed);
             }
-            _ => tracing::error!(key = %String::from_utf8_lossy(key), "a tombstone cannot be read"),
+            (key, _) => unreadable(disk_key, key, value, "no tombstone"),
         },
     )
     .map_err(io)?;
     let round = u16::try_from(number(&meta, META_ROUND)).unwrap_or(u16::MAX);
     index.restore(round, tombstones);
     disk.scan(DOCUMENTS, &mut |disk_key, value| {
-        match object_key(disk_key, DOCUMENTS)
-            .ok_or("no key".to_owned())
-            .and_then(|key| {
-                let stored = read(&key, value, &seal, &uids)?;
-                Ok((key, stored))
-            }) {
-            Ok((key, stored)) => {
+        let key = object_key(disk_key, DOCUMENTS);
+        let stored = match &key {
+            Some(key) => read(key, value, &seal, &uids),
+            None => Err("no key of this version".to_owned()),
+        };
+        match (key, stored) {
+            (Some(key), Ok(stored)) => {
                 index.publish(Change::Put {
                     key,
                     stored,
                     removed: None,
                 });
             }
-            // Left where it is: peers bring the object again, and that replaces it.
-            Err(error) => {
-                tracing::error!(key = %String::from_utf8_lossy(disk_key), error, "a record cannot be read");
-            }
+            (key, Err(reason)) => unreadable(disk_key, key, value, &reason),
+            (None, Ok(_)) => {}
+        }
+    })
+    .map_err(io)?;
+    if !set_aside.is_empty() {
+        disk.write(set_aside).and_then(|()| disk.sync()).map_err(io)?;
+    }
+    disk.scan(UNREADABLE, &mut |disk_key, _| {
+        if let Some(key) = object_key(disk_key, UNREADABLE) {
+            index.quarantine.add(key);
         }
     })
     .map_err(io)?;

@@ -143,6 +143,9 @@ impl Shared {
             if index.record(key).is_some() {
                 return Err(WriteError::Exists(key.clone()));
             }
+            if index.quarantine.holds(key) {
+                return Err(WriteError::Unreadable(key.clone()));
+            }
             let incarnation = Incarnation::next(index.round(), index.removed(key))
                 .ok_or_else(|| invalid(key, "this name was used too often"))?;
             let namespace = (!key.namespace.is_empty()).then(|| index.namespace_incarnation(&key.namespace));

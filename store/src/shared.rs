@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 
 use automerge::ActorId;
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::commit::Claims;
 use crate::compaction::Promises;
@@ -13,7 +12,7 @@ use crate::epoch::Epoch;
 use crate::incarnation::Uids;
 use crate::index::Index;
 use crate::seal::Seal;
-use crate::types::{Conflict, NodeId, Push};
+use crate::types::{CommitError, Conflict, DiskState, NodeId, Push};
 
 /// Frames that a slow reader of pushes may be behind; the rest it gets by digests.
 const PUSH_FRAMES: usize = 256;
@@ -27,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) claims: Arc<Claims>,
     pub(crate) pushes: broadcast::Sender<Push>,
     pub(crate) conflicts: broadcast::Sender<Conflict>,
+    pub(crate) disk: watch::Sender<DiskState>,
     index: RwLock<Index>,
     actor: Mutex<[u8; 16]>,
     pub(crate) promises: Promises,
@@ -43,11 +43,29 @@ impl Shared {
             claims: Arc::default(),
             pushes: broadcast::Sender::new(PUSH_FRAMES),
             conflicts: broadcast::Sender::new(CONFLICTS),
+            disk: watch::Sender::new(DiskState::Well),
             index: RwLock::new(index),
             actor: Mutex::new(rand::random()),
             promises: Promises::default(),
             long: Arc::default(),
         }
+    }
+
+    /// Takes in what came of the last use of the disk.
+    pub(crate) fn disk_was(&self, result: &Result<(), CommitError>) {
+        self.disk.send_if_modified(|state| {
+            let next = match result {
+                Ok(()) => DiskState::Well,
+                Err(CommitError::Full(shortage)) => DiskState::Full(shortage.clone()),
+                Err(CommitError::Failed(reason)) => DiskState::Failed(reason.clone()),
+            };
+            // How much is free changes all the time.
+            let changes = std::mem::discriminant(state) != std::mem::discriminant(&next);
+            if changes {
+                *state = next;
+            }
+            changes
+        });
     }
 
     pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {

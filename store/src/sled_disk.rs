@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use crate::disk::{Disk, DiskError, Write};
-use crate::types::OpenError;
+use crate::types::{OpenError, Shortage};
 
 /// sled's own cache of pages. Objects are kept by the store, so this serves start-up alone.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -116,16 +116,25 @@ fn disk_error(error: sled::Error) -> DiskError {
 }
 
 impl Disk for SledDisk {
-    fn write(&mut self, batch: Vec<Write>) -> Result<(), DiskError> {
-        let bytes: u64 = batch
-            .iter()
-            .map(|write| (write.key.len() + write.value.as_ref().map_or(0, Vec::len)) as u64)
-            .sum();
+    fn check_room(&self, bytes: u64) -> Result<(), DiskError> {
         let space = rustix::fs::statvfs(&self.folder).map_err(io::Error::from)?;
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
-        if free < self.reserved_bytes.saturating_add(bytes * WRITE_AMPLIFICATION) {
-            return Err(DiskError::Full);
+        let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+        let needed_bytes = self
+            .reserved_bytes
+            .saturating_add(bytes.saturating_mul(WRITE_AMPLIFICATION));
+        if free_bytes >= needed_bytes {
+            return Ok(());
         }
+        let path = self.folder.parent().unwrap_or(&self.folder);
+        Err(DiskError::Full(Shortage {
+            path: path.display().to_string(),
+            free_bytes,
+            needed_bytes,
+        }))
+    }
+
+    fn write(&mut self, batch: Vec<Write>) -> Result<(), DiskError> {
+        self.check_room(batch.iter().map(Write::bytes).sum())?;
         let mut sled_batch = sled::Batch::default();
         for write in batch {
             match write.value {
@@ -212,7 +221,7 @@ mod tests {
         disk.reserved_bytes = u64::MAX / 2;
         assert!(matches!(
             disk.write(vec![Write::put("a", "1")]),
-            Err(DiskError::Full)
+            Err(DiskError::Full(_))
         ));
         disk.reserved_bytes = 0;
         disk.write(vec![Write::put("a", "1")]).unwrap();

@@ -4,21 +4,24 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
+use bytes::Bytes;
 use schemas::{Kind, Object, ObjectKey};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::commit::{self, Claim, Commit, Job, QUEUE_CHANGES};
 use crate::disk::Disk;
+use crate::frame::{self, Body, Delta};
 use crate::index::PackedView;
 use crate::memory_disk::MemoryDisk;
 use crate::open;
 use crate::owners::Operation;
 use crate::prepare::{self, Prepared};
+use crate::quarantine;
 use crate::shared::Shared;
 use crate::sled_disk::SledDisk;
 use crate::types::{
-    Applied, Author, CommitError, Conflict, Exchange, Gone, Listing, NodeId, OpenError, OpenOptions, Outcome,
-    Precondition, Push, Revision, SyncError, View, WatchEvent, WatchScope, WriteError,
+    Applied, Author, CommitError, Conflict, DiskState, Exchange, Gone, Listing, NodeId, OpenError,
+    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, View, WatchEvent, WatchScope, WriteError,
 };
 
 /// The store of one node. Cheap to clone.
@@ -116,6 +119,23 @@ impl Store {
         let removed = self.shared.index().removed(key);
         let incarnation = self.shared.uids.incarnation(key, uid);
         matches!((incarnation, removed), (Some(incarnation), Some(removed)) if incarnation <= removed)
+    }
+
+    /// Returns the tombstone of a key that has no document, as a frame for a peer's [`Store::receive`]; None if nothing of
+    /// that key was removed, or if there is one again.
+    pub fn removal(&self, key: &ObjectKey) -> Option<Bytes> {
+        let removed = {
+            let index = self.shared.index();
+            let is_gone = index.record(key).is_none() && !index.quarantine.holds(key);
+            index.removed(key).filter(|_| is_gone)?
+        };
+        let delta = Delta::new(key, Some(removed), None, Vec::new());
+        frame::encode(&Body::Push { items: vec![delta] }).ok()
+    }
+
+    /// Returns the keys whose records could not be read when this store was opened, and that nothing has replaced yet.
+    pub fn unreadable(&self) -> Vec<ObjectKey> {
+        self.shared.index().quarantine.keys().cloned().collect()
     }
 
     /// Returns objects whose namespace's tombstone covers the incarnation they were created under: garbage.
@@ -231,6 +251,30 @@ impl Store {
         Ok(view)
     }
 
+    /// Gives up an object whose record cannot be read: removes all that it can have held, here and on every node that has
+    /// it. False: the key is none of [`Store::unreadable`].
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub async fn give_up(&self, key: &ObjectKey) -> Result<bool, WriteError> {
+        let (permit, claim) = self.claim(key).await?;
+        let removed = {
+            let index = self.shared.index();
+            if !index.quarantine.holds(key) {
+                return Ok(false);
+            }
+            quarantine::beyond(index.round(), index.removed(key))
+        };
+        let removed = removed.ok_or_else(|| WriteError::Invalid {
+            key: key.to_string(),
+            reason: "this name was used too often".to_owned(),
+        })?;
+        let prepared = self.shared.burial(key, removed, true);
+        let done = Self::enqueue(permit, Some(claim), prepared, Vec::new());
+        done.await.map_err(|_| closed())??;
+        Ok(true)
+    }
+
     /// Waits for the right to change `key` and for room in the queue: in this order, so that those who wait for one key
     /// hold no room that others need. The queue is emptied without claims, so that both come.
     pub(crate) async fn claim(&self, key: &ObjectKey) -> Result<(mpsc::Permit<'_, Job>, Claim), CommitError> {
@@ -318,6 +362,19 @@ impl Store {
     /// The frame is refused as a whole.
     pub async fn receive(&self, peer: &NodeId, frame: &[u8]) -> Result<Exchange, SyncError> {
         self.step(peer, frame).await
+    }
+
+    // -------------------------------------------------------------- the disk
+
+    /// What this store can expect of its disk: as the last write found it, or [`Store::look_at_disk`].
+    pub fn disk(&self) -> watch::Receiver<DiskState> {
+        self.shared.disk.subscribe()
+    }
+
+    /// Looks whether there is room on the disk, without waiting for the answer: while nothing is written, nobody else does.
+    pub fn look_at_disk(&self) {
+        // With a full queue there are writes, which find out.
+        let _ = self.queue.try_send(Job::Reserve);
     }
 
     /// Waits until all accepted writes are on disk, and closes. Writes fail from then on; reads go on.

@@ -113,6 +113,8 @@ pub struct Applied {
 pub enum OpenError {
     #[error("{path} is in use by another agent: stop that one, or use another directory")]
     Locked { path: String },
+    #[error(transparent)]
+    Full(#[from] Shortage),
     #[error("cannot use {path}")]
     Io { path: String, source: std::io::Error },
     #[error("{path} was sealed under another encryption key")]
@@ -138,6 +140,11 @@ pub enum WriteError {
         key: ObjectKey,
         fields: Vec<(String, String)>,
     },
+    /// The record of this key cannot be read, and nothing has replaced it yet.
+    #[error(
+        "{0} cannot be made: what this node held under that name cannot be read, and no other node has brought it yet; delete it to give it up"
+    )]
+    Unreadable(ObjectKey),
     /// The object cannot be stored: too large, nested too deeply, no name.
     #[error("{key}: {reason}")]
     Invalid { key: String, reason: String },
@@ -149,10 +156,34 @@ pub enum WriteError {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CommitError {
     /// No space; reads go on, writes may succeed later.
-    #[error("the disk is full")]
-    Full,
+    #[error(transparent)]
+    Full(#[from] Shortage),
     /// A sync failed; this store takes no more writes until it is opened again.
     #[error("the disk failed, writes are stopped: {0}")]
+    Failed(String),
+}
+
+/// A disk that has not enough room.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the disk of {path} is full: {} MiB are free, {} MiB are needed; writes are taken again, without a restart, when there is room",
+    free_bytes >> 20, needed_bytes.div_ceil(1 << 20)
+)]
+pub struct Shortage {
+    /// What is on that disk.
+    pub path: String,
+    pub free_bytes: u64,
+    /// What must be free for a write to be tried.
+    pub needed_bytes: u64,
+}
+
+/// What a store can expect of its disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskState {
+    Well,
+    /// Writes are refused until there is room. As it was when this began.
+    Full(Shortage),
+    /// A sync failed: writes are refused until the store is opened again.
     Failed(String),
 }
 

@@ -538,6 +538,17 @@ impl Cluster {
             .and_then(|status| status.code())
     }
 
+    /// Waits until the agent of a host has ended by itself; returns its exit code.
+    #[track_caller]
+    pub(crate) fn wait_ended(&mut self, host: usize) -> Option<i32> {
+        let mut child = self.agents[host].take().unwrap();
+        let what = format!("the agent of host {host} to end");
+        let status = self.wait_for(&what, Duration::from_secs(30), |_| {
+            child.try_wait().unwrap().ok_or("it runs")
+        });
+        status.code()
+    }
+
     /// Cuts a host off from everybody, silently.
     pub(crate) fn cut(&self, host: usize) {
         self.sh(&["cut", &host.to_string()]).expect("cut");

@@ -9,7 +9,7 @@ use serde_json::json;
 use store::{Author, Precondition, Revision, View};
 
 use super::read::peer_answer;
-use super::{Call, object_answer, plain_answer, shown};
+use super::{Call, node, object_answer, plain_answer, shown};
 use crate::api::content::{MAX_OBJECT_BYTES, read_body};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
@@ -27,6 +27,9 @@ pub(crate) struct DeleteOptions {
     orphan_dependents: Option<bool>,
     preconditions: Option<Preconditions>,
     dry_run: Vec<String>,
+    /// `?force=true`, ours: removes a node whose agent runs.
+    #[serde(skip)]
+    force: bool,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -42,6 +45,8 @@ pub(crate) enum Deleted {
     Removed(View),
     /// Marked; others finish it.
     Terminating(View),
+    /// Gone, whatever it was: its record could not be read.
+    GivenUp,
 }
 
 /// Answers `DELETE` of an object.
@@ -61,6 +66,7 @@ pub(super) async fn delete(call: &Call<'_>, body: Body) -> ApiResult {
     };
     match deleted {
         Deleted::Terminating(view) => object_answer(call, StatusCode::OK, shown(&view)),
+        Deleted::GivenUp => Ok(plain_answer(call, StatusCode::OK, &status::success(&key, ""))),
         // As Kubernetes: what a grace was possible for is shown, anything else is reported.
         Deleted::Removed(view) if key.kind == Kind::Pod => object_answer(call, StatusCode::OK, shown(&view)),
         Deleted::Removed(view) => Ok(plain_answer(
@@ -90,6 +96,7 @@ pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<
     {
         match delete_object(call.state, &view.key, &options, call.author()?).await {
             Ok(Deleted::Removed(view) | Deleted::Terminating(view)) => items.push(shown(&view).into_value()),
+            Ok(Deleted::GivenUp) => {}
             // Someone else was faster.
             Err(error) if error.code == StatusCode::NOT_FOUND => {}
             Err(error) => return Err(error),
@@ -137,18 +144,23 @@ pub(crate) async fn delete_object(
     options: &DeleteOptions,
     author: Author,
 ) -> ApiResult<Deleted> {
-    // Its document is only what users said of it (cordoned, labels): without that it would still be there.
-    if key.kind == Kind::Node && is_member(state, &key.name) {
-        return Err(computed(key));
+    if key.kind == Kind::Node
+        && let Some(member) = node::member(state, key)?
+    {
+        node::check_removal(state, key, &member, options.force)?;
+        // Shown a moment after the node was admitted.
+        let shown = state.store.get(&ObjectKey::cluster(
+            Kind::Node,
+            member.object.str_at("/spec/name"),
+        ));
+        let view = shown.unwrap_or_else(|| member.clone());
+        options.precondition(key, &view)?;
+        if options.dry_run.is_empty() {
+            node::remove_member(state, &member, author).await?;
+        }
+        return Ok(Deleted::Removed(view));
     }
     delete_stored(state, key, options, author).await
-}
-
-fn is_member(state: &ApiState, node_name: &str) -> bool {
-    let members = state.store.list(Kind::Member, None).items;
-    members
-        .iter()
-        .any(|member| member.object.str_at("/spec/name") == node_name)
 }
 
 fn computed(key: &ObjectKey) -> ApiError {
@@ -170,7 +182,14 @@ async fn delete_stored(
     options: &DeleteOptions,
     author: Author,
 ) -> ApiResult<Deleted> {
-    let view = state.store.get(key).ok_or_else(|| ApiError::not_found(key))?;
+    let Some(view) = state.store.get(key) else {
+        // Of what cannot be read nobody can tell whether a precondition holds.
+        let is_asked = options.dry_run.is_empty() && options.preconditions.is_none();
+        if is_asked && state.store.give_up(key).await? {
+            return Ok(Deleted::GivenUp);
+        }
+        return Err(ApiError::not_found(key));
+    };
     let precondition = options.precondition(key, &view)?;
     if key.kind == Kind::Namespace && PROTECTED_NAMESPACES.contains(&key.name.as_str()) {
         return Err(ApiError::forbidden(key, "this namespace may not be deleted"));
@@ -225,6 +244,7 @@ fn options(call: &Call<'_>, body: &[u8]) -> ApiResult<DeleteOptions> {
     if call.query.flag("orphanDependents") {
         options.orphan_dependents = Some(true);
     }
+    options.force = call.query.flag("force");
     if call.query.dry_run()? {
         options.dry_run = vec!["All".to_owned()];
     }

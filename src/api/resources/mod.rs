@@ -6,6 +6,7 @@
 mod delete;
 mod edit;
 mod log;
+mod node;
 mod peer_events;
 mod read;
 mod scale;
@@ -28,6 +29,7 @@ use super::target::{Behind, Query, Target};
 pub use delete::delete_if;
 pub(crate) use delete::{DeleteOptions, delete_object};
 pub(crate) use edit::{cleaned, tidied};
+pub use node::forget_node;
 pub(crate) use read::{get_object, list_objects};
 pub(crate) use write::{Validation, check_applied, check_namespace, check_new};
 

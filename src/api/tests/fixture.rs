@@ -17,7 +17,7 @@ use reconcilers::ports::{
     NodeFacts, NodeObservation, PortError, PullPolicy,
 };
 use serde_json::Value;
-use store::{NodeId, OpenOptions, Store};
+use store::{MemoryDisk, NodeId, OpenOptions, Store};
 use tokio::sync::watch;
 use tower::ServiceExt;
 
@@ -144,6 +144,14 @@ impl ContainerRuntime for Containers {
     }
 }
 
+fn options(name: &str) -> OpenOptions {
+    OpenOptions {
+        cluster_id: "test".into(),
+        node: NodeId(format!("{name:0<64}")),
+        seal_key: [7; 32],
+    }
+}
+
 pub(super) struct Api {
     pub(super) state: ApiState,
     pub(super) router: Router,
@@ -191,13 +199,18 @@ impl Api {
 
     pub(super) async fn named(name: &str, auth_required: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let node = NodeId(format!("{name:0<64}"));
-        let options = OpenOptions {
-            cluster_id: "test".into(),
-            node: node.clone(),
-            seal_key: [7; 32],
-        };
-        let store = Store::open(directory.path(), options).unwrap();
+        let store = Store::open(directory.path(), options(name)).unwrap();
+        Self::over(name, auth_required, store, directory).await
+    }
+
+    /// Opens a node on a disk that can be told to be full or to fail.
+    pub(super) async fn on(disk: MemoryDisk) -> Self {
+        let store = Store::open_in_memory(disk, options("n1")).unwrap();
+        Self::over("n1", false, store, tempfile::tempdir().unwrap()).await
+    }
+
+    async fn over(name: &str, auth_required: bool, store: Store, directory: tempfile::TempDir) -> Self {
+        let node = options(name).node;
         ensure_namespaces(&store, NOW).await.unwrap();
         let clock = Arc::new(ManualClock(AtomicI64::new(NOW)));
         let peers = Arc::new(Peers::default());
@@ -335,7 +348,7 @@ impl Api {
     }
 }
 
-fn cluster_of(me: &NodeId, nodes: &[(NodeId, &str)]) -> Cluster {
+pub(super) fn cluster_of(me: &NodeId, nodes: &[(NodeId, &str)]) -> Cluster {
     let nodes = nodes.iter().map(|(id, name)| {
         let facts = NodeFacts {
             name: (*name).to_owned(),

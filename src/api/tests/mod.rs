@@ -5,5 +5,6 @@ mod fixture;
 mod kubectl;
 mod listener;
 mod native;
+mod nodes;
 mod resources;
 mod streams;

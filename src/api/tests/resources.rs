@@ -3,10 +3,8 @@
 use axum::body::Body;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
-use store::Precondition;
 
 use super::fixture::{Answer, Api, deployment, pod};
-use crate::api::delete_if;
 
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 const WEB: &str = "/apis/apps/v1/namespaces/default/deployments/web";
@@ -691,32 +689,4 @@ async fn a_computed_object_keeps_what_users_say_of_it() {
     api.state.store.project(&key, None);
     let document = api.get(NODE).await.expect(200).json();
     assert_eq!(document.get("status"), None, "what is computed was not stored");
-}
-
-#[tokio::test]
-async fn a_node_that_is_a_member_cannot_be_deleted_cordoned_or_not() {
-    let api = Api::open().await;
-    let (key, author) = (ObjectKey::cluster(Kind::Node, "n1"), api.state.author("test", ""));
-    api.state.store.project(&key, Some(Object::new(&key)));
-    let member = ObjectKey::cluster(Kind::Member, &api.state.node.0);
-    let mut admitted = Object::new(&member);
-    admitted.set(&["spec", "name"], "n1");
-    api.state.store.create(admitted, author.clone()).await.unwrap();
-    api.delete(NODE).await.expect(405);
-    let cordon = json!({"spec": {"unschedulable": true}});
-    api.patch(NODE, "merge", cordon.clone()).await.expect(200);
-    api.delete(NODE).await.expect(405);
-    api.delete("/api/v1/manifests/n1?kind=node").await.expect(405);
-    assert_eq!(api.get(NODE).await.json()["spec"], cordon["spec"]);
-    // What Git applied to it can be taken back.
-    let uid = api.state.store.get(&key).unwrap().object.uid().to_owned();
-    delete_if(&api.state, &key, &uid, author.clone()).await.unwrap();
-    assert_eq!(api.get(NODE).await.json().pointer("/spec/unschedulable"), None);
-    // What is left of a node that went is no node.
-    api.patch(NODE, "merge", cordon).await.expect(200);
-    let gone = Precondition::default();
-    api.state.store.remove(&member, &gone, author).await.unwrap();
-    api.state.store.project(&key, None);
-    api.delete(NODE).await.expect(200);
-    api.get(NODE).await.expect(404);
 }

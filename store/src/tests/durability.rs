@@ -6,7 +6,7 @@ use schemas::Kind;
 
 use super::*;
 use crate::frame::{self, Body};
-use crate::{CommitError, OpenError, Revision};
+use crate::{CommitError, DiskState, OpenError, Revision};
 
 #[tokio::test]
 async fn what_was_acknowledged_survives_the_loss_of_power() {
@@ -61,13 +61,26 @@ async fn a_full_disk_refuses_writes_and_recovers() {
     let disk = MemoryDisk::default();
     let store = Store::open_in_memory(disk.clone(), options("a")).unwrap();
     store.create(deployment("web"), author("x")).await.unwrap();
+    let mut state = store.disk();
     disk.set_full(true);
     let refused = store.create(deployment("db"), author("x")).await;
-    assert!(matches!(refused, Err(WriteError::Commit(CommitError::Full))));
+    assert!(matches!(refused, Err(WriteError::Commit(CommitError::Full(_)))));
+    assert!(matches!(&*state.borrow_and_update(), DiskState::Full(shortage) if shortage.path == "memory"));
     assert!(store.get(&key_of(&deployment("db"))).is_none());
     assert_eq!(store.list(Kind::Deployment, None).items.len(), 1);
     disk.set_full(false);
     store.create(deployment("db"), author("x")).await.unwrap();
+    assert_eq!(*state.borrow_and_update(), DiskState::Well);
+    // Without a write, too.
+    for full in [true, false] {
+        disk.set_full(full);
+        store.look_at_disk();
+        state.changed().await.unwrap();
+        assert_eq!(matches!(*state.borrow_and_update(), DiskState::Full(_)), full);
+    }
+    disk.set_full(true);
+    let refused = Store::open_in_memory(disk, options("a")).err().unwrap();
+    assert!(matches!(refused, OpenError::Full(_)), "{refused}");
 }
 
 #[tokio::test]
@@ -82,6 +95,7 @@ async fn a_failed_sync_stops_writes_for_good() {
             matches!(refused, Err(WriteError::Commit(CommitError::Failed(_)))),
             "{refused:?}"
         );
+        assert!(matches!(*store.disk().borrow(), DiskState::Failed(_)));
         disk.set_failing(false);
     }
     assert!(store.get(&web.key).is_some());

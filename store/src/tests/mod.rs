@@ -1,8 +1,10 @@
 //! Tests of the whole store through its interface, on disks in memory unless a file says otherwise.
 
 mod compaction;
+mod crash;
 mod durability;
 mod properties;
+mod quarantine;
 mod replicas;
 mod watching;
 mod writing;
