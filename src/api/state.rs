@@ -7,7 +7,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post};
 use reconcilers::ports::{Clock, Cluster, ContainerRuntime, Liveness};
-use store::{Author, NodeId, Store};
+use store::{Author, NodeId, Store, Via};
 use tokio::sync::{mpsc, watch};
 
 use super::auth;
@@ -50,11 +50,12 @@ pub struct Build {
 }
 
 impl ApiState {
-    /// The author of a write: field manager, user and time.
+    /// The author of a write other than an apply: field manager, user and time.
     pub(crate) fn author(&self, manager: &str, user: &str) -> Author {
         Author {
             manager: manager.to_owned(),
             user: user.to_owned(),
+            via: Via::Api,
             unix_seconds: self.clock.unix_seconds(),
         }
     }

@@ -17,7 +17,7 @@ use crate::leaves::{self, Edits, Leaves};
 use crate::owners::{self, Operation, Owner, Owners};
 use crate::path::{self, Role};
 use crate::run_lengths;
-use crate::types::NodeId;
+use crate::types::{NodeId, Via};
 
 const CREATOR: &str = "@creator";
 const CREATED: &str = "@created";
@@ -65,9 +65,26 @@ pub(crate) struct ChangeAuthor {
     pub(crate) user: String,
     #[serde(rename = "n")]
     pub(crate) node: NodeId,
+    /// None in changes of agents that did not say it, and of those that know more ways than this one.
+    #[serde(
+        rename = "v",
+        default,
+        deserialize_with = "known_via",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) via: Option<Via>,
+    /// The number of changes that this one, the first of a compacted document, stands for.
+    #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dropped: Option<u64>,
     /// Kept as the change's time, not in its message.
     #[serde(skip)]
     pub(crate) unix_seconds: i64,
+}
+
+/// Reads a way that this version knows: what a later one says must not make its changes unreadable.
+fn known_via<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Via>, D::Error> {
+    let said = serde_json::Value::deserialize(deserializer)?;
+    Ok(serde_json::from_value(said).ok())
 }
 
 impl ChangeAuthor {

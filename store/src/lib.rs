@@ -35,5 +35,6 @@ pub use memory_disk::MemoryDisk;
 pub use store::Store;
 pub use types::{
     Applied, Author, CommitError, Conflict, ConflictSide, Exchange, Gone, Listing, NodeId, OpenError,
-    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, View, WatchEvent, WatchScope, WriteError,
+    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, Via, View, WatchEvent, WatchScope,
+    WriteError,
 };

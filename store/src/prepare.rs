@@ -125,6 +125,8 @@ impl Shared {
             manager: author.manager.clone(),
             user: author.user.clone(),
             node: self.node.clone(),
+            via: Some(author.via),
+            dropped: None,
             unix_seconds: author.unix_seconds,
         }
     }

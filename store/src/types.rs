@@ -82,8 +82,23 @@ pub struct Author {
     pub manager: String,
     /// The user, as the API authenticated it; empty for controllers.
     pub user: String,
+    pub via: Via,
     /// Seconds since the Unix epoch, for display alone.
     pub unix_seconds: i64,
+}
+
+/// Through what a change came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// Server-side apply: `psctl apply`, `kubectl apply --server-side`, manifests over HTTP.
+    Apply,
+    /// Any other write of the API.
+    Api,
+    /// The Git repository that the cluster follows.
+    GitOps,
+    /// A controller or a node, by itself.
+    Controller,
 }
 
 /// What must hold of the stored object for a write to happen. Empty: anything.

@@ -201,6 +201,8 @@ fn change_author() -> ChangeAuthor {
         manager: "m".to_owned(),
         user: String::new(),
         node: NodeId("n".to_owned()),
+        via: Some(Via::Api),
+        dropped: None,
         unix_seconds: 0,
     }
 }
