@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 
 use automerge::legacy::{Key, ObjectId, OpType};
 use automerge::transaction::{CommitOptions, Transactable};
-use automerge::{ActorId, AutoCommit, Change, ChangeHash, ExpandedChange, ROOT, ReadDoc, ScalarValue};
+use automerge::{
+    ActorId, AutoCommit, Automerge, Change, ChangeHash, ExpandedChange, ROOT, ReadDoc, ScalarValue,
+};
 use schemas::Kind;
 use serde::{Deserialize, Serialize};
 
@@ -170,13 +172,22 @@ impl Document {
         contents
     }
 
-    /// Decides between presences that were written at once: the higher number; of one number, the removal.
+    /// Returns what is read of the history; nothing of it is decided here.
+    pub(crate) fn automerge(&mut self) -> &Automerge {
+        self.automerge.document()
+    }
+
+    /// Returns this document as it was.
+    pub(crate) fn at(&mut self, heads: &[ChangeHash]) -> Result<Self, BadBytes> {
+        let automerge = self.automerge.fork_at(heads);
+        Ok(Self {
+            automerge: automerge.map_err(|error| BadBytes(error.to_string()))?,
+        })
+    }
+
     fn presence(&self, key: &str) -> Option<ScalarValue> {
         let all = self.automerge.get_all(&ROOT, key).ok()?;
-        all.into_iter()
-            .filter_map(|(value, _)| value.as_i64())
-            .max_by_key(|number| (number.unsigned_abs(), *number < 0))
-            .map(ScalarValue::Int)
+        decided_presence(all.into_iter().map(|(value, _)| value))
     }
 
     fn creators(&self) -> BTreeSet<Owner> {
@@ -383,6 +394,13 @@ impl Document {
         let change = self.automerge.get_change_by_hash(&hash)?;
         serde_json::from_str(change.message()?).ok()
     }
+}
+
+/// Decides between presences that were written at once: the higher number; of one number, the removal.
+pub(crate) fn decided_presence<'a>(all: impl Iterator<Item = automerge::Value<'a>>) -> Option<ScalarValue> {
+    all.filter_map(|value| value.as_i64())
+        .max_by_key(|number| (number.unsigned_abs(), *number < 0))
+        .map(ScalarValue::Int)
 }
 
 /// A change that was just made here.

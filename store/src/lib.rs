@@ -4,11 +4,13 @@
 //! `prepare.rs` for how it is changed, `commit.rs` for how that becomes durable, and `sync.rs` for how replicas meet.
 
 mod apply;
+mod changed;
 mod commit;
 mod digest;
 mod disk;
 mod document;
 mod frame;
+mod history;
 mod incarnation;
 mod index;
 mod leaves;
@@ -31,10 +33,11 @@ mod tests;
 mod types;
 mod watch;
 
+pub use history::compare;
 pub use memory_disk::MemoryDisk;
 pub use store::Store;
 pub use types::{
-    Applied, Author, CommitError, Conflict, ConflictSide, Exchange, Gone, Listing, NodeId, OpenError,
-    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, Via, View, WatchEvent, WatchScope,
-    WriteError,
+    Applied, Author, ChangedFields, CommitError, Conflict, ConflictSide, Difference, Exchange, FieldChange,
+    Gone, History, HistoryChange, HistoryError, Listing, NodeId, OpenError, OpenOptions, Outcome,
+    Precondition, Push, Revision, SyncError, Via, View, WatchEvent, WatchScope, WriteError,
 };

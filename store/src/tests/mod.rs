@@ -1,6 +1,7 @@
 //! Tests of the whole store through its interface, on disks in memory unless a file says otherwise.
 
 mod durability;
+mod history;
 mod properties;
 mod replicas;
 mod watching;
