@@ -544,7 +544,7 @@ fn check_new(key: &ObjectKey, object: &Object, validation: Validation) -> ApiRes
     Ok(warnings)
 }
 
-fn check_changed(
+pub(super) fn check_changed(
     key: &ObjectKey,
     old: &Object,
     new: &Object,
