@@ -6,6 +6,7 @@
 mod admission;
 mod bootstrap;
 mod certificates;
+mod compaction;
 mod connections;
 mod credentials;
 mod datagram;

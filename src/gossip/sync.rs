@@ -50,7 +50,7 @@ const DIGEST_PAUSE: Duration = Duration::from_millis(30);
 
 /// Why a frame brought no answer.
 #[derive(Debug, thiserror::Error)]
-enum ExchangeError {
+pub(super) enum ExchangeError {
     #[error(transparent)]
     Relay(#[from] RelayError),
     #[error("no answer within {0:?}")]
@@ -93,6 +93,7 @@ impl Sync {
         tasks.spawn(self.clone().push());
         tasks.spawn(self.clone().announce_digest());
         tasks.spawn(self.clone().repair());
+        tasks.spawn(self.clone().compact());
         tasks.spawn(async move {
             // A start asks right away, and does not wait for gossip to show who differs. Ends by itself.
             self.exchange_with_one(|_| true).await;
@@ -299,7 +300,7 @@ impl Sync {
     }
 
     /// Sends one frame and returns the answer, if there is one.
-    async fn send(
+    pub(super) async fn send(
         &self,
         node: &NodeId,
         frame: Bytes,

@@ -205,6 +205,9 @@ impl Batch {
             return;
         }
         for commit in self.commits {
+            if commit.change.is_long() {
+                shared.long.notify_one();
+            }
             let view = shared.index_mut().publish(commit.change);
             // Before the claim ends: peers get the changes of a key in order.
             if let Some(fresh) = commit.fresh {

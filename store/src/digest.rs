@@ -45,7 +45,8 @@ impl Digests {
             hasher.update(incarnation.number.to_be_bytes());
         }
         if let Some(record) = record {
-            hasher.update(record.epoch.to_be_bytes());
+            hasher.update(record.epoch.dropped.to_be_bytes());
+            hasher.update(record.epoch.base);
             record.heads.iter().for_each(|head| hasher.update(head));
         }
         let digest = hasher.finalize();

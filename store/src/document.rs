@@ -6,37 +6,28 @@
 
 use std::collections::BTreeSet;
 
-use automerge::legacy::{Key, ObjectId, OpType};
 use automerge::transaction::{CommitOptions, Transactable};
-use automerge::{
-    ActorId, AutoCommit, Automerge, Change, ChangeHash, ExpandedChange, ROOT, ReadDoc, ScalarValue,
-};
+use automerge::{ActorId, AutoCommit, Change, ChangeHash, ROOT, ReadDoc, ScalarValue};
 use schemas::Kind;
 use serde::{Deserialize, Serialize};
 
 use crate::incarnation::Incarnation;
+use crate::incoming::{IncomingChange, check_put, check_size, guarded};
 use crate::leaves::{self, Edits, Leaves};
 use crate::owners::{self, Operation, Owner, Owners};
 use crate::path::{self, Role};
-use crate::run_lengths;
 use crate::types::{NodeId, Via};
 
-const CREATOR: &str = "@creator";
-const CREATED: &str = "@created";
-const NAMESPACE: &str = "@namespace";
+pub(crate) const CREATOR: &str = "@creator";
+pub(crate) const CREATED: &str = "@created";
+pub(crate) const NAMESPACE: &str = "@namespace";
 
-/// The largest change from a peer: the largest object, twice (as fields and as a group), and its paths.
-pub(crate) const MAX_CHANGE_BYTES: usize = 3_500_000;
-/// The most operations in a change from a peer: an object of the largest size has no more leaves than this.
-const MAX_OPERATIONS: u64 = 500_000;
-/// The most bytes of the paths in a change from a peer, as many as two of each in it (a deletion and a put).
-const MAX_PATHS_BYTES: usize = 2 * MAX_CHANGE_BYTES;
 /// The longest name of a manager or user in a change.
 const MAX_AUTHOR_BYTES: usize = owners::MAX_MANAGER_BYTES;
 
 /// A loaded document.
 pub(crate) struct Document {
-    automerge: AutoCommit,
+    pub(crate) automerge: AutoCommit,
 }
 
 /// What a document says.
@@ -69,18 +60,18 @@ pub(crate) struct ChangeAuthor {
     pub(crate) node: NodeId,
     /// None in changes of agents that did not say it, and of those that know more ways than this one.
     #[serde(
-        rename = "v",
+        rename = "t",
         default,
         deserialize_with = "known_via",
         skip_serializing_if = "Option::is_none"
     )]
     pub(crate) via: Option<Via>,
-    /// The number of changes that this one, the first of a compacted document, stands for.
-    #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
-    pub(crate) dropped: Option<u64>,
     /// Kept as the change's time, not in its message.
     #[serde(skip)]
     pub(crate) unix_seconds: i64,
+    /// Of a base (`epoch.rs`): how many changes it stands for.
+    #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dropped: Option<u64>,
 }
 
 /// Reads a way that this version knows: what a later one says must not make its changes unreadable.
@@ -90,7 +81,7 @@ fn known_via<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option
 }
 
 impl ChangeAuthor {
-    fn check(&self) -> Result<(), BadBytes> {
+    pub(crate) fn check(&self) -> Result<(), BadBytes> {
         let longest = [&self.manager, &self.user, &self.node.0]
             .map(String::len)
             .into_iter()
@@ -170,19 +161,6 @@ impl Document {
         }
         contents.leaves = leaves::unpack(contents.raw.clone());
         contents
-    }
-
-    /// Returns what is read of the history; nothing of it is decided here.
-    pub(crate) fn automerge(&mut self) -> &Automerge {
-        self.automerge.document()
-    }
-
-    /// Returns this document as it was.
-    pub(crate) fn at(&mut self, heads: &[ChangeHash]) -> Result<Self, BadBytes> {
-        let automerge = self.automerge.fork_at(heads);
-        Ok(Self {
-            automerge: automerge.map_err(|error| BadBytes(error.to_string()))?,
-        })
     }
 
     fn presence(&self, key: &str) -> Option<ScalarValue> {
@@ -269,14 +247,14 @@ impl Document {
             .try_for_each(|(path, value)| self.put(&path, value))
     }
 
-    fn delete(&mut self, path: &str) -> Result<(), BadBytes> {
+    pub(crate) fn delete(&mut self, path: &str) -> Result<(), BadBytes> {
         self.automerge
             .delete(&ROOT, path)
             .map_err(|error| BadBytes(error.to_string()))
     }
 
     /// Puts a leaf, if peers would take it.
-    fn put(&mut self, path: &str, value: ScalarValue) -> Result<(), BadBytes> {
+    pub(crate) fn put(&mut self, path: &str, value: ScalarValue) -> Result<(), BadBytes> {
         check_put(path, &value)?;
         self.automerge
             .put(&ROOT, path, value)
@@ -287,10 +265,17 @@ impl Document {
     fn commit(&mut self, author: &ChangeAuthor) -> Result<Vec<u8>, BadBytes> {
         author.check()?;
         let message = serde_json::to_string(author).map_err(|error| BadBytes(error.to_string()))?;
+        self.commit_as(message, author.unix_seconds)
+    }
+
+    /// Ends a change with a message of any kind; empty, if it changes nothing.
+    pub(crate) fn commit_as(&mut self, message: String, unix_seconds: i64) -> Result<Vec<u8>, BadBytes> {
         let options = CommitOptions::default()
             .with_message(message)
-            .with_time(author.unix_seconds);
-        self.automerge.commit_with(options);
+            .with_time(unix_seconds);
+        if self.automerge.commit_with(options).is_none() {
+            return Ok(Vec::new());
+        }
         let change = self.automerge.get_last_local_change();
         let bytes = change
             .map(|change| change.raw_bytes().to_vec())
@@ -313,11 +298,11 @@ impl Document {
 
     /// Adds changes of other replicas, except those whose causes are not here. The document must be dropped after an
     /// error.
-    pub(crate) fn merge(&mut self, changes: &[IncomingChange]) -> Result<Merged, BadBytes> {
+    pub(crate) fn merge(&mut self, changes: &[&IncomingChange]) -> Result<Merged, BadBytes> {
         let mut fresh: Vec<&IncomingChange> = Vec::new();
         let mut known = BTreeSet::new();
         let mut missing = false;
-        for change in changes {
+        for &change in changes {
             if known.contains(&change.hash) || self.has(&change.hash) {
                 continue;
             }
@@ -340,9 +325,9 @@ impl Document {
         })?;
         Ok(Merged {
             missing,
-            spec_changes: fresh.iter().filter(|change| change.is_spec).count() as u64,
+            spec_changes: fresh.iter().map(|change| change.spec_changes).sum(),
             clashes: self.clashes(&fresh),
-            any: !fresh.is_empty(),
+            fresh: fresh.len() as u64,
         })
     }
 
@@ -418,140 +403,13 @@ pub(crate) struct Merged {
     pub(crate) missing: bool,
     pub(crate) spec_changes: u64,
     pub(crate) clashes: Vec<Clash>,
-    /// At least one change was new.
-    pub(crate) any: bool,
+    /// Changes that were new.
+    pub(crate) fresh: u64,
 }
 
 /// Tells whether a change of these leaves counts in `metadata.generation`.
-fn touches_spec<'a>(paths: impl IntoIterator<Item = &'a String>) -> bool {
+pub(crate) fn touches_spec<'a>(paths: impl IntoIterator<Item = &'a String>) -> bool {
     paths
         .into_iter()
         .any(|path| path.starts_with("spec/") || path == "spec" || path == path::IMMUTABLE)
-}
-
-/// A change from a peer that is well formed: it touches only leaves, and only with values that they can hold.
-pub(crate) struct IncomingChange {
-    change: Change,
-    hash: ChangeHash,
-    paths: Vec<String>,
-    is_spec: bool,
-}
-
-impl IncomingChange {
-    /// Checks and reads a change. Whether it is accepted depends on its bytes alone, so that all replicas decide alike.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, BadBytes> {
-        check_size(bytes)?;
-        // Only plain changes: a compressed one could unpack to any size.
-        if bytes.get(CHUNK_TYPE_AT) != Some(&CHUNK_TYPE_CHANGE) {
-            return Err(BadBytes("not a change".to_owned()));
-        }
-        match run_lengths::operations(bytes) {
-            Some(1..=MAX_OPERATIONS) => {}
-            Some(count) => return Err(BadBytes(format!("a change of {count} operations"))),
-            None => return Err(BadBytes("a change that cannot be read".to_owned())),
-        }
-        let (change, expanded) = guarded(|| {
-            let change = Change::from_bytes(bytes.to_vec()).map_err(|error| BadBytes(error.to_string()))?;
-            let expanded = change.decode();
-            Ok((change, expanded))
-        })?;
-        let paths = check_operations(&expanded)?;
-        check_author(&change)?;
-        // What is deleted and put in one change stays as it was (see `Document::write`).
-        let mut changed = BTreeSet::new();
-        for path in &paths {
-            if !changed.insert(path) {
-                changed.remove(path);
-            }
-        }
-        Ok(Self {
-            hash: change.hash(),
-            is_spec: expanded.deps.is_empty() || touches_spec(changed),
-            paths,
-            change,
-        })
-    }
-}
-
-/// Runs what reads a peer's bytes: automerge has panics for what it thinks impossible.
-fn guarded<T>(read: impl FnOnce() -> Result<T, BadBytes> + std::panic::UnwindSafe) -> Result<T, BadBytes> {
-    std::panic::catch_unwind(read).map_err(|_| BadBytes("a change that cannot be read".to_owned()))?
-}
-
-/// Magic bytes (4) and checksum (4) come before the chunk's type.
-const CHUNK_TYPE_AT: usize = 8;
-const CHUNK_TYPE_CHANGE: u8 = 1;
-
-fn check_operations(change: &ExpandedChange) -> Result<Vec<String>, BadBytes> {
-    let (mut paths, mut bytes) = (Vec::with_capacity(change.operations.len()), 0);
-    for operation in &change.operations {
-        let (ObjectId::Root, Key::Map(key), false) = (&operation.obj, &operation.key, operation.insert)
-        else {
-            return Err(BadBytes("an operation outside the flat map".to_owned()));
-        };
-        let at_path = |reason| bad_leaf(key, reason);
-        match &operation.action {
-            OpType::Put(value) => check_put(key, value)?,
-            OpType::Delete if owners::is_owner_key(key) => {}
-            OpType::Delete if key.starts_with('@') => {
-                return Err(at_path("a deletion of what never changes"));
-            }
-            OpType::Delete => leaves::check_path(key).map_err(at_path)?,
-            OpType::Make(_) | OpType::Increment(_) | OpType::MarkBegin(..) | OpType::MarkEnd(_) => {
-                return Err(at_path("an operation that is neither put nor delete"));
-            }
-        }
-        bytes += key.len();
-        if bytes > MAX_PATHS_BYTES {
-            return Err(at_path("a path that is repeated"));
-        }
-        paths.push(key.to_string());
-    }
-    Ok(paths)
-}
-
-fn check_size(change: &[u8]) -> Result<(), BadBytes> {
-    if change.len() > MAX_CHANGE_BYTES {
-        return Err(BadBytes(format!(
-            "a change of {} bytes, at most {MAX_CHANGE_BYTES}",
-            change.len()
-        )));
-    }
-    Ok(())
-}
-
-fn bad_leaf(key: &str, reason: &'static str) -> BadBytes {
-    BadBytes(format!("{key:.100}: {reason}"))
-}
-
-/// Checks what is put at a key, here and by peers alike.
-fn check_put(key: &str, value: &ScalarValue) -> Result<(), BadBytes> {
-    let checked = if key.starts_with('@') {
-        check_meta(key, value)
-    } else {
-        leaves::check_leaf(key, value)
-    };
-    checked.map_err(|reason| bad_leaf(key, reason))
-}
-
-fn check_meta(key: &str, value: &ScalarValue) -> Result<(), &'static str> {
-    let fits = match (key, value) {
-        (CREATOR, ScalarValue::Str(owner)) => Owner::parse(owner).is_some(),
-        (CREATED, ScalarValue::Int(_)) => true,
-        (NAMESPACE, ScalarValue::Str(text)) => text.parse::<Incarnation>().is_ok(),
-        (key, ScalarValue::Boolean(true)) => {
-            owners::parse_key(key).is_some_and(|(_, path)| leaves::check_path(path).is_ok())
-        }
-        _ => false,
-    };
-    if fits { Ok(()) } else { Err("not a leaf of ours") }
-}
-
-fn check_author(change: &Change) -> Result<(), BadBytes> {
-    let author: Option<ChangeAuthor> = change
-        .message()
-        .and_then(|message| serde_json::from_str(message).ok());
-    author
-        .ok_or_else(|| BadBytes("a change without its author".to_owned()))?
-        .check()
 }

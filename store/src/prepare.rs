@@ -8,11 +8,12 @@ use crate::apply;
 use crate::commit::Fresh;
 use crate::disk::Write;
 use crate::document::{Birth, ChangeAuthor, Contents, Document, WrittenChange};
+use crate::epoch::Epoch;
 use crate::incarnation::{Incarnation, Uids};
 use crate::index::{Change, set_resource_version};
 use crate::leaves::{self, Leaves};
 use crate::owners::{Operation, Owners};
-use crate::record::{Record, Stored, document_key, show, tombstone_key};
+use crate::record::{Record, Standing, Stored, document_key, show, tombstone_key};
 use crate::shared::Shared;
 use crate::types::{Author, Precondition, Revision, View, WriteError};
 
@@ -127,8 +128,8 @@ impl Shared {
             user: author.user.clone(),
             node: self.node.clone(),
             via: Some(author.via),
-            dropped: None,
             unix_seconds: author.unix_seconds,
+            dropped: None,
         }
     }
 
@@ -154,12 +155,18 @@ impl Shared {
             (incarnation, birth)
         };
         let leaves = leaves::flatten(key.kind, &stripped(object), &Leaves::new());
-        let mut document = Document::new(self.actor());
+        let mut document = Document::new(self.actor(Epoch::default()));
         let written = document
             .create(key.kind, leaves, &birth, &self.change_author(author), operation)
             .map_err(|error| internal(key, error))?;
         let contents = document.contents();
-        let record = Record::of(&mut document, &contents.birth, incarnation, 0, 1);
+        let standing = Standing {
+            incarnation,
+            epoch: Epoch::default(),
+            generation: 1,
+            changes: 1,
+        };
+        let record = Record::of(&mut document, &contents.birth, standing);
         self.put(key, record, &contents, Some(written))
     }
 
@@ -273,7 +280,9 @@ impl Shared {
         precondition: &Precondition,
     ) -> Result<Loaded<'a>, WriteError> {
         let (record, view) = self.current(key, precondition)?;
-        let document = record.load(self.actor()).map_err(|error| internal(key, error))?;
+        let document = record
+            .load(self.actor(record.epoch))
+            .map_err(|error| internal(key, error))?;
         let contents = document.contents();
         Ok(Loaded {
             key,
@@ -303,14 +312,10 @@ impl Shared {
             return Ok(None);
         };
         let contents = document.contents();
-        let generation = record.generation + u64::from(written.is_spec);
-        let record = Record::of(
-            document,
-            &contents.birth,
-            record.incarnation,
-            record.epoch,
-            generation,
-        );
+        let mut standing = record.standing();
+        standing.generation += u64::from(written.is_spec);
+        standing.changes += 1;
+        let record = Record::of(document, &contents.birth, standing);
         self.put(key, record, &contents, Some(written)).map(Some)
     }
 

@@ -14,13 +14,16 @@ use schemas::{Object, ObjectKey, time};
 use serde::{Deserialize, Serialize};
 
 use crate::document::{BadBytes, Birth, Contents, Document};
+use crate::epoch::Epoch;
 use crate::incarnation::Incarnation;
 use crate::leaves;
 use crate::seal::Seal;
 
 /// Version of all that is kept on disk and of how objects are laid out in leaves: it is one higher with each change of the
 /// table of fields, and of this.
-pub(crate) const FORMAT: u32 = 1 + FIELDS_VERSION;
+pub(crate) const FORMAT: u32 = 2 + FIELDS_VERSION;
+/// Directories of this format are opened too, and are of ours from then on: records of both can be read.
+pub(crate) const FORMAT_BEFORE: u32 = 3;
 
 pub(crate) const META_FORMAT: &str = "m/format";
 pub(crate) const META_CANARY: &str = "m/canary";
@@ -30,8 +33,11 @@ pub(crate) const META_ROUND: &str = "m/round";
 pub(crate) const DOCUMENTS: &str = "d/";
 pub(crate) const TOMBSTONES: &str = "t/";
 
-const OPEN: u8 = 0;
-const SEALED: u8 = 1;
+/// The first byte of a record.
+const OPEN_BEFORE: u8 = 0;
+const SEALED_BEFORE: u8 = 1;
+const OPEN: u8 = 2;
+const SEALED: u8 = 3;
 
 pub(crate) fn document_key(key: &ObjectKey) -> Vec<u8> {
     format!("{DOCUMENTS}{key}").into_bytes()
@@ -45,16 +51,39 @@ pub(crate) fn tombstone_key(key: &ObjectKey) -> Vec<u8> {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) incarnation: Incarnation,
-    /// Counts the squashes of the history; a document of another epoch cannot be merged.
-    pub(crate) epoch: u32,
+    /// Of what the history was squashed; a document of another epoch cannot be merged.
+    pub(crate) epoch: Epoch,
     /// Number of changes of spec.
     pub(crate) generation: u64,
+    /// Number of changes in the document.
+    pub(crate) changes: u64,
     /// Sorted.
     pub(crate) heads: Vec<[u8; 32]>,
     /// The incarnation of the namespace that it was created in.
     pub(crate) namespace: Option<Incarnation>,
     pub(crate) created_unix_seconds: i64,
     pub(crate) document: Box<[u8]>,
+}
+
+/// A record of [`FORMAT_BEFORE`].
+#[derive(Deserialize)]
+struct RecordBefore {
+    incarnation: Incarnation,
+    _epoch: u32,
+    generation: u64,
+    heads: Vec<[u8; 32]>,
+    namespace: Option<Incarnation>,
+    created_unix_seconds: i64,
+    document: Box<[u8]>,
+}
+
+/// What a document does not say of itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) epoch: Epoch,
+    pub(crate) generation: u64,
+    pub(crate) changes: u64,
 }
 
 /// A record that cannot be read.
@@ -70,21 +99,31 @@ pub(crate) enum BadRecord {
 
 impl Record {
     /// Takes what is to be kept out of a document that was just changed.
-    pub(crate) fn of(
-        document: &mut Document,
-        birth: &Birth,
-        incarnation: Incarnation,
-        epoch: u32,
-        generation: u64,
-    ) -> Self {
+    pub(crate) fn of(document: &mut Document, birth: &Birth, standing: Standing) -> Self {
+        let Standing {
+            incarnation,
+            epoch,
+            generation,
+            changes,
+        } = standing;
         Self {
             incarnation,
             epoch,
             generation,
+            changes,
             heads: document.heads().iter().map(|hash| hash.0).collect(),
             namespace: birth.namespace,
             created_unix_seconds: birth.unix_seconds,
             document: document.save().into_boxed_slice(),
+        }
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        Standing {
+            incarnation: self.incarnation,
+            epoch: self.epoch,
+            generation: self.generation,
+            changes: self.changes,
         }
     }
 
@@ -109,11 +148,34 @@ impl Record {
 
     pub(crate) fn decode(key: &ObjectKey, value: &[u8], seal: &Seal) -> Result<Self, BadRecord> {
         let plain = match value.split_first() {
-            Some((&OPEN, plain)) => plain.to_vec(),
-            Some((&SEALED, sealed)) => seal.unseal(&document_key(key), sealed)?,
+            Some((&(OPEN | OPEN_BEFORE), plain)) => plain.to_vec(),
+            Some((&(SEALED | SEALED_BEFORE), sealed)) => seal.unseal(&document_key(key), sealed)?,
             Some(_) | None => return Err(BadRecord::Encoding("unknown kind of record".to_owned())),
         };
-        postcard::from_bytes(&plain).map_err(|error| BadRecord::Encoding(error.to_string()))
+        let encoding = |error: postcard::Error| BadRecord::Encoding(error.to_string());
+        match value.first() {
+            Some(&(OPEN_BEFORE | SEALED_BEFORE)) => {
+                let before: RecordBefore = postcard::from_bytes(&plain).map_err(encoding)?;
+                before.now()
+            }
+            _ => postcard::from_bytes(&plain).map_err(encoding),
+        }
+    }
+}
+
+impl RecordBefore {
+    fn now(self) -> Result<Record, BadRecord> {
+        let changes = Document::load(&self.document, ActorId::random())?.history().len() as u64;
+        Ok(Record {
+            incarnation: self.incarnation,
+            epoch: Epoch::default(),
+            generation: self.generation,
+            changes,
+            heads: self.heads,
+            namespace: self.namespace,
+            created_unix_seconds: self.created_unix_seconds,
+            document: self.document,
+        })
     }
 }
 

@@ -3,9 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use automerge::ActorId;
+use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 use tokio::sync::broadcast;
 
 use crate::commit::Claims;
+use crate::compaction::Promises;
+use crate::epoch::Epoch;
 use crate::incarnation::Uids;
 use crate::index::Index;
 use crate::seal::Seal;
@@ -24,7 +28,10 @@ pub(crate) struct Shared {
     pub(crate) pushes: broadcast::Sender<Push>,
     pub(crate) conflicts: broadcast::Sender<Conflict>,
     index: RwLock<Index>,
-    actor: Mutex<ActorId>,
+    actor: Mutex<[u8; 16]>,
+    pub(crate) promises: Promises,
+    /// Woken when a history has become long.
+    pub(crate) long: Arc<Notify>,
 }
 
 impl Shared {
@@ -37,7 +44,9 @@ impl Shared {
             pushes: broadcast::Sender::new(PUSH_FRAMES),
             conflicts: broadcast::Sender::new(CONFLICTS),
             index: RwLock::new(index),
-            actor: Mutex::new(random_actor()),
+            actor: Mutex::new(rand::random()),
+            promises: Promises::default(),
+            long: Arc::default(),
         }
     }
 
@@ -49,17 +58,21 @@ impl Shared {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns who this process is in documents.
-    pub(crate) fn actor(&self) -> ActorId {
-        self.actor.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns who this process is in documents of an epoch. Numbers of changes begin anew with each, so that one actor in
+    /// two would seem to have written one change twice.
+    pub(crate) fn actor(&self, epoch: Epoch) -> ActorId {
+        let process = *self.actor.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch == Epoch::default() {
+            return ActorId::from(process);
+        }
+        let mut hasher = Sha256::new();
+        hasher.update(process);
+        hasher.update(epoch.base);
+        ActorId::from(&hasher.finalize()[..process.len()])
     }
 
     /// Becomes another: two changes of one actor must never have one number.
     pub(crate) fn new_actor(&self) {
-        *self.actor.lock().unwrap_or_else(PoisonError::into_inner) = random_actor();
+        *self.actor.lock().unwrap_or_else(PoisonError::into_inner) = rand::random();
     }
-}
-
-fn random_actor() -> ActorId {
-    ActorId::from(rand::random::<[u8; 16]>())
 }

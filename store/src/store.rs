@@ -329,6 +329,11 @@ impl Store {
     }
 }
 
+/// Waits until a queued change is durable.
+pub(crate) async fn finished(done: Done) -> Result<(), CommitError> {
+    done.await.map_err(|_| closed())?.map(|_| ())
+}
+
 fn closed() -> CommitError {
     CommitError::Failed("the store is closed".to_owned())
 }

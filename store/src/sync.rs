@@ -1,5 +1,8 @@
 //! Sync between two stores: frames in, frames out; no socket, no clock, no state between frames.
 //!
+//! Of two epochs of a document the later replaces the earlier: who has the earlier gets the whole later one, carries over
+//! what that does not hold (`epoch.rs`), and brings it back.
+//!
 //! An exchange: *digests* of all buckets → *summary* of the buckets that differ → *changes* that the other lacks and *wants* →
 //! *answer*. Each frame is bounded; what does not fit is left for another exchange, which the beginner starts as long as
 //! one brings something new. What a peer sends is checked change by change: a bad one is left out and the rest taken.
@@ -13,16 +16,18 @@ use schemas::ObjectKey;
 use crate::changed::{LAST_APPLIED, redacted};
 use crate::digest::{BUCKETS, BucketDigest, bucket_of};
 use crate::disk::Write;
-use crate::document::{BadBytes, Clash, Document, IncomingChange};
+use crate::document::{BadBytes, Clash, Document};
+use crate::epoch::carry_over;
 use crate::frame::{self, Body, Changes, Delta, Heads, Item, MAX_FRAME_BYTES, Want};
 use crate::incarnation::Incarnation;
+use crate::incoming::IncomingChange;
 use crate::index::Change;
 use crate::leaves;
 use crate::path;
 use crate::prepare::{Prepared, tombstone};
-use crate::record::{Record, tombstone_key};
+use crate::record::{Record, Standing, tombstone_key};
 use crate::shared::Shared;
-use crate::store::{Done, Store};
+use crate::store::{Done, Store, finished};
 use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, SyncError};
 
 /// How many bytes of items are collected before one stops; the last may be as large as a frame.
@@ -46,6 +51,22 @@ struct Taken {
     done: Option<Done>,
     /// It builds on changes that are not here.
     want: Option<Want>,
+    /// The sender has an earlier epoch.
+    is_behind: bool,
+    /// What was here went to the epoch that came: the sender lacks it.
+    is_carried: bool,
+}
+
+/// What came of several deltas.
+#[derive(Default)]
+struct TakenAll {
+    /// Something was new.
+    progress: bool,
+    /// Documents that lack the causes of what came.
+    wants: Vec<Want>,
+    /// Documents of which the sender has an earlier epoch.
+    behind: Vec<ObjectKey>,
+    is_carried: bool,
 }
 
 impl Store {
@@ -81,12 +102,13 @@ impl Store {
                 more,
             } => {
                 self.take_round(round).await?;
-                let (progress, missing) = self.take(peer, items).await?;
-                if !missing.is_empty() {
-                    tracing::debug!(%peer, documents = missing.len(), "changes without their causes");
+                let taken = self.take(peer, items).await?;
+                let progress = taken.progress;
+                if !taken.wants.is_empty() {
+                    tracing::debug!(%peer, documents = taken.wants.len(), "changes without their causes");
                 }
                 let (items, left_out) = self.answer(&wants);
-                let more = more || left_out;
+                let more = more || left_out || taken.is_carried;
                 if items.is_empty() && !more {
                     return Ok(Exchange::Done);
                 }
@@ -101,25 +123,32 @@ impl Store {
                 more,
                 progress,
             } => {
-                let (taken, _) = self.take(peer, items).await?;
-                Ok(if more && (progress || taken) {
+                let taken = self.take(peer, items).await?;
+                Ok(if taken.is_carried || more && (progress || taken.progress) {
                     self.first_step()
                 } else {
                     Exchange::Done
                 })
             }
             Body::Push { items } => {
-                let (_, wants) = self.take(peer, items).await?;
-                if wants.is_empty() {
+                let TakenAll { wants, behind, .. } = self.take(peer, items).await?;
+                let whole = behind.iter().filter_map(|key| self.whole(key)).collect();
+                let (items, more) = fit(whole);
+                if wants.is_empty() && items.is_empty() {
                     return Ok(Exchange::Done);
                 }
                 send(&Body::Changes {
                     round: self.shared.index().round(),
-                    items: Vec::new(),
+                    items,
                     wants,
-                    more: false,
+                    more,
                 })
             }
+            Body::Propose { items } => send(&Body::Agree {
+                answers: self.agree(&items),
+            }),
+            // Goes to who proposed: `Proposal::answered`.
+            Body::Agree { .. } => Ok(Exchange::Done),
         }
     }
 
@@ -200,7 +229,7 @@ impl Store {
             }
             theirs.insert(key, (item.removed, item.live));
         }
-        let (progress, _) = self.take(peer, tombstones).await?;
+        let progress = self.take(peer, tombstones).await?.progress;
         let buckets: BTreeSet<u8> = buckets.iter().copied().collect();
         let ours: BTreeMap<ObjectKey, Held> = {
             let index = self.shared.index();
@@ -266,8 +295,15 @@ impl Store {
                 (index.removed(&key), index.record(&key))
             };
             let mut changes = Vec::new();
+            let is_earlier =
+                |record: &&Arc<Record>| record.incarnation == want.incarnation && record.epoch < want.epoch;
+            if record.as_ref().is_some_and(|record| is_earlier(&record)) {
+                // Theirs comes with another exchange.
+                more = true;
+                continue;
+            }
             if let Some(record) = &record {
-                let is_same = record.incarnation == want.incarnation;
+                let is_same = record.incarnation == want.incarnation && record.epoch == want.epoch;
                 let heads = if is_same { want.heads.as_slice() } else { &[] };
                 let lacks;
                 (changes, lacks) = self.shared.changes_after(&key, record, heads);
@@ -298,16 +334,29 @@ impl Store {
         Ok(())
     }
 
-    /// Stores what is new and well formed in deltas, and waits until it is durable. Returns whether something was, and
-    /// which documents lack the causes of what came.
-    async fn take(&self, peer: &NodeId, deltas: Vec<Delta>) -> Result<(bool, Vec<Want>), SyncError> {
+    /// Returns all that is held of a key.
+    fn whole(&self, key: &ObjectKey) -> Option<Delta> {
+        let (removed, record) = {
+            let index = self.shared.index();
+            (index.removed(key), index.record(key)?)
+        };
+        let (changes, _) = self.shared.changes_after(key, &record, &[]);
+        Some(Delta::new(key, removed, Some(&record), changes))
+    }
+
+    /// Stores what is new and well formed in deltas, and waits until it is durable.
+    async fn take(&self, peer: &NodeId, deltas: Vec<Delta>) -> Result<TakenAll, SyncError> {
         let mut pending = Vec::new();
-        let mut wants = Vec::new();
+        let mut all = TakenAll::default();
         for delta in deltas {
             match self.take_delta(peer, &delta).await {
                 Ok(taken) => {
                     pending.extend(taken.done);
-                    wants.extend(taken.want);
+                    all.wants.extend(taken.want);
+                    all.is_carried |= taken.is_carried;
+                    if taken.is_behind {
+                        all.behind.extend(delta.key.parse());
+                    }
                 }
                 Err(TakeError::Bad(error)) => {
                     tracing::warn!(%peer, key = %delta.key.escape_debug(), %error, "a change was refused");
@@ -315,11 +364,11 @@ impl Store {
                 Err(TakeError::Commit(error)) => return Err(error.into()),
             }
         }
-        let progress = !pending.is_empty();
+        all.progress = !pending.is_empty();
         for done in pending {
             finished(done).await?;
         }
-        Ok((progress, wants))
+        Ok(all)
     }
 
     async fn take_delta(&self, peer: &NodeId, delta: &Delta) -> Result<Taken, TakeError> {
@@ -342,9 +391,16 @@ impl Store {
             prepared,
             conflicts,
             want,
+            is_behind,
+            is_carried,
         } = self.shared.prepare_delta(&key, delta, &changes)?;
         let done = prepared.map(|prepared| Self::enqueue(permit, Some(claim), prepared, conflicts));
-        Ok(Taken { done, want })
+        Ok(Taken {
+            done,
+            want,
+            is_behind,
+            is_carried,
+        })
     }
 }
 
@@ -364,6 +420,8 @@ struct Delivery {
     conflicts: Vec<Conflict>,
     /// Some of it builds on changes that are not here.
     want: Option<Want>,
+    is_behind: bool,
+    is_carried: bool,
 }
 
 impl Shared {
@@ -385,6 +443,7 @@ impl Shared {
         let want_of = |live: &Heads, heads: Vec<[u8; 32]>| Want {
             key: key.to_string(),
             incarnation: live.incarnation,
+            epoch: live.epoch,
             heads,
         };
         let (changes, want) = match (record, live) {
@@ -397,9 +456,11 @@ impl Shared {
             (Some(record), Some(live)) if record.incarnation < live.incarnation => {
                 (Vec::new(), Some(want_of(live, Vec::new())))
             }
-            (Some(record), Some(live)) if record.epoch != live.epoch => {
-                tracing::warn!(%key, ours = record.epoch, theirs = live.epoch, "documents of different epochs");
-                (Vec::new(), None)
+            (Some(record), Some(live)) if record.epoch > live.epoch => {
+                (self.changes_after(key, record, &[]).0, None)
+            }
+            (Some(record), Some(live)) if record.epoch < live.epoch => {
+                (Vec::new(), Some(want_of(live, Vec::new())))
             }
             (Some(record), Some(live)) if record.heads == live.heads => (Vec::new(), None),
             (Some(record), Some(live)) => match self.load(key, record) {
@@ -424,8 +485,8 @@ impl Shared {
         (delta, want)
     }
 
-    fn load(&self, key: &ObjectKey, record: &Record) -> Option<Document> {
-        let loaded = record.load(self.actor());
+    pub(crate) fn load(&self, key: &ObjectKey, record: &Record) -> Option<Document> {
+        let loaded = record.load(self.actor(record.epoch));
         loaded
             .map_err(|error| tracing::error!(%key, %error, "a document cannot be loaded"))
             .ok()
@@ -500,37 +561,86 @@ impl Shared {
         live: &Changes,
         changes: &[IncomingChange],
     ) -> Result<Delivery, TakeError> {
-        // An older incarnation than ours, or one whose history was squashed another number of times.
-        if base.is_some_and(|base| base.incarnation != live.incarnation || base.epoch != live.epoch)
-            || live.epoch != 0
-        {
+        // An older incarnation than ours.
+        if base.is_some_and(|base| base.incarnation != live.incarnation) {
             return Ok(Delivery::default());
         }
-        let mut document = match base {
-            Some(base) => base.load(self.actor())?,
-            None => Document::new(self.actor()),
+        if base.is_some_and(|base| base.epoch > live.epoch) {
+            return Ok(Delivery {
+                is_behind: true,
+                ..Delivery::default()
+            });
+        }
+        let is_base = |change: &IncomingChange| {
+            let base = change.base.as_ref();
+            base.is_some_and(|base| base.dropped == live.epoch.dropped && change.hash.0 == live.epoch.base)
         };
-        let merged = document.merge(changes)?;
+        // Nothing but its own base can be one in a document.
+        let fitting: Vec<&IncomingChange> = changes
+            .iter()
+            .filter(|change| change.base.is_none() || is_base(change))
+            .collect();
+        let actor = self.actor(live.epoch);
+        let mut is_carried = false;
+        let (mut document, mut standing) = match base {
+            Some(base) if base.epoch == live.epoch => (base.load(actor)?, base.standing()),
+            Some(base) => {
+                let Some(squashed) = fitting.iter().find(|change| is_base(change)) else {
+                    return Ok(Delivery {
+                        want: Some(Want {
+                            key: key.to_string(),
+                            incarnation: live.incarnation,
+                            epoch: live.epoch,
+                            heads: Vec::new(),
+                        }),
+                        ..Delivery::default()
+                    });
+                };
+                let mut old = base.load(self.actor(base.epoch))?;
+                let carried = carry_over(&mut old, base.epoch, squashed, actor)?;
+                is_carried = carried.any;
+                if carried.is_doubtful {
+                    tracing::warn!(%key, "a copy of this object that was away for too long gives way to that of the others");
+                }
+                let standing = Standing {
+                    incarnation: live.incarnation,
+                    epoch: live.epoch,
+                    generation: carried.generation,
+                    changes: carried.changes,
+                };
+                (carried.document, standing)
+            }
+            None => {
+                let standing = Standing {
+                    incarnation: live.incarnation,
+                    epoch: live.epoch,
+                    generation: 0,
+                    changes: 0,
+                };
+                (Document::new(actor), standing)
+            }
+        };
+        let is_replaced = base.is_some_and(|base| base.epoch != live.epoch);
+        let merged = document.merge(&fitting)?;
         let want = merged.missing.then(|| Want {
             key: key.to_string(),
             incarnation: live.incarnation,
-            heads: base.map(|base| base.heads.clone()).unwrap_or_default(),
+            epoch: live.epoch,
+            heads: match base {
+                Some(base) if !is_replaced => base.heads.clone(),
+                Some(_) | None => Vec::new(),
+            },
         });
-        if !merged.any {
+        if merged.fresh == 0 && !is_replaced {
             return Ok(Delivery {
                 want,
                 ..Delivery::default()
             });
         }
         let contents = document.contents();
-        let generation = base.map_or(0, |base| base.generation) + merged.spec_changes;
-        let record = Record::of(
-            &mut document,
-            &contents.birth,
-            live.incarnation,
-            live.epoch,
-            generation,
-        );
+        standing.generation += merged.spec_changes;
+        standing.changes += merged.fresh;
+        let record = Record::of(&mut document, &contents.birth, standing);
         let prepared = self
             .put(key, record, &contents, None)
             .map_err(|error| BadBytes(error.to_string()))?;
@@ -542,6 +652,8 @@ impl Shared {
             prepared: Some(prepared),
             conflicts: conflicts.collect(),
             want,
+            is_behind: false,
+            is_carried,
         })
     }
 
@@ -571,13 +683,6 @@ impl Shared {
             winner: side(clash.winner),
             loser: side(clash.loser),
         })
-    }
-}
-
-async fn finished(done: Done) -> Result<(), CommitError> {
-    match done.await {
-        Ok(result) => result.map(|_| ()),
-        Err(_) => Err(CommitError::Failed("the store is closed".to_owned())),
     }
 }
 

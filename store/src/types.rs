@@ -267,7 +267,8 @@ pub struct History {
 /// One change of an object.
 #[derive(Clone, PartialEq, Debug)]
 pub struct HistoryChange {
-    /// The beginning of the change's hash, long enough to tell it from the others of its object (8 hex digits or more).
+    /// The beginning of what the change is known by, long enough to tell it from the others of its object (8 hex digits
+    /// or more). It stays the same when the history before it is squashed.
     pub id: String,
     pub unix_seconds: i64,
     /// The node that wrote it.

@@ -572,15 +572,11 @@ fn a_reader_that_goes_away_ends_it_quietly() {
         ["version", "--server=http://127.0.0.1:9"],
         ["config", "get-location"],
     ] {
+        // Gone before it says anything.
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
         let mut psctl = Command::new(program("psctl"));
-        let mut child = psctl
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("psctl starts");
-        drop(child.stdout.take());
-        let ended = child.wait_with_output().expect("psctl ends");
+        let ended = psctl.args(arguments).stdout(writer).output().expect("psctl runs");
         assert_eq!(
             (
                 ended.status.code(),

@@ -1,5 +1,7 @@
 //! What survives: crashes, full and failing disks, wrong keys.
 
+use std::path::Path;
+
 use schemas::Kind;
 
 use super::*;
@@ -153,4 +155,41 @@ async fn a_cancelled_write_frees_its_key() {
     let done = edit(&store, &key, |object| object.set(&["spec", "replicas"], 10)).await;
     assert_eq!(done.object.i64_at("/spec/replicas"), Some(10));
     assert_ne!(done.revision, Revision::default());
+}
+
+/// Made by the version before: a Deployment with six changes, a confidential object, and a name that was removed twice.
+#[tokio::test]
+async fn a_directory_of_the_format_before_is_opened_and_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tests/fixtures/format-3.tar.gz");
+    let unpacked = std::process::Command::new("tar")
+        .arg("xzf")
+        .arg(fixture)
+        .arg("-C")
+        .arg(directory.path())
+        .status()
+        .unwrap();
+    assert!(unpacked.success());
+    let path = directory.path().join("store");
+    let store = Store::open(&path, options("a")).unwrap();
+    let key = key_of(&deployment("web"));
+    let view = store.get(&key).unwrap();
+    assert_eq!(view.object.uid(), "3d9f80a4-ba0c-8670-92c8-a897b67dc198");
+    assert_eq!(view.object.generation(), 6);
+    assert_eq!(view.object.pointer("/spec/replicas"), Some(&json!(7)));
+    assert_eq!(store.shared.index().record(&key).unwrap().changes, 6);
+    let token = store.get(&ObjectKey::cluster(Kind::ApiToken, "one")).unwrap();
+    assert_eq!(token.object.pointer("/spec/secret"), Some(&json!("hunter2")));
+    let gone = key_of(&deployment("gone"));
+    assert!(store.get(&gone).is_none());
+    edit(&store, &key, |object| object.set(&["spec", "replicas"], 8)).await;
+    let again = store.create(deployment("gone"), author("x")).await.unwrap();
+    let incarnation = store.shared.uids.incarnation(&gone, again.object.uid());
+    assert_eq!(incarnation.map(|incarnation| incarnation.number), Some(3));
+    let digest = store.digest();
+    store.close().await;
+    drop(store);
+    let store = Store::open(&path, options("a")).unwrap();
+    assert_eq!(store.digest(), digest);
+    assert_eq!(store.get(&key).unwrap().object.generation(), 7);
 }

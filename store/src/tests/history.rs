@@ -298,3 +298,30 @@ async fn the_history_goes_with_the_object() {
         Err(HistoryError::Computed(_))
     ));
 }
+
+#[tokio::test]
+async fn a_squash_is_said_and_what_is_left_stays_as_it_was_told() {
+    let (a, b) = (store("a"), store("b"));
+    let key = key_of(&deployment("web"));
+    a.create(deployment("web"), author("x")).await.unwrap();
+    for replicas in 4..44 {
+        edit(&a, &key, |object| object.set(&["spec", "replicas"], replicas)).await;
+    }
+    exchange(&a, &b).await;
+    let before = a.history(&key, ALL).unwrap().changes;
+    assert_eq!(squash(&[&a, &b], 0, &[true; 2], 10, 5).await, 1);
+    exchange(&a, &b).await;
+    let history = a.history(&key, ALL).unwrap();
+    assert_eq!(history, b.history(&key, ALL).unwrap());
+    let (base, left) = history.changes.split_first().unwrap();
+    assert_eq!(left, &before[before.len() - 5..]);
+    assert_eq!((base.compacted, base.via), (Some(36), Some(Via::Controller)));
+    assert_eq!(base.changed, ChangedFields::default());
+    let replicas = |id: &str| a.object_at(&key, Some(id)).unwrap().i64_at("/spec/replicas");
+    assert_eq!((replicas(&base.id), replicas(&left[0].id)), (Some(38), Some(39)));
+    let dropped = a.object_at(&key, Some(&before[0].id));
+    assert!(
+        matches!(dropped, Err(HistoryError::UnknownChange { .. })),
+        "{dropped:?}"
+    );
+}

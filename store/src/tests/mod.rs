@@ -1,5 +1,6 @@
 //! Tests of the whole store through its interface, on disks in memory unless a file says otherwise.
 
+mod compaction;
 mod durability;
 mod history;
 mod properties;
@@ -101,4 +102,26 @@ pub(crate) async fn exchange(from: &Store, to: &Store) -> usize {
         next = receiver.receive(sender, &frame).await.unwrap();
     }
     frames
+}
+
+/// Squashes histories of `long` changes or more but for the last `kept`, as the driver of compaction does: the store `at`
+/// proposes to those who hear it, and goes on if they and it are a majority. Returns how many were squashed.
+pub(crate) async fn squash(stores: &[&Store], at: usize, hear: &[bool], long: u64, kept: usize) -> usize {
+    let Some(mut proposal) = stores[at].propose_beyond(long, kept) else {
+        return 0;
+    };
+    let mut agreed = 1;
+    let others = stores.iter().zip(hear).enumerate();
+    for (_, (store, _)) in others.filter(|(other, (_, hears))| *other != at && **hears) {
+        let peer = NodeId("proposer".to_owned());
+        let Exchange::Send(answer) = store.receive(&peer, &proposal.frame()).await.unwrap() else {
+            panic!("a proposal is answered");
+        };
+        proposal.answered(&answer);
+        agreed += 1;
+    }
+    if agreed * 2 <= stores.len() {
+        return 0;
+    }
+    stores[at].squash(proposal, agreed == stores.len()).await.unwrap()
 }

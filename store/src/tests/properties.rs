@@ -15,7 +15,7 @@ use crate::owners::Operation;
 use crate::run_lengths;
 
 /// So many cases, or as many as `PROPTEST_CASES` says.
-fn cases(cases: u32) -> ProptestConfig {
+pub(super) fn cases(cases: u32) -> ProptestConfig {
     let given = std::env::var_os("PROPTEST_CASES").is_some();
     let config = ProptestConfig::default();
     ProptestConfig {
@@ -202,8 +202,8 @@ fn change_author() -> ChangeAuthor {
         user: String::new(),
         node: NodeId("n".to_owned()),
         via: Some(Via::Api),
-        dropped: None,
         unix_seconds: 0,
+        dropped: None,
     }
 }
 
@@ -270,6 +270,8 @@ enum Step {
     Whole(Index, Index, Box<Object>),
     Apply(Index, Index, Box<Object>),
     Exchange(Index, Index),
+    /// Squashes histories, with those who hear of it.
+    Squash(Index, Vec<bool>),
     /// Delivers a frame that was pushed at some time, perhaps again.
     Deliver(Index, Index),
     Crash(Index),
@@ -300,6 +302,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (at(), at(), whole()).prop_map(|(a, b, object)| Step::Apply(a, b, object)),
         2 => (at(), at()).prop_map(|(a, b)| Step::Exchange(a, b)),
         4 => (at(), at()).prop_map(|(a, b)| Step::Deliver(a, b)),
+        3 => (at(), prop::collection::vec(any::<bool>(), 5)).prop_map(|(a, hear)| Step::Squash(a, hear)),
         1 => at().prop_map(Step::Crash),
     ]
 }
@@ -428,6 +431,10 @@ async fn perform(
         }
         Step::Exchange(from, to) => {
             exchange(&from.get(nodes).store, &to.get(nodes).store).await;
+        }
+        Step::Squash(at, hear) => {
+            let stores: Vec<&Store> = nodes.iter().map(|node| &node.store).collect();
+            squash(&stores, at.index(count), &hear, 2, 1).await;
         }
         Step::Deliver(frame, to) => {
             if !frames.is_empty() {

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::SyncError;
-use crate::document::IncomingChange;
+use crate::incoming::IncomingChange;
 
 /// Two replicas of one object.
 async fn pair(object: &Object) -> (Store, Store, ObjectKey) {

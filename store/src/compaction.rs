@@ -1,0 +1,313 @@
+//! Compaction: long histories are squashed (`epoch.rs`) when those who have to agree do.
+//!
+//! A node proposes to squash some documents up to heads that it holds. A replica agrees if it holds all of that too, and
+//! from then on to nothing that holds less. The proposer squashes what all present nodes agreed to, if they and it are a
+//! majority of the admitted: so of any two bases one node agreed to both, one after the other, and the later holds all that
+//! the earlier does. Who is present, and sending, is the caller's.
+//!
+//! Promises are in memory: after a restart between two squashes of one document by two sides of a partition in which
+//! this node was on both, one of them may find that bases are not nested. Then the lesser gives way, and says so.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use automerge::{Change, ChangeHash};
+use bytes::Bytes;
+use schemas::ObjectKey;
+use tokio::sync::Notify;
+
+use crate::document::Document;
+use crate::epoch::{Epoch, Squash, carry_over};
+use crate::frame::{self, Agreement, Body, Heads, Item};
+use crate::prepare::Prepared;
+use crate::record::{Record, Standing};
+use crate::store::{Store, finished};
+use crate::types::CommitError;
+
+/// Changes after which a history is squashed: it is read and written whole with each change, which takes as long for a
+/// hundred small changes as for a large object.
+pub(crate) const LONG: u64 = 128;
+/// The last changes stay as they are: for `psctl history`, and so that a change on its way is rarely one to be carried over.
+const KEPT: usize = 32;
+/// Documents of one proposal.
+const PROPOSED_MAX: usize = 64;
+/// How far before the last [`KEPT`] changes a place is looked for that all later changes build on.
+const CLEAN_CUT_SEARCH: usize = 64;
+
+/// The heads up to which this node has agreed to squash documents, or proposed to.
+#[derive(Default)]
+pub(crate) struct Promises(Mutex<HashMap<ObjectKey, (Epoch, Vec<ChangeHash>)>>);
+
+impl Promises {
+    fn made(&self) -> MutexGuard<'_, HashMap<ObjectKey, (Epoch, Vec<ChangeHash>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Promises to agree to nothing that holds less than these heads; false if more was promised.
+    fn make(&self, key: &ObjectKey, epoch: Epoch, past: &Past) -> bool {
+        let mut made = self.made();
+        let before = made.get(key).filter(|(promised, _)| *promised == epoch);
+        if before.is_some_and(|(_, heads)| heads.iter().any(|head| !past.holds.contains(head))) {
+            return false;
+        }
+        made.insert(key.clone(), (epoch, past.heads.clone()));
+        true
+    }
+
+    fn stands(&self, key: &ObjectKey, epoch: Epoch, heads: &[ChangeHash]) -> bool {
+        let made = self.made();
+        made.get(key)
+            .is_some_and(|promise| *promise == (epoch, heads.to_vec()))
+    }
+
+    fn forget(&self, key: &ObjectKey) {
+        self.made().remove(key);
+    }
+}
+
+/// A part of a history: some changes and all before them.
+struct Past {
+    heads: Vec<ChangeHash>,
+    holds: BTreeSet<ChangeHash>,
+    /// All other changes build on all of it.
+    is_clean: bool,
+}
+
+impl Past {
+    /// Finds what lies up to `heads`; None if a history does not have all of them.
+    fn of(history: &[Change], heads: Vec<ChangeHash>) -> Option<Self> {
+        let causes: HashMap<ChangeHash, &[ChangeHash]> = history
+            .iter()
+            .map(|change| (change.hash(), change.deps()))
+            .collect();
+        let mut holds = BTreeSet::new();
+        let mut left = heads.clone();
+        while let Some(hash) = left.pop() {
+            let causes = causes.get(&hash)?;
+            if holds.insert(hash) {
+                left.extend_from_slice(causes);
+            }
+        }
+        let others = history.iter().filter(|change| !holds.contains(&change.hash()));
+        let mut causes = others.map(Change::deps);
+        let is_clean = heads.len() == 1
+            && causes.all(|causes| {
+                let mut causes = causes.iter();
+                !causes.as_slice().is_empty()
+                    && causes.all(|cause| heads.contains(cause) || !holds.contains(cause))
+            });
+        Some(Self {
+            heads,
+            holds,
+            is_clean,
+        })
+    }
+
+    /// Finds where to cut a history: before its last `kept` changes, and where all later ones build on one.
+    fn to_drop(history: &[Change], kept: usize) -> Option<Self> {
+        let longest = history.len().checked_sub(kept).filter(|length| *length > 1)?;
+        let first = longest.saturating_sub(CLEAN_CUT_SEARCH).max(2);
+        let cut = |length: usize| {
+            let part = &history[..length];
+            let causes: BTreeSet<ChangeHash> = part.iter().flat_map(Change::deps).copied().collect();
+            let hashes = part.iter().map(Change::hash);
+            hashes.filter(|hash| !causes.contains(hash)).collect::<Vec<_>>()
+        };
+        let lone = (first..=longest).rev().map(cut).find(|heads| heads.len() == 1);
+        let mut heads = lone.unwrap_or_else(|| cut(longest));
+        heads.sort_unstable();
+        Self::of(history, heads)
+    }
+}
+
+/// Documents whose histories this node would squash.
+pub struct Proposal {
+    items: Vec<Proposed>,
+    frame: Bytes,
+}
+
+struct Proposed {
+    key: ObjectKey,
+    heads: Heads,
+    is_clean: bool,
+}
+
+impl Proposal {
+    /// What to send to every present peer.
+    pub fn frame(&self) -> Bytes {
+        self.frame.clone()
+    }
+
+    /// Takes a peer's answer: what it does not agree to is left as it is. An answer that cannot be read agrees to nothing.
+    pub fn answered(&mut self, answer: &[u8]) {
+        let answers = match frame::decode(answer) {
+            Ok(Body::Agree { answers }) if answers.len() == self.items.len() => answers,
+            _ => vec![Agreement::No; self.items.len()],
+        };
+        for (item, answer) in self.items.iter_mut().zip(&answers) {
+            item.is_clean &= *answer == Agreement::YesCleanly;
+        }
+        let mut agreed = answers.iter().map(|answer| *answer != Agreement::No);
+        self.items.retain(|_| agreed.next().unwrap_or(false));
+    }
+}
+
+impl Store {
+    /// Is woken when a history has become long.
+    pub fn long_histories(&self) -> Arc<Notify> {
+        self.shared.long.clone()
+    }
+
+    /// Proposes to squash long histories; None if there are none.
+    pub fn propose(&self) -> Option<Proposal> {
+        self.propose_beyond(LONG, KEPT)
+    }
+
+    /// As [`Store::propose`], of histories with `long` changes or more, but for the last `kept`.
+    pub(crate) fn propose_beyond(&self, long: u64, kept: usize) -> Option<Proposal> {
+        let long: Vec<(ObjectKey, Arc<Record>)> = {
+            let index = self.shared.index();
+            let held = index.held().filter_map(|(key, _, record)| Some((key, record?)));
+            let long = held.filter(|(_, record)| record.changes >= long);
+            long.take(PROPOSED_MAX)
+                .map(|(key, record)| (key.clone(), record.clone()))
+                .collect()
+        };
+        let items: Vec<Proposed> = long
+            .into_iter()
+            .filter_map(|(key, record)| self.proposed(key, &record, kept))
+            .collect();
+        let wire = items.iter().map(|item| Item {
+            key: item.key.to_string(),
+            removed: None,
+            live: Some(item.heads.clone()),
+        });
+        let body = Body::Propose {
+            items: wire.collect(),
+        };
+        let frame = frame::encode(&body).ok().filter(|_| !items.is_empty())?;
+        Some(Proposal { items, frame })
+    }
+
+    fn proposed(&self, key: ObjectKey, record: &Record, kept: usize) -> Option<Proposed> {
+        let mut document = self.shared.load(&key, record)?;
+        let past = Past::to_drop(&document.history(), kept)?;
+        self.shared
+            .promises
+            .make(&key, record.epoch, &past)
+            .then(|| Proposed {
+                heads: Heads {
+                    incarnation: record.incarnation,
+                    epoch: record.epoch,
+                    heads: past.heads.iter().map(|head| head.0).collect(),
+                },
+                is_clean: past.is_clean,
+                key,
+            })
+    }
+
+    /// Answers a proposal, one by one.
+    pub(crate) fn agree(&self, items: &[Item]) -> Vec<Agreement> {
+        let answer = |(at, item): (usize, &Item)| {
+            // More than anybody proposes.
+            if at >= PROPOSED_MAX {
+                return None;
+            }
+            let key: ObjectKey = item.key.parse().ok()?;
+            let asked = item.live.as_ref()?;
+            let record = self.shared.index().record(&key)?;
+            if (record.incarnation, record.epoch) != (asked.incarnation, asked.epoch) {
+                return None;
+            }
+            let mut document = self.shared.load(&key, &record)?;
+            let heads = asked.heads.iter().map(|head| ChangeHash(*head)).collect();
+            let past = Past::of(&document.history(), heads)?;
+            let promised = self.shared.promises.make(&key, record.epoch, &past);
+            promised.then_some(match past.is_clean {
+                true => Agreement::YesCleanly,
+                false => Agreement::Yes,
+            })
+        };
+        let answers = items.iter().enumerate().map(answer);
+        answers.map(|answer| answer.unwrap_or(Agreement::No)).collect()
+    }
+
+    /// Squashes what all present nodes have agreed to. They and this one must be a majority of the admitted;
+    /// `all_agreed`: they are all of them. Returns how many documents were squashed.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub async fn squash(&self, proposal: Proposal, all_agreed: bool) -> Result<usize, CommitError> {
+        let mut squashed = 0;
+        for item in proposal.items {
+            let (permit, claim) = self.claim(&item.key).await?;
+            if let Some(prepared) = self.shared.prepare_squash(&item, all_agreed) {
+                finished(Self::enqueue(permit, Some(claim), prepared, Vec::new())).await?;
+                squashed += 1;
+            }
+            self.shared.promises.forget(&item.key);
+        }
+        Ok(squashed)
+    }
+}
+
+impl crate::shared::Shared {
+    /// Prepares a squash; None if it is overtaken, or not possible.
+    fn prepare_squash(&self, item: &Proposed, all_agreed: bool) -> Option<Prepared> {
+        let Proposed { key, heads, is_clean } = item;
+        let record = self.index().record(key)?;
+        let changes: Vec<ChangeHash> = heads.heads.iter().map(|head| ChangeHash(*head)).collect();
+        let is_same = (record.incarnation, record.epoch) == (heads.incarnation, heads.epoch);
+        if !is_same || !self.promises.stands(key, record.epoch, &changes) {
+            return None;
+        }
+        let prepared = self.load(key, &record).map(|mut document| {
+            let squash = Squash {
+                kind: key.kind,
+                epoch: record.epoch,
+                heads: &changes,
+                is_clean: *is_clean && all_agreed,
+                is_everyones: all_agreed,
+                node: &self.node,
+            };
+            self.squash(key, &record, &mut document, &squash)
+        })?;
+        match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                tracing::error!(%key, %error, "a history cannot be squashed");
+                None
+            }
+        }
+    }
+
+    fn squash(
+        &self,
+        key: &ObjectKey,
+        record: &Record,
+        document: &mut Document,
+        squash: &Squash<'_>,
+    ) -> Result<Option<Prepared>, crate::document::BadBytes> {
+        let Some(base) = squash.base(document)? else {
+            return Ok(None);
+        };
+        let dropped = base.base.as_ref().map_or(0, |base| base.dropped);
+        let epoch = Epoch {
+            dropped,
+            base: base.hash.0,
+        };
+        let mut carried = carry_over(document, record.epoch, &base, self.actor(epoch))?;
+        let contents = carried.document.contents();
+        let standing = Standing {
+            incarnation: record.incarnation,
+            epoch,
+            generation: carried.generation,
+            changes: carried.changes,
+        };
+        let squashed = Record::of(&mut carried.document, &contents.birth, standing);
+        tracing::debug!(%key, before = record.changes, now = squashed.changes, "history squashed");
+        self.put(key, squashed, &contents, None)
+            .map(Some)
+            .map_err(|error| crate::document::BadBytes(error.to_string()))
+    }
+}

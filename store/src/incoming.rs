@@ -1,0 +1,162 @@
+//! Changes as they come from peers: read and checked by their bytes alone, so that all replicas decide alike. Pure.
+
+use std::collections::BTreeSet;
+
+use automerge::legacy::{Key, ObjectId, OpType};
+use automerge::{Change, ChangeHash, ExpandedChange, ScalarValue};
+
+use crate::document::{BadBytes, CREATED, CREATOR, ChangeAuthor, NAMESPACE, touches_spec};
+use crate::epoch::Base;
+use crate::incarnation::Incarnation;
+use crate::leaves;
+use crate::owners::{self, Owner};
+use crate::run_lengths;
+
+/// The largest change from a peer: the largest object, twice (as fields and as a group), and its paths.
+pub(crate) const MAX_CHANGE_BYTES: usize = 3_500_000;
+/// The most operations in a change from a peer: an object of the largest size has no more leaves than this.
+const MAX_OPERATIONS: u64 = 500_000;
+/// The most bytes of the paths in a change from a peer, as many as two of each in it (a deletion and a put).
+const MAX_PATHS_BYTES: usize = 2 * MAX_CHANGE_BYTES;
+
+/// A change from a peer that is well formed: it touches only leaves, and only with values that they can hold.
+pub(crate) struct IncomingChange {
+    pub(crate) change: Change,
+    pub(crate) hash: ChangeHash,
+    pub(crate) paths: Vec<String>,
+    /// What it adds to `metadata.generation`.
+    pub(crate) spec_changes: u64,
+    /// It is the first change of a squashed history.
+    pub(crate) base: Option<Base>,
+}
+
+impl IncomingChange {
+    /// Checks and reads a change. Whether it is accepted depends on its bytes alone, so that all replicas decide alike.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, BadBytes> {
+        check_size(bytes)?;
+        // Only plain changes: a compressed one could unpack to any size.
+        if bytes.get(CHUNK_TYPE_AT) != Some(&CHUNK_TYPE_CHANGE) {
+            return Err(BadBytes("not a change".to_owned()));
+        }
+        match run_lengths::operations(bytes) {
+            Some(1..=MAX_OPERATIONS) => {}
+            Some(count) => return Err(BadBytes(format!("a change of {count} operations"))),
+            None => return Err(BadBytes("a change that cannot be read".to_owned())),
+        }
+        let (change, expanded) = guarded(|| {
+            let change = Change::from_bytes(bytes.to_vec()).map_err(|error| BadBytes(error.to_string()))?;
+            let expanded = change.decode();
+            Ok((change, expanded))
+        })?;
+        let paths = check_operations(&expanded)?;
+        let base = read_message(&change)?;
+        // What is deleted and put in one change stays as it was (see `Document::write`).
+        let mut changed = BTreeSet::new();
+        for path in &paths {
+            if !changed.insert(path) {
+                changed.remove(path);
+            }
+        }
+        let is_spec = expanded.deps.is_empty() || touches_spec(changed);
+        Ok(Self {
+            hash: change.hash(),
+            spec_changes: base.as_ref().map_or(u64::from(is_spec), |base| base.generation),
+            paths,
+            base,
+            change,
+        })
+    }
+}
+
+/// Runs what reads a peer's bytes: automerge has panics for what it thinks impossible.
+pub(crate) fn guarded<T>(
+    read: impl FnOnce() -> Result<T, BadBytes> + std::panic::UnwindSafe,
+) -> Result<T, BadBytes> {
+    std::panic::catch_unwind(read).map_err(|_| BadBytes("a change that cannot be read".to_owned()))?
+}
+
+/// Magic bytes (4) and checksum (4) come before the chunk's type.
+const CHUNK_TYPE_AT: usize = 8;
+const CHUNK_TYPE_CHANGE: u8 = 1;
+
+fn check_operations(change: &ExpandedChange) -> Result<Vec<String>, BadBytes> {
+    let (mut paths, mut bytes) = (Vec::with_capacity(change.operations.len()), 0);
+    for operation in &change.operations {
+        let (ObjectId::Root, Key::Map(key), false) = (&operation.obj, &operation.key, operation.insert)
+        else {
+            return Err(BadBytes("an operation outside the flat map".to_owned()));
+        };
+        let at_path = |reason| bad_leaf(key, reason);
+        match &operation.action {
+            OpType::Put(value) => check_put(key, value)?,
+            OpType::Delete if owners::is_owner_key(key) => {}
+            OpType::Delete if key.starts_with('@') => {
+                return Err(at_path("a deletion of what never changes"));
+            }
+            OpType::Delete => leaves::check_path(key).map_err(at_path)?,
+            OpType::Make(_) | OpType::Increment(_) | OpType::MarkBegin(..) | OpType::MarkEnd(_) => {
+                return Err(at_path("an operation that is neither put nor delete"));
+            }
+        }
+        bytes += key.len();
+        if bytes > MAX_PATHS_BYTES {
+            return Err(at_path("a path that is repeated"));
+        }
+        paths.push(key.to_string());
+    }
+    Ok(paths)
+}
+
+pub(crate) fn check_size(change: &[u8]) -> Result<(), BadBytes> {
+    if change.len() > MAX_CHANGE_BYTES {
+        return Err(BadBytes(format!(
+            "a change of {} bytes, at most {MAX_CHANGE_BYTES}",
+            change.len()
+        )));
+    }
+    Ok(())
+}
+
+fn bad_leaf(key: &str, reason: &'static str) -> BadBytes {
+    BadBytes(format!("{key:.100}: {reason}"))
+}
+
+/// Checks what is put at a key, here and by peers alike.
+pub(crate) fn check_put(key: &str, value: &ScalarValue) -> Result<(), BadBytes> {
+    let checked = if key.starts_with('@') {
+        check_meta(key, value)
+    } else {
+        leaves::check_leaf(key, value)
+    };
+    checked.map_err(|reason| bad_leaf(key, reason))
+}
+
+fn check_meta(key: &str, value: &ScalarValue) -> Result<(), &'static str> {
+    let fits = match (key, value) {
+        (CREATOR, ScalarValue::Str(owner)) => Owner::parse(owner).is_some(),
+        (CREATED, ScalarValue::Int(_)) => true,
+        (NAMESPACE, ScalarValue::Str(text)) => text.parse::<Incarnation>().is_ok(),
+        (key, ScalarValue::Boolean(true)) => {
+            owners::parse_key(key).is_some_and(|(_, path)| leaves::check_path(path).is_ok())
+        }
+        _ => false,
+    };
+    if fits { Ok(()) } else { Err("not a leaf of ours") }
+}
+
+/// Reads who made a change and, of a base, what it stands for.
+fn read_message(change: &Change) -> Result<Option<Base>, BadBytes> {
+    let message = change.message().unwrap_or_default();
+    let author: ChangeAuthor =
+        serde_json::from_str(message).map_err(|_| BadBytes("a change without its author".to_owned()))?;
+    author.check()?;
+    let Some(dropped) = author.dropped else {
+        return Ok(None);
+    };
+    if !change.deps().is_empty() {
+        return Err(BadBytes("a base that builds on something".to_owned()));
+    }
+    let base =
+        Base::parse(dropped, message).ok_or_else(|| BadBytes("a base that cannot be read".to_owned()))?;
+    Ok(Some(base))
+}

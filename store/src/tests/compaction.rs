@@ -1,0 +1,304 @@
+//! Long histories are squashed, and nothing is lost by it.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+use schemas::Kind;
+
+use super::properties::cases;
+use super::*;
+use crate::compaction::LONG;
+
+fn label(object: &mut Object, name: &str, value: &str) {
+    object.set(&["metadata", "labels", name], value);
+}
+
+fn containers(object: &mut Object) -> &mut Vec<Value> {
+    object.0["spec"]["template"]["spec"]["containers"]
+        .as_array_mut()
+        .unwrap()
+}
+
+fn shown(store: &Store, key: &ObjectKey) -> (String, i64, Value) {
+    let view = store.get(key).unwrap();
+    (
+        view.object.uid().to_owned(),
+        view.object.generation(),
+        plain(&view.object),
+    )
+}
+
+fn changes(store: &Store, key: &ObjectKey) -> u64 {
+    store.shared.index().record(key).unwrap().changes
+}
+
+fn bytes(store: &Store, key: &ObjectKey) -> usize {
+    store.shared.index().record(key).unwrap().document.len()
+}
+
+#[tokio::test]
+async fn a_squash_changes_nothing_that_is_shown_and_reaches_the_others() {
+    let (a, b, c) = (store("a"), store("b"), store("c"));
+    a.create(deployment("web"), author("x")).await.unwrap();
+    let key = key_of(&deployment("web"));
+    for number in 0..LONG {
+        edit(&a, &key, |object| {
+            object.set(&["spec", "replicas"], number);
+            object.set(&["metadata", "annotations", "n"], number.to_string());
+        })
+        .await;
+    }
+    exchange(&a, &b).await;
+    exchange(&b, &c).await;
+    let before = shown(&a, &key);
+    assert_eq!(squash(&[&a, &b, &c], 1, &[true; 3], LONG, 32).await, 1);
+    assert_eq!(changes(&b, &key), 33, "the base and the last 32");
+    for (from, to) in [(&a, &b), (&b, &c), (&a, &c)] {
+        exchange(from, to).await;
+    }
+    for one in [&a, &b, &c] {
+        assert_eq!(shown(one, &key), before);
+        assert_eq!(changes(one, &key), 33);
+        assert_eq!(one.digest(), a.digest());
+    }
+    let reopened = Store::open_in_memory(MemoryDisk::default(), options("d")).unwrap();
+    exchange(&reopened, &c).await;
+    assert_eq!(
+        shown(&reopened, &key),
+        before,
+        "a joiner gets the squashed history"
+    );
+    edit(&reopened, &key, |object| label(object, "d", "1")).await;
+    exchange(&reopened, &a).await;
+    assert_eq!(shown(&a, &key), shown(&reopened, &key));
+}
+
+#[tokio::test]
+async fn changes_without_end_stay_small() {
+    const CHANGES: u32 = 300;
+    let (a, b) = (store("a"), store("b"));
+    a.create(deployment("web"), author("x")).await.unwrap();
+    let key = key_of(&deployment("web"));
+    exchange(&a, &b).await;
+    let first = bytes(&a, &key);
+    let mut largest = 0;
+    for number in 1..=CHANGES {
+        edit(&a, &key, |object| {
+            object.set(&["spec", "replicas"], number);
+            // Elements that come and go leave something to be remembered.
+            let env = &mut containers(object)[0]["env"];
+            *env = json!([{"name": format!("E{number}"), "value": "1"}]);
+        })
+        .await;
+        if number % 10 == 0 {
+            exchange(&a, &b).await;
+            squash(&[&a, &b], (number as usize / 10) % 2, &[true; 2], 20, 4).await;
+            exchange(&a, &b).await;
+        }
+        largest = largest.max(changes(&a, &key));
+    }
+    assert!(largest <= 40, "{largest} changes");
+    let last = bytes(&a, &key);
+    assert!(last < 3 * first, "{last} bytes, {first} at first");
+    assert_eq!(shown(&a, &key), shown(&b, &key));
+    assert_eq!(
+        shown(&a, &key).1,
+        i64::from(CHANGES) + 1,
+        "the generation counts on"
+    );
+}
+
+#[tokio::test]
+async fn who_was_away_brings_what_it_alone_has_and_brings_nothing_back() {
+    let (a, b, c) = (store("a"), store("b"), store("c"));
+    a.create(deployment("web"), author("x")).await.unwrap();
+    let key = key_of(&deployment("web"));
+    edit(&a, &key, |object| label(object, "gone", "old")).await;
+    exchange(&a, &b).await;
+    exchange(&a, &c).await;
+    // c is cut off, and goes on.
+    edit(&c, &key, |object| label(object, "c", "1")).await;
+    edit(&c, &key, |object| {
+        containers(object)[1]["image"] = "log:c".into();
+    })
+    .await;
+    edit(&a, &key, |object| {
+        object.0["metadata"]["labels"]
+            .as_object_mut()
+            .unwrap()
+            .remove("gone");
+        containers(object).remove(0);
+    })
+    .await;
+    for number in 0..120 {
+        edit(&a, &key, |object| label(object, "a", &number.to_string())).await;
+        if number % 40 == 39 {
+            exchange(&a, &b).await;
+            assert_eq!(squash(&[&a, &b, &c], 0, &[true, true, false], 40, 2).await, 1);
+        }
+    }
+    exchange(&a, &b).await;
+    exchange(&c, &b).await;
+    exchange(&a, &c).await;
+    let (_, _, object) = shown(&a, &key);
+    assert_eq!(
+        object["metadata"]["labels"],
+        json!({"app": "web", "a": "119", "c": "1"})
+    );
+    let containers = object["spec"]["template"]["spec"]["containers"]
+        .as_array()
+        .unwrap();
+    assert_eq!(containers.len(), 1);
+    assert_eq!(containers[0]["image"], "log:c");
+    assert_eq!(shown(&b, &key), shown(&c, &key));
+    assert_eq!(shown(&a, &key), shown(&c, &key));
+}
+
+#[tokio::test]
+async fn a_minority_and_who_lacks_something_stop_a_squash() {
+    let (a, b, c) = (store("a"), store("b"), store("c"));
+    a.create(deployment("web"), author("x")).await.unwrap();
+    let key = key_of(&deployment("web"));
+    exchange(&a, &b).await;
+    for number in 0..10 {
+        edit(&a, &key, |object| label(object, "a", &number.to_string())).await;
+    }
+    let all = [&a, &b, &c];
+    assert_eq!(squash(&all, 0, &[true, false, false], 4, 2).await, 0, "alone");
+    assert_eq!(
+        squash(&all, 0, &[true, true, false], 4, 2).await,
+        0,
+        "b lacks the last changes"
+    );
+    exchange(&a, &b).await;
+    assert_eq!(squash(&all, 0, &[true, true, false], 4, 2).await, 1);
+}
+
+#[tokio::test]
+async fn two_creators_stay_owners_after_a_squash() {
+    let (a, b) = (store("a"), store("b"));
+    a.apply(deployment("web"), author("git"), false).await.unwrap();
+    b.apply(deployment("web"), author("psctl"), false).await.unwrap();
+    exchange(&a, &b).await;
+    let key = key_of(&deployment("web"));
+    for number in 0..8 {
+        edit(&a, &key, |object| label(object, "a", &number.to_string())).await;
+    }
+    exchange(&a, &b).await;
+    assert_eq!(squash(&[&a, &b], 0, &[true; 2], 4, 1).await, 1);
+    exchange(&a, &b).await;
+    let mut fewer = deployment("web");
+    containers(&mut fewer).remove(1);
+    a.apply(fewer.clone(), author("git"), false).await.unwrap();
+    let kept = shown(&a, &key).2;
+    assert_eq!(
+        kept["spec"]["template"]["spec"]["containers"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2,
+        "psctl owns it too"
+    );
+    a.apply(fewer, author("psctl"), false).await.unwrap();
+    let kept = shown(&a, &key).2;
+    assert_eq!(
+        kept["spec"]["template"]["spec"]["containers"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+}
+
+/// What may happen between writes.
+#[derive(Clone, Debug)]
+enum Step {
+    /// A node sets its own field.
+    Write(Index, u8),
+    Exchange(Index, Index),
+    Squash(Index, Vec<bool>),
+    Crash(Index),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let at = || any::<Index>();
+    prop_oneof![
+        6 => (at(), any::<u8>()).prop_map(|(node, value)| Step::Write(node, value)),
+        3 => (at(), at()).prop_map(|(from, to)| Step::Exchange(from, to)),
+        3 => (at(), prop::collection::vec(any::<bool>(), 5)).prop_map(|(node, hear)| Step::Squash(node, hear)),
+        1 => at().prop_map(Step::Crash),
+    ]
+}
+
+async fn own_fields_survive(count: usize, steps: Vec<Step>) {
+    let disks: Vec<MemoryDisk> = (0..count).map(|_| MemoryDisk::default()).collect();
+    let open = |at: usize, disk: &MemoryDisk| {
+        Store::open_in_memory(disk.clone(), options(&format!("node{at}"))).unwrap()
+    };
+    let mut disks = disks;
+    let mut stores: Vec<Store> = disks
+        .iter()
+        .enumerate()
+        .map(|(at, disk)| open(at, disk))
+        .collect();
+    stores[0].create(deployment("web"), author("x")).await.unwrap();
+    for at in 1..count {
+        exchange(&stores[0], &stores[at]).await;
+    }
+    let key = key_of(&deployment("web"));
+    let mut written: BTreeMap<usize, u8> = BTreeMap::new();
+    for step in steps {
+        match step {
+            Step::Write(node, value) => {
+                let at = node.index(count);
+                let name = format!("n{at}");
+                edit(&stores[at], &key, |object| {
+                    label(object, &name, &value.to_string())
+                })
+                .await;
+                written.insert(at, value);
+            }
+            Step::Exchange(from, to) => {
+                exchange(from.get(&stores), to.get(&stores)).await;
+            }
+            Step::Squash(node, hear) => {
+                let stores: Vec<&Store> = stores.iter().collect();
+                squash(&stores, node.index(count), &hear, 3, 1).await;
+            }
+            Step::Crash(node) => {
+                let at = node.index(count);
+                disks[at] = disks[at].after_power_loss();
+                stores[at] = open(at, &disks[at]);
+            }
+        }
+    }
+    for _ in 0..2 {
+        for from in &stores {
+            for to in &stores {
+                exchange(from, to).await;
+            }
+        }
+    }
+    let mut expected = json!({"app": "web"});
+    for (at, value) in written {
+        expected[format!("n{at}")] = value.to_string().into();
+    }
+    for store in &stores {
+        assert_eq!(store.digest(), stores[0].digest());
+        assert_eq!(shown(store, &key).2["metadata"]["labels"], expected);
+        assert_eq!(shown(store, &key), shown(&stores[0], &key));
+        assert_eq!(store.list(Kind::Deployment, None).items.len(), 1);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(32))]
+
+    /// Whoever squashes when, and with whom: the last value that a node wrote into a field of its own stays.
+    #[test]
+    fn squashes_lose_no_write(count in 2..5_usize, steps in prop::collection::vec(step(), 1..80)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(own_fields_survive(count, steps));
+    }
+}
