@@ -25,10 +25,15 @@ use crate::api::tokens::read_json;
 const NO_NAMESPACE: &str = "_";
 /// Changes in an answer, where the client names no number. The store has a limit of its own.
 const DEFAULT_CHANGES: usize = 100;
-/// Metadata by which controllers agree on an object's end: brought back, it would delete or keep what nobody means.
-const CONTROLLERS_METADATA: [&str; 2] = ["finalizers", "ownerReferences"];
-/// Annotations that controllers count in.
-const CONTROLLERS_ANNOTATIONS: &str = "deployment.kubernetes.io/";
+/// What controllers say of an object: by which they agree on its end (brought back, it would delete or keep what nobody
+/// means), and where a pod runs.
+const CONTROLLERS_FIELDS: [[&str; 2]; 3] = [
+    ["metadata", "finalizers"],
+    ["metadata", "ownerReferences"],
+    ["spec", "nodeName"],
+];
+/// Domains of the annotations that controllers count and remember in.
+const CONTROLLERS_ANNOTATIONS: [&str; 2] = ["deployment.kubernetes.io/", "podman-swarm.io/"];
 
 type Named = Path<(String, String, String)>;
 
@@ -137,11 +142,11 @@ pub(crate) async fn undo(State(state): State<ApiState>, path: Named, request: Re
 /// Returns a document with what users said of it in an old one.
 fn restored(document: &Object, old: &Object) -> Object {
     let mut wanted = confined(document, old.clone(), Part::Main, true);
-    for field in CONTROLLERS_METADATA {
-        match document.pointer(&format!("/metadata/{field}")) {
-            Some(value) => wanted.set(&["metadata", field], value.clone()),
+    for path in CONTROLLERS_FIELDS {
+        match document.pointer(&format!("/{}", path.join("/"))) {
+            Some(value) => wanted.set(&path, value.clone()),
             None => {
-                wanted.remove(&["metadata", field]);
+                wanted.remove(&path);
             }
         }
     }
@@ -149,7 +154,10 @@ fn restored(document: &Object, old: &Object) -> Object {
         let annotations = object.pointer("/metadata/annotations").and_then(Value::as_object);
         annotations.cloned().unwrap_or_default()
     };
-    let is_controllers = |name: &str| name.starts_with(CONTROLLERS_ANNOTATIONS);
+    let is_controllers = |name: &str| {
+        let mut domains = CONTROLLERS_ANNOTATIONS.iter();
+        domains.any(|domain| name.starts_with(domain))
+    };
     let mut kept = annotations(&wanted);
     kept.retain(|name, _| !is_controllers(name));
     kept.extend(

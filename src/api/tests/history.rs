@@ -243,22 +243,25 @@ async fn what_is_not_valid_any_more_does_not_come_back() {
         "{message}"
     );
     assert_eq!(changes(&api, HISTORY).await.len(), 2);
+}
 
-    // What a pod cannot change is refused as in any update.
+#[tokio::test]
+async fn a_pod_stays_where_it_was_put() {
+    let api = Api::open().await;
+    let path = "/api/v1/namespaces/default/pods/a";
     api.post("/api/v1/namespaces/default/pods", pod("a"))
         .await
         .expect(201);
-    api.patch(
-        "/api/v1/namespaces/default/pods/a",
-        "merge",
-        json!({"metadata": {"labels": {"x": "y"}}}),
-    )
-    .await
-    .expect(200);
-    let pods = "/api/v1/history/po/default/a";
-    let first = changes(&api, pods).await[0]["change"].clone();
-    let done = undo(&api, pods, &first).await.expect(200).json();
+    let placed = json!({
+        "metadata": {"labels": {"x": "y"}, "annotations": {"podman-swarm.io/member": "m"}},
+        "spec": {"nodeName": "n1"},
+    });
+    api.patch(path, "merge", placed).await.expect(200);
+    let history = "/api/v1/history/po/default/a";
+    let first = changes(&api, history).await[0]["change"].clone();
+    let done = undo(&api, history, &first).await.expect(200).json();
     assert_eq!(paths(&done), ["metadata.labels.x"]);
+    assert_eq!(api.get(path).await.json()["spec"]["nodeName"], "n1");
 }
 
 #[tokio::test]
