@@ -4,6 +4,7 @@
 //! equal, 1 different, 2 refused, failed or wrong usage.
 
 mod apply;
+mod backup;
 mod client;
 mod delete;
 mod describe;
@@ -12,6 +13,7 @@ mod history;
 mod leave;
 mod logs;
 mod resource;
+mod restore;
 mod settings;
 
 use std::io::Write as _;
@@ -85,6 +87,10 @@ enum Command {
     Delete(delete::DeleteArgs),
     /// Print what a pod's container wrote
     Logs(logs::LogsArgs),
+    /// Write all that users put into the cluster to a file
+    Backup(backup::BackupArgs),
+    /// Bring back what a backup holds; shows a plan first
+    Restore(restore::RestoreArgs),
     /// Show or change where psctl connects to
     #[command(subcommand)]
     Config(settings::ConfigCommand),
@@ -173,6 +179,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Undo(args) => history::undo(&connect()?, global, args).await,
         Command::Delete(args) => delete::run(&connect()?, global, args).await,
         Command::Logs(args) => logs::run(&connect()?, global, args).await,
+        Command::Backup(args) => backup::run(&connect()?, args).await,
+        Command::Restore(args) => restore::run(&connect()?, args).await,
         Command::Config(command) => settings::run(command),
         Command::Version { client } => version(connect, client).await,
     }?;

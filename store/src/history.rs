@@ -14,7 +14,7 @@ use schemas::{Kind, Object, ObjectKey};
 
 use crate::changed::changed_fields;
 use crate::document::{ChangeAuthor, Document, decided_presence};
-use crate::epoch::carried_as;
+use crate::epoch::lasting_id;
 use crate::leaves::{self, Leaves};
 use crate::path::{self, Role};
 use crate::prepare::stripped;
@@ -152,7 +152,7 @@ impl<'a> Log<'a> {
         let changes = automerge.get_changes_meta(&[]);
         let entries = changes.into_iter().map(|change| Entry {
             hash: change.hash,
-            id: carried_as(&change.actor, change.hash).to_hex_string(),
+            id: lasting_id(&change.actor, change.seq),
             unix_seconds: change.timestamp,
             author: change
                 .message

@@ -5,6 +5,7 @@
 
 mod apply;
 mod changed;
+mod check;
 mod commit;
 mod compaction;
 mod digest;
@@ -29,6 +30,7 @@ mod run_lengths;
 mod seal;
 mod shared;
 mod sled_disk;
+mod snapshot;
 mod store;
 mod sync;
 #[cfg(test)]
@@ -36,9 +38,11 @@ mod tests;
 mod types;
 mod watch;
 
+pub use check::{CheckReport, Problem, check};
 pub use compaction::Proposal;
 pub use history::compare;
 pub use memory_disk::MemoryDisk;
+pub use snapshot::Snapshot;
 pub use store::Store;
 pub use types::{
     Applied, Author, ChangedFields, CommitError, Conflict, ConflictSide, Difference, Exchange, FieldChange,
