@@ -21,7 +21,7 @@ use reconcilers::ports::{Clock, Cluster, Liveness, NodeFacts, NodeObservation};
 use schemas::{KINDS, Kind, Object, ObjectKey};
 use serde_json::{Value, json};
 use store::{
-    Author, Exchange, MemoryDisk, NodeId, OpenOptions, Precondition, Push, Revision, Store, WatchEvent,
+    Author, Exchange, MemoryDisk, NodeId, OpenOptions, Precondition, Push, Revision, Store, Via, WatchEvent,
     WriteError,
 };
 use tokio::sync::{broadcast, watch};
@@ -99,6 +99,7 @@ fn author(who: &str) -> Author {
     Author {
         manager: who.to_owned(),
         user: String::new(),
+        via: Via::Api,
         unix_seconds: 0,
     }
 }

@@ -9,7 +9,7 @@ use reconcilers::nodes::Nodes;
 use reconcilers::ownership::{Holding, holding};
 use reconcilers::ports::{EventKind, EventRecord, EventSink};
 use schemas::{Kind, Object, ObjectKey};
-use store::{Applied, Author, Outcome, View};
+use store::{Applied, Author, Outcome, Via, View};
 use tokio_util::sync::CancellationToken;
 
 use super::facts;
@@ -24,6 +24,7 @@ impl ApiApplier {
         Author {
             manager: manager.to_owned(),
             user: String::new(),
+            via: Via::GitOps,
             unix_seconds: self.0.clock.unix_seconds(),
         }
     }

@@ -182,7 +182,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use schemas::{Kind, Object, ObjectKey};
-    use store::{Author, Store};
+    use store::{Author, Store, Via};
 
     use super::*;
     use crate::backup::{About, PeriodicFiles};
@@ -213,6 +213,7 @@ mod tests {
         let author = Author {
             manager: "test".to_owned(),
             user: String::new(),
+            via: Via::Api,
             unix_seconds: 0,
         };
         let namespace = Object::new(&ObjectKey::cluster(Kind::Namespace, "shop"));

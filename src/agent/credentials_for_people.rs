@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use store::{Author, Store};
+use store::{Author, Store, Via};
 
 use crate::api;
 use crate::config::Config;
@@ -64,6 +64,7 @@ fn author(unix_seconds: i64) -> Author {
     Author {
         manager: "agent".into(),
         user: String::new(),
+        via: Via::Controller,
         unix_seconds,
     }
 }

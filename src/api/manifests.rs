@@ -9,7 +9,7 @@ use http::StatusCode;
 use schemas::manifest::{self, Parsed};
 use schemas::{KINDS, Kind, Object, ObjectKey};
 use serde_json::{Value, json};
-use store::{Author, Outcome, Store};
+use store::{Author, Outcome, Store, Via};
 
 use super::content::{MAX_MANIFEST_BYTES, add_warnings, read_body};
 use super::resources::{DeleteOptions, Validation, check_applied, cleaned, delete_object, tidied};
@@ -276,7 +276,10 @@ pub(crate) async fn apply(State(state): State<ApiState>, request: Request) -> Ap
         }
     };
     let options = ApplyOptions {
-        author: state.author(&or(query.text("fieldManager"), DEFAULT_MANAGER), &user),
+        author: Author {
+            via: Via::Apply,
+            ..state.author(&or(query.text("fieldManager"), DEFAULT_MANAGER), &user)
+        },
         default_namespace: or(query.text("namespace"), "default"),
         dry_run: query.dry_run()?,
     };

@@ -1,7 +1,7 @@
 //! The namespaces that every cluster has.
 
 use schemas::{Kind, Object, ObjectKey};
-use store::{Author, Store, WriteError};
+use store::{Author, Store, Via, WriteError};
 
 /// As Kubernetes makes them.
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -20,6 +20,7 @@ pub async fn ensure_namespaces(store: &Store, unix_seconds: i64) -> Result<(), W
         let author = Author {
             manager: "podman-swarm".to_owned(),
             user: String::new(),
+            via: Via::Controller,
             unix_seconds,
         };
         match store.create(Object::new(&key), author).await {

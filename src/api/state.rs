@@ -7,12 +7,14 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post};
 use reconcilers::ports::{Clock, Cluster, ContainerRuntime, Liveness};
-use store::{Author, NodeId, Store};
+use schemas::{Kind, ObjectKey};
+use store::{Author, NodeId, Store, Via};
 use tokio::sync::{mpsc, watch};
 
 use super::auth;
 use super::backups::{self, BackupSource};
 use super::events::Events;
+use super::resources::history;
 use super::status::ApiError;
 use super::{discovery, health, manifests, native, openapi, resources, restore, tokens};
 use crate::caller::Caller;
@@ -45,6 +47,9 @@ pub struct ApiState {
     pub leave: mpsc::Sender<()>,
 }
 
+/// Characters of the id of a node whose name nobody knows any more.
+const NODE_ID_SHOWN: usize = 12;
+
 /// Which program this is.
 #[derive(Clone, Copy, Debug)]
 pub struct Build {
@@ -53,11 +58,12 @@ pub struct Build {
 }
 
 impl ApiState {
-    /// The author of a write: field manager, user and time.
+    /// The author of a write other than an apply: field manager, user and time.
     pub(crate) fn author(&self, manager: &str, user: &str) -> Author {
         Author {
             manager: manager.to_owned(),
             user: user.to_owned(),
+            via: Via::Api,
             unix_seconds: self.clock.unix_seconds(),
         }
     }
@@ -70,6 +76,24 @@ impl ApiState {
             .iter()
             .find(|(_, node)| node.facts.name == name)
             .map(|(id, _)| id.clone())
+    }
+
+    /// Returns a node's name, also of one that is silent; of one that is no member, the beginning of its id.
+    pub(crate) fn node_name(&self, id: &NodeId) -> String {
+        let seen = self
+            .cluster
+            .borrow()
+            .nodes
+            .get(id)
+            .map(|node| node.facts.name.clone());
+        let member = || {
+            let view = self.store.get(&ObjectKey::cluster(Kind::Member, &id.0))?;
+            Some(view.object.str_at("/spec/name").to_owned())
+        };
+        let named = seen.filter(|name| !name.is_empty()).or_else(member);
+        named
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| id.0.chars().take(NODE_ID_SHOWN).collect())
     }
 
     /// The other nodes whose agents answer.
@@ -133,6 +157,14 @@ pub fn router(state: ApiState) -> Router {
         .route(
             "/api/v1/dns/whitelist/hosts/{host}",
             delete(native::remove_whitelist_host),
+        )
+        .route(
+            "/api/v1/history/{resource}/{namespace}/{name}",
+            get(history::list).post(history::undo),
+        )
+        .route(
+            "/api/v1/history/{resource}/{namespace}/{name}/diff",
+            get(history::diff),
         )
         .route("/api/v1/backup", get(backups::backup))
         .route("/api/v1/restore", post(restore::restore))

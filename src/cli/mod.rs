@@ -1,6 +1,7 @@
 //! The command line `psctl`: its arguments, and what the commands share.
 //!
-//! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+//! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 refused or failed, 2 wrong usage; of `diff` 0
+//! equal, 1 different, 2 refused, failed or wrong usage.
 
 mod apply;
 mod backup;
@@ -8,6 +9,7 @@ mod client;
 mod delete;
 mod describe;
 mod get;
+mod history;
 mod leave;
 mod logs;
 mod node;
@@ -76,6 +78,12 @@ enum Command {
     Get(get::GetArgs),
     /// Show all that is known of objects, with their events
     Describe(describe::DescribeArgs),
+    /// List an object's changes: when, where, by whom, and which fields
+    History(history::HistoryArgs),
+    /// Show what differs between two of an object's changes; exits with 1 if anything does
+    Diff(history::DiffArgs),
+    /// Make an object what it was at a change, as a new change
+    Undo(history::UndoArgs),
     /// Delete objects
     Delete(delete::DeleteArgs),
     /// Print what a pod's container wrote
@@ -145,8 +153,10 @@ impl CliError {
 /// Parses the arguments, does what they ask for, and reports.
 pub async fn run() -> ExitCode {
     let cli: Cli = parse_arguments();
+    // As kubectl: of `diff`, 1 says that there is a difference.
+    let is_diff = matches!(cli.command, Command::Diff(_));
     match dispatch(cli).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // The reader of our output is gone (`psctl get pods | head`): nothing to say to anyone.
         Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
@@ -157,18 +167,25 @@ pub async fn run() -> ExitCode {
             if let Some(hint) = error.hint() {
                 eprintln!("hint: {hint}");
             }
-            error.exit_code()
+            if is_diff {
+                ExitCode::from(2)
+            } else {
+                error.exit_code()
+            }
         }
     }
 }
 
-async fn dispatch(cli: Cli) -> Result<(), CliError> {
+async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     let global = &cli.global;
     let connect = || -> Result<Client, CliError> { Ok(Client::new(Settings::resolve(global)?)?) };
     match cli.command {
         Command::Apply(args) => apply::run(&connect()?, global, args).await,
         Command::Get(args) => get::run(&connect()?, global, args).await,
         Command::Describe(args) => describe::run(&connect()?, global, args).await,
+        Command::History(args) => history::history(&connect()?, global, args).await,
+        Command::Diff(args) => return history::diff(&connect()?, global, args).await,
+        Command::Undo(args) => history::undo(&connect()?, global, args).await,
         Command::Delete(args) => delete::run(&connect()?, global, args).await,
         Command::Logs(args) => logs::run(&connect()?, global, args).await,
         Command::Node(command) => node::run(&connect()?, command).await,
@@ -176,7 +193,8 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Restore(args) => restore::run(&connect()?, args).await,
         Command::Config(command) => settings::run(command),
         Command::Version { client } => version(connect, client).await,
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn version(connect: impl Fn() -> Result<Client, CliError>, only_client: bool) -> Result<(), CliError> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reconcilers::ports::{Clock, EventKind, EventRecord, EventSink};
 use schemas::{Kind, Object, ObjectKey};
-use store::{Applied, Author, Outcome, Store};
+use store::{Applied, Author, Outcome, Store, Via};
 use tokio_util::sync::CancellationToken;
 
 use super::source::{ConfigError, Source};
@@ -151,6 +151,7 @@ impl Gitops {
                 let author = Author {
                     manager: MANAGER.into(),
                     user: String::new(),
+                    via: Via::GitOps,
                     unix_seconds: clock.unix_seconds(),
                 };
                 match store.apply(object, author, true).await {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use schemas::{Kind, Object, ObjectKey};
-use store::{Author, NodeId, Precondition, Store, WriteError};
+use store::{Author, NodeId, Precondition, Store, Via, WriteError};
 
 /// The field manager of what this module writes.
 const MANAGER: &str = "podman-swarm-membership";
@@ -68,6 +68,7 @@ pub(super) fn author() -> Author {
     Author {
         manager: MANAGER.to_owned(),
         user: String::new(),
+        via: Via::Controller,
         unix_seconds: unix_seconds(),
     }
 }

@@ -10,7 +10,7 @@ use automerge::ScalarValue;
 use schemas::Kind;
 use schemas::fields::{self, ListRule};
 
-use crate::leaves::Leaves;
+use crate::leaves::{Leaves, below, is_marker};
 use crate::owners::{Operation, Owner, Owners};
 use crate::path::{self, Role, Token};
 
@@ -116,21 +116,6 @@ impl Conflicts<'_> {
 
 fn is_removed_element(path: &str, value: &ScalarValue) -> bool {
     matches!(value, ScalarValue::Int(..0)) && path::role(path) == Role::Presence
-}
-
-fn is_marker(value: &ScalarValue) -> bool {
-    matches!(value, ScalarValue::Bytes(bytes) if matches!(bytes.as_slice(), b"{}" | b"[]"))
-}
-
-fn below<'a>(
-    leaves: &'a Leaves,
-    path: &str,
-) -> impl Iterator<Item = (&'a String, &'a ScalarValue)> + use<'a> {
-    let prefix = format!("{path}/");
-    let start = prefix.clone();
-    leaves
-        .range(start..)
-        .take_while(move |(path, _)| path.starts_with(&prefix))
 }
 
 /// Leaves out the marker of an empty map or list where something stays in it.

@@ -230,7 +230,7 @@ mod tests {
     use super::*;
     use crate::disk::Write;
     use crate::record::{document_key, tombstone_key};
-    use crate::types::{Author, NodeId};
+    use crate::types::{Author, NodeId, Via};
     use crate::{MemoryDisk, Store};
 
     fn options() -> OpenOptions {
@@ -256,6 +256,7 @@ mod tests {
             let author = Author {
                 manager: "test".to_owned(),
                 user: String::new(),
+                via: Via::Api,
                 unix_seconds: 0,
             };
             store.create(object, author).await.unwrap();

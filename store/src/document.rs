@@ -16,7 +16,7 @@ use crate::incoming::{IncomingChange, check_put, check_size, guarded};
 use crate::leaves::{self, Edits, Leaves};
 use crate::owners::{self, Operation, Owner, Owners};
 use crate::path::{self, Role};
-use crate::types::NodeId;
+use crate::types::{NodeId, Via};
 
 pub(crate) const CREATOR: &str = "@creator";
 pub(crate) const CREATED: &str = "@created";
@@ -58,12 +58,26 @@ pub(crate) struct ChangeAuthor {
     pub(crate) user: String,
     #[serde(rename = "n")]
     pub(crate) node: NodeId,
+    /// None in changes of agents that did not say it, and of those that know more ways than this one.
+    #[serde(
+        rename = "t",
+        default,
+        deserialize_with = "known_via",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) via: Option<Via>,
     /// Kept as the change's time, not in its message.
     #[serde(skip)]
     pub(crate) unix_seconds: i64,
     /// Of a base (`epoch.rs`): how many changes it stands for.
     #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
     pub(crate) dropped: Option<u64>,
+}
+
+/// Reads a way that this version knows: what a later one says must not make its changes unreadable.
+fn known_via<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Via>, D::Error> {
+    let said = serde_json::Value::deserialize(deserializer)?;
+    Ok(serde_json::from_value(said).ok())
 }
 
 impl ChangeAuthor {
@@ -149,13 +163,9 @@ impl Document {
         contents
     }
 
-    /// Decides between presences that were written at once: the higher number; of one number, the removal.
     fn presence(&self, key: &str) -> Option<ScalarValue> {
         let all = self.automerge.get_all(&ROOT, key).ok()?;
-        all.into_iter()
-            .filter_map(|(value, _)| value.as_i64())
-            .max_by_key(|number| (number.unsigned_abs(), *number < 0))
-            .map(ScalarValue::Int)
+        decided_presence(all.into_iter().map(|(value, _)| value))
     }
 
     fn creators(&self) -> BTreeSet<Owner> {
@@ -369,6 +379,13 @@ impl Document {
         let change = self.automerge.get_change_by_hash(&hash)?;
         serde_json::from_str(change.message()?).ok()
     }
+}
+
+/// Decides between presences that were written at once: the higher number; of one number, the removal.
+pub(crate) fn decided_presence<'a>(all: impl Iterator<Item = automerge::Value<'a>>) -> Option<ScalarValue> {
+    all.filter_map(|value| value.as_i64())
+        .max_by_key(|number| (number.unsigned_abs(), *number < 0))
+        .map(ScalarValue::Int)
 }
 
 /// A change that was just made here.

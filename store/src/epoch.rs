@@ -19,7 +19,7 @@ use crate::incoming::IncomingChange;
 use crate::leaves::{self, Leaves};
 use crate::owners::{Owner, Owners};
 use crate::path::{self, Role};
-use crate::types::NodeId;
+use crate::types::{NodeId, Via};
 
 /// The manager of bases.
 const MANAGER: &str = "podman-swarm-compaction";
@@ -61,7 +61,7 @@ impl Base {
     }
 
     fn holds(&self, change: &Change) -> bool {
-        let (actor, number) = origin(change);
+        let (actor, number) = origin(change.actor_id(), change.seq());
         self.included
             .get(&hex(&actor))
             .is_some_and(|last| number <= *last)
@@ -92,21 +92,30 @@ const NODE_ACTOR_BYTES: usize = 16;
 const CARRIED_ACTOR_BYTES: usize = NODE_ACTOR_BYTES + size_of::<u64>();
 
 fn carried_actor(change: &Change) -> ActorId {
-    let (actor, number) = origin(change);
+    let (actor, number) = origin(change.actor_id(), change.seq());
     ActorId::from([actor.as_slice(), &number.to_be_bytes()].concat())
 }
 
 /// Returns actor and number of a change as it was made first. What is carried over builds on what the original built on
 /// of its actor, so of each actor a history has all changes up to one.
-fn origin(change: &Change) -> (Vec<u8>, u64) {
-    let actor = change.actor_id().to_bytes();
+fn origin(actor: &ActorId, number: u64) -> (Vec<u8>, u64) {
+    let actor = actor.to_bytes();
     match actor.split_first_chunk::<NODE_ACTOR_BYTES>() {
         Some((node, number)) if actor.len() == CARRIED_ACTOR_BYTES => {
             let number = number.try_into().map_or(0, u64::from_be_bytes);
             (node.to_vec(), number)
         }
-        Some(_) | None => (actor.to_vec(), change.seq()),
+        Some(_) | None => (actor.to_vec(), number),
     }
+}
+
+/// Returns what a change is known by to users, given its actor and number: the same when it was carried over.
+pub(crate) fn lasting_id(actor: &ActorId, number: u64) -> String {
+    let (actor, number) = origin(actor, number);
+    let hash = Sha256::new()
+        .chain_update(actor)
+        .chain_update(number.to_be_bytes());
+    hex(&hash.finalize())
 }
 
 /// Who writes the base of a history up to these heads.
@@ -144,7 +153,7 @@ impl Squash<'_> {
             let incoming = IncomingChange::parse(change.raw_bytes())?;
             base.generation += incoming.spec_changes;
             unix_seconds = unix_seconds.max(change.timestamp());
-            let (actor, number) = origin(change);
+            let (actor, number) = origin(change.actor_id(), change.seq());
             base.include(hex(&actor), number);
             match incoming.base {
                 None => base.dropped += 1,
@@ -164,6 +173,7 @@ impl Squash<'_> {
             manager: MANAGER.to_owned(),
             user: String::new(),
             node: self.node.clone(),
+            via: Some(Via::Controller),
             unix_seconds,
             dropped: Some(base.dropped),
         };
@@ -255,7 +265,7 @@ impl Document {
     }
 
     /// Returns the document as it was.
-    fn at(&mut self, heads: &[ChangeHash]) -> Result<Document, BadBytes> {
+    pub(crate) fn at(&mut self, heads: &[ChangeHash]) -> Result<Document, BadBytes> {
         let automerge = self.automerge.fork_at(heads);
         automerge
             .map(|automerge| Document { automerge })

@@ -281,6 +281,23 @@ fn number_for(presence: Option<&ScalarValue>) -> u32 {
 
 // ---------------------------------------------------------------- differences
 
+/// Tells whether a value only says that a map or list is there, and empty.
+pub(crate) fn is_marker(value: &ScalarValue) -> bool {
+    matches!(value, ScalarValue::Bytes(bytes) if matches!(bytes.as_slice(), b"{}" | b"[]"))
+}
+
+/// Returns the leaves below a path.
+pub(crate) fn below<'a>(
+    leaves: &'a Leaves,
+    path: &str,
+) -> impl Iterator<Item = (&'a String, &'a ScalarValue)> + use<'a> {
+    let prefix = format!("{path}/");
+    let start = prefix.clone();
+    leaves
+        .range(start..)
+        .take_while(move |(path, _)| path.starts_with(&prefix))
+}
+
 /// Returns the smallest change that makes `desired` of `existing`.
 pub(crate) fn diff(existing: &Leaves, desired: &Leaves) -> Edits {
     let mut edits = Edits::default();
@@ -580,7 +597,8 @@ pub(crate) fn check_leaf(leaf: &str, value: &ScalarValue) -> Result<(), &'static
 /// The highest number of an element: one below which the next always fits.
 const MAX_NUMBER: u64 = 1 << 31;
 
-fn is_group(leaf: &str) -> bool {
+/// Tells whether a leaf holds several fields as one register.
+pub(crate) fn is_group(leaf: &str) -> bool {
     matches!(path::parse(path::split_last(leaf).1), Some(Token::Group(_)))
 }
 

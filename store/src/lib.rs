@@ -4,6 +4,7 @@
 //! `prepare.rs` for how it is changed, `commit.rs` for how that becomes durable, and `sync.rs` for how replicas meet.
 
 mod apply;
+mod changed;
 mod check;
 mod commit;
 mod compaction;
@@ -12,6 +13,7 @@ mod disk;
 mod document;
 mod epoch;
 mod frame;
+mod history;
 mod incarnation;
 mod incoming;
 mod index;
@@ -39,11 +41,13 @@ mod watch;
 
 pub use check::{CheckReport, Problem, check};
 pub use compaction::Proposal;
+pub use history::compare;
 pub use memory_disk::MemoryDisk;
 pub use snapshot::Snapshot;
 pub use store::Store;
 pub use types::{
-    Applied, Author, CommitError, Conflict, ConflictSide, DiskState, Exchange, Gone, Listing, NodeId,
-    OpenError, OpenOptions, Outcome, Precondition, Push, Revision, Shortage, SyncError, View, WatchEvent,
-    WatchScope, WriteError,
+    Applied, Author, ChangedFields, CommitError, Conflict, ConflictSide, Difference, DiskState, Exchange,
+    FieldChange, Gone, History, HistoryChange, HistoryError, Listing, NodeId, OpenError, OpenOptions,
+    Outcome, Precondition, Push, Revision, Shortage, SyncError, Via, View, WatchEvent, WatchScope,
+    WriteError,
 };

@@ -59,7 +59,8 @@ fn internal(key: &ObjectKey, error: impl std::fmt::Display) -> WriteError {
     invalid(key, error.to_string())
 }
 
-fn stripped(object: &Object) -> Object {
+/// Returns an object without what the store itself says in it.
+pub(crate) fn stripped(object: &Object) -> Object {
     let mut tree = object.clone();
     leaves::strip_system_fields(&mut tree);
     tree
@@ -126,6 +127,7 @@ impl Shared {
             manager: author.manager.clone(),
             user: author.user.clone(),
             node: self.node.clone(),
+            via: Some(author.via),
             unix_seconds: author.unix_seconds,
             dropped: None,
         }

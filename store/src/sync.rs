@@ -11,9 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use automerge::ChangeHash;
-use schemas::{ObjectKey, hex};
-use sha2::{Digest, Sha256};
+use schemas::ObjectKey;
 
+use crate::changed::{LAST_APPLIED, redacted};
 use crate::digest::{BUCKETS, BucketDigest, bucket_of};
 use crate::disk::Write;
 use crate::document::{BadBytes, Clash, Document};
@@ -684,13 +684,6 @@ impl Shared {
             loser: side(clash.loser),
         })
     }
-}
-
-/// What `kubectl apply` keeps of the last manifest: it differs with every apply.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io~1last-applied-configuration";
-
-fn redacted(value: &str) -> String {
-    format!("<redacted, sha256:{}>", hex(&Sha256::digest(value)[..8]))
 }
 
 fn send(body: &Body) -> Result<Exchange, SyncError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use schemas::{Kind, Object, ObjectKey};
+use serde_json::Value;
 
 /// Identity of a node: the hex SHA-256 of its public key (64 characters).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
@@ -82,8 +83,23 @@ pub struct Author {
     pub manager: String,
     /// The user, as the API authenticated it; empty for controllers.
     pub user: String,
+    pub via: Via,
     /// Seconds since the Unix epoch, for display alone.
     pub unix_seconds: i64,
+}
+
+/// Through what a change came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// Server-side apply: `psctl apply`, `kubectl apply --server-side`, manifests over HTTP.
+    Apply,
+    /// Any other write of the API.
+    Api,
+    /// The Git repository that the cluster follows.
+    GitOps,
+    /// A controller or a node, by itself.
+    Controller,
 }
 
 /// What must hold of the stored object for a write to happen. Empty: anything.
@@ -244,6 +260,89 @@ pub struct ConflictSide {
     pub node: NodeId,
     pub user: String,
     pub manager: String,
+}
+
+/// A field that differs between two states of an object.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct FieldChange {
+    /// For people: `spec.template.spec.containers[web].image`.
+    pub path: String,
+    /// None: it was not there. Of confidential kinds `<redacted, sha256:...>`; long values are text that ends in `…`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub old: Option<Value>,
+    /// None: it is gone. Otherwise as `old`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new: Option<Value>,
+    /// A value was too long to be shown whole.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
+}
+
+/// The fields that differ between two states of an object, ordered by path (100 at most).
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct ChangedFields {
+    pub fields: Vec<FieldChange>,
+    /// So many more differ.
+    pub omitted: usize,
+}
+
+/// The changes of one object, of this incarnation of it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct History {
+    /// Causes before effects; what happened at once is ordered by time, the same on every node.
+    pub changes: Vec<HistoryChange>,
+    /// So many changes before those are kept, and not listed.
+    pub omitted: usize,
+}
+
+/// One change of an object.
+#[derive(Clone, PartialEq, Debug)]
+pub struct HistoryChange {
+    /// The beginning of what the change is known by, long enough to tell it from the others of its object (8 hex digits
+    /// or more). It stays the same when the history before it is squashed.
+    pub id: String,
+    pub unix_seconds: i64,
+    /// The node that wrote it.
+    pub node: NodeId,
+    /// The user, as the API authenticated it; empty for controllers.
+    pub user: String,
+    /// The field manager.
+    pub manager: String,
+    /// None, if the agent that wrote it did not say, or in a word of a later version.
+    pub via: Option<Via>,
+    /// Against what its writer saw. Empty, if it changes nothing but who owns fields or the order of a list.
+    pub changed: ChangedFields,
+    /// It stands for so many changes, of which nothing else is known any more; `changed` is empty.
+    pub compacted: Option<u64>,
+}
+
+/// What differs between an object at two changes.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Difference {
+    /// The changes that `from` is the state after: several, if they were made at once; none, before the first.
+    pub from: Vec<String>,
+    /// As `from`.
+    pub to: Vec<String>,
+    pub changed: ChangedFields,
+}
+
+/// Why nothing can be said of an object's history.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    #[error("{0} not found")]
+    NotFound(ObjectKey),
+    #[error("{0} is computed and was never written")]
+    Computed(ObjectKey),
+    #[error("{key} has no change {change:?}")]
+    UnknownChange { key: ObjectKey, change: String },
+    #[error("{count} changes of {key} begin with {change:?}")]
+    Ambiguous {
+        key: ObjectKey,
+        change: String,
+        count: usize,
+    },
+    #[error("the history of {key} cannot be read: {reason}")]
+    Unreadable { key: ObjectKey, reason: String },
 }
 
 /// Why a frame from a peer was refused. Nothing of it was stored.

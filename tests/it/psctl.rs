@@ -240,6 +240,48 @@ fn apply_get_describe_and_delete() {
             .contains("disk=ssd")
     );
 
+    // What it was before, and back to that.
+    let table = run(&["history", "deploy/web"]).expect("history");
+    assert!(
+        table.starts_with("CHANGE ") && table.contains("metadata.labels.tier") && table.contains("\"front\""),
+        "{table}"
+    );
+    let history = || -> Vec<Value> {
+        let json = run(&["history", "deploy", "web", "-o", "json"]).expect("history -o json");
+        let json: Value = serde_json::from_str(&json).unwrap();
+        json["changes"].as_array().unwrap().clone()
+    };
+    let changes = history();
+    let told = |change: &Value| ["/through", "/manager", "/node"].map(|field| text(change, field));
+    assert_eq!(told(&changes[0]), ["apply", "psctl", "node1"]);
+    let first = text(&changes[0], "/change");
+    let labelled = changes
+        .iter()
+        .find(|change| change["fields"][0]["new"] == "front");
+    let labelled = text(labelled.expect("the change of the label"), "/change");
+    let ran = run(&["diff", "deploy/web", "--to", &labelled]);
+    assert!(
+        ran.code == Some(1) && ran.stdout.contains("\n+ metadata.labels.tier: \"front\"\n"),
+        "{ran:?}"
+    );
+    let ran = run(&["diff", "deploy/web", "--from", &first, "--to", &first]);
+    assert!(ran.ok && ran.stdout.is_empty(), "{ran:?}");
+    let undone = run(&["undo", "deploy/web", "--to", &first, "--dry-run"]).expect("undo --dry-run");
+    assert!(
+        undone.contains("(dry run)\n") && undone.contains("- metadata.labels.tier"),
+        "{undone}"
+    );
+    assert_eq!(history().len(), changes.len());
+    let undone = run(&["undo", "deploy/web", "--to", &first]).expect("undo");
+    assert_eq!(undone, format!("deployment.apps/web undone to {first}\n"));
+    assert_eq!(told(history().last().unwrap()), ["api", "psctl", "node1"]);
+    assert_eq!(
+        text(&cluster.get(1, &["deploy", "web"]), "/metadata/labels/tier"),
+        ""
+    );
+    let undone = run(&["undo", "deploy/web", "--to", &first]).expect("undo again");
+    assert!(undone.contains("unchanged"), "{undone}");
+
     // Deletion by file: what it names, in the same folder form as apply, and it waits until all is gone.
     let deleted = run(&["delete", "-f", directory]).expect("delete -f");
     assert!(
@@ -265,6 +307,14 @@ fn what_is_wrong_is_said_on_stderr_with_an_exit_code() {
         (vec!["delete", "svc", "none"], vec!["none", "not found"]),
         (vec!["describe", "deploy", "none"], vec!["none", "not found"]),
         (
+            vec!["history", "deploy", "none"],
+            vec!["none", "not found", "deleted"],
+        ),
+        (
+            vec!["undo", "deploy/none", "--to", "1"],
+            vec!["none", "not found"],
+        ),
+        (
             vec!["apply", "-f", "/nonexistent.yaml"],
             vec!["/nonexistent.yaml", "No such file"],
         ),
@@ -273,6 +323,9 @@ fn what_is_wrong_is_said_on_stderr_with_an_exit_code() {
         ran.refuses(1, &words);
         assert!(ran.stdout.is_empty(), "{arguments:?}: {ran:?}");
     }
+    // Of `diff`, 1 is a difference.
+    let ran = run(&["diff", "deploy/none"]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("deleted"), "{ran:?}");
     let service = |ports: &str| {
         format!(
             "{{apiVersion: v1, kind: Service, metadata: {{name: s}}, spec: {{selector: {{a: b}}, ports: [{ports}]}}}}"
@@ -337,6 +390,10 @@ fn what_is_wrong_is_said_on_stderr_with_an_exit_code() {
         vec!["delete"],
         vec!["delete", "po"],
         vec!["frobnicate"],
+        vec!["history", "deploy"],
+        vec!["history", "deploy/a", "deploy/b"],
+        vec!["undo", "deploy/a"],
+        vec!["diff"],
         vec!["get", "po", "--no-such-flag"],
     ] {
         let ran = run(&arguments);

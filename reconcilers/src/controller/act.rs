@@ -3,7 +3,7 @@
 use futures::{StreamExt, TryStreamExt, stream};
 use schemas::{Kind, Object, ObjectKey, OwnerReference, deletion};
 use serde_json::Value;
-use store::{Author, Precondition, WriteError};
+use store::{Author, Precondition, Via, WriteError};
 use tracing::info;
 
 use super::{Context, ReconcileError};
@@ -58,6 +58,7 @@ async fn act(context: &Context, component: Component, action: Action) -> Result<
     let author = Author {
         manager: manager.to_owned(),
         user: String::new(),
+        via: Via::Controller,
         unix_seconds: context.clock.unix_seconds(),
     };
     match write(context, author, action.clone()).await {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
-use store::{Author, MemoryDisk, NodeId, OpenOptions, Precondition, Store, WriteError};
+use store::{Author, MemoryDisk, NodeId, OpenOptions, Precondition, Store, Via, WriteError};
 use tokio::sync::watch;
 
 use super::Context;
@@ -25,6 +25,7 @@ pub(super) fn author() -> Author {
     Author {
         manager: "test".to_owned(),
         user: String::new(),
+        via: Via::Api,
         unix_seconds: 0,
     }
 }

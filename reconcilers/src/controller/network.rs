@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ipnet::IpNet;
 use schemas::{Kind, Object, ObjectKey, with_causes};
-use store::{Author, Precondition, WatchEvent, WatchScope, WriteError};
+use store::{Author, Precondition, Via, WatchEvent, WatchScope, WriteError};
 use tracing::{error, info, warn};
 
 use super::{Context, Next, ReconcileError, Reconciler, Trigger};
@@ -37,6 +37,7 @@ impl Network {
         let author = Author {
             manager: "pod-network".to_owned(),
             user: String::new(),
+            via: Via::Controller,
             unix_seconds: self.context.clock.unix_seconds(),
         };
         let key = ObjectKey::cluster(Kind::Member, &self.context.node.0);

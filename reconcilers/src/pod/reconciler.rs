@@ -12,7 +12,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use schemas::deletion::{DEFAULT_GRACE_SECONDS, is_held};
 use schemas::{Kind, Object, ObjectKey};
-use store::{Author, Precondition, Store, View, WatchEvent, WatchScope, WriteError};
+use store::{Author, Precondition, Store, Via, View, WatchEvent, WatchScope, WriteError};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
@@ -460,6 +460,7 @@ impl Documents {
         Author {
             manager: "kubelet".to_owned(),
             user: String::new(),
+            via: Via::Controller,
             unix_seconds: self.clock.unix_seconds(),
         }
     }

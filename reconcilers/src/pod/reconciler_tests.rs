@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 use serde_json::{Value, json};
-use store::{MemoryDisk, NodeId, OpenOptions};
+use store::{MemoryDisk, NodeId, OpenOptions, Via};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -207,6 +207,7 @@ fn author() -> Author {
     Author {
         manager: "test".to_owned(),
         user: String::new(),
+        via: Via::Api,
         unix_seconds: 0,
     }
 }

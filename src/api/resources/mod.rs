@@ -1,10 +1,12 @@
 //! The Kubernetes resources: one call, dispatched by method and subresource.
 //!
-//! Reading is in `read` and `watch`, writing in `write`, `edit` and `delete`, subresources in `scale` and `log`. What a
+//! Reading is in `read` and `watch`, writing in `write`, `edit` and `delete`, subresources in `scale` and `log`, what was
+//! before in `history`. What a
 //! kind means is asked of `schemas`; nothing here knows what controllers do.
 
 mod delete;
 mod edit;
+pub(crate) mod history;
 mod log;
 mod node;
 mod peer_events;
@@ -15,6 +17,7 @@ mod write;
 
 use axum::extract::Request;
 use axum::response::Response;
+use http::request::Parts;
 use http::{HeaderMap, Method, Uri, header};
 use schemas::{Ending, Kind, Object, ObjectKey, Subresource};
 use store::{NodeId, View};
@@ -53,18 +56,8 @@ pub(crate) struct Call<'a> {
 pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
     let (parts, body) = request.into_parts();
     let target = Target::parse(parts.uri.path()).ok_or_else(ApiError::no_resource)?;
-    let call = Call {
-        state,
-        query: Query::of(&parts.uri)?,
-        user: user_of(&parts.extensions, &parts.headers),
-        stopping: parts
-            .extensions
-            .get::<Stopping>()
-            .map(|stopping| stopping.0.clone()),
-        headers: parts.headers,
-        uri: parts.uri,
-        target,
-    };
+    let method = parts.method.clone();
+    let call = Call::of(state, parts, target)?;
     let named = call.target.name.is_some();
     let subresource = match call.target.behind {
         Some(Behind::Unserved) => {
@@ -76,7 +69,7 @@ pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
         Some(Behind::Served(subresource)) => Some(subresource),
         None => None,
     };
-    match (parts.method, subresource, named) {
+    match (method, subresource, named) {
         (Method::GET, None, _) if call.query.flag("watch") => watch::watch(&call).await,
         (Method::GET | Method::HEAD, None | Some(Subresource::Status), true) => read::get(&call).await,
         (Method::GET | Method::HEAD, None, false) => read::list(&call).await,
@@ -93,7 +86,22 @@ pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
     }
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    fn of(state: &'a ApiState, parts: Parts, target: Target) -> ApiResult<Self> {
+        Ok(Self {
+            state,
+            query: Query::of(&parts.uri)?,
+            user: user_of(&parts.extensions, &parts.headers),
+            stopping: parts
+                .extensions
+                .get::<Stopping>()
+                .map(|stopping| stopping.0.clone()),
+            headers: parts.headers,
+            uri: parts.uri,
+            target,
+        })
+    }
+
     fn kind(&self) -> Kind {
         self.target.kind
     }

@@ -304,7 +304,7 @@ impl Writer {
 mod tests {
     use reconcilers::ports::{Clock, Moment};
     use schemas::ObjectKey;
-    use store::{Author, MemoryDisk, NodeId, OpenOptions};
+    use store::{Author, MemoryDisk, NodeId, OpenOptions, Via};
 
     use super::*;
     use crate::api::target::Query;
@@ -364,6 +364,7 @@ mod tests {
         let author = Author {
             manager: "test".into(),
             user: String::new(),
+            via: Via::Api,
             unix_seconds: 0,
         };
         let object = Object::new(&ObjectKey::new(kind, "default", name));

@@ -7,7 +7,7 @@ use schemas::{
     time, validate,
 };
 use serde_json::Value;
-use store::{Outcome, Precondition, Revision, Store, View};
+use store::{Author, Outcome, Precondition, Revision, Store, Via, View};
 
 use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
 use super::{Call, object_answer, shown};
@@ -322,7 +322,11 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &[u8], validation: Valid
         }
         None => check_namespace(&call.state.store, key)?,
     }
-    let (force, author) = (call.query.flag("force"), call.author()?);
+    let force = call.query.flag("force");
+    let author = Author {
+        via: Via::Apply,
+        ..call.author()?
+    };
     let planned = call.state.store.apply_dry(object.clone(), &author, force)?;
     let warnings = check_applied(key, before.as_ref(), &object, &planned.view, validation)?;
     let applied = if call.query.dry_run()? {
@@ -541,7 +545,7 @@ pub(crate) fn check_new(key: &ObjectKey, object: &Object, validation: Validation
     Ok(warnings)
 }
 
-fn check_changed(
+pub(super) fn check_changed(
     key: &ObjectKey,
     old: &Object,
     new: &Object,

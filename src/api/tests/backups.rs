@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use reconcilers::zone::WHITELIST_NAME;
 use schemas::{KINDS, Kind, Object, ObjectKey};
 use serde_json::{Value, json};
-use store::{Author, Store};
+use store::{Author, Store, Via};
 
 use super::fixture::{Api, deployment, pod};
 use crate::backup::{self, Action, Entry, Identity, Line};
@@ -18,6 +18,7 @@ fn author() -> Author {
     Author {
         manager: "test".to_owned(),
         user: String::new(),
+        via: Via::Api,
         unix_seconds: 0,
     }
 }

@@ -2,6 +2,7 @@
 
 mod backups;
 mod fixture;
+mod history;
 mod kubectl;
 mod listener;
 mod native;

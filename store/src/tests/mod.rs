@@ -3,6 +3,7 @@
 mod compaction;
 mod crash;
 mod durability;
+mod history;
 mod properties;
 mod quarantine;
 mod replicas;
@@ -12,7 +13,7 @@ mod writing;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
 
-use crate::{Author, Exchange, MemoryDisk, NodeId, OpenOptions, Precondition, Store, View, WriteError};
+use crate::{Author, Exchange, MemoryDisk, NodeId, OpenOptions, Precondition, Store, Via, View, WriteError};
 
 pub(crate) fn options(node: &str) -> OpenOptions {
     OpenOptions {
@@ -30,6 +31,7 @@ pub(crate) fn author(manager: &str) -> Author {
     Author {
         manager: manager.to_owned(),
         user: "admin".to_owned(),
+        via: Via::Api,
         unix_seconds: 1_714_557_661,
     }
 }

@@ -201,6 +201,7 @@ fn change_author() -> ChangeAuthor {
         manager: "m".to_owned(),
         user: String::new(),
         node: NodeId("n".to_owned()),
+        via: Some(Via::Api),
         unix_seconds: 0,
         dropped: None,
     }
