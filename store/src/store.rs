@@ -9,7 +9,6 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::commit::{self, Claim, Commit, Job, QUEUE_CHANGES};
 use crate::disk::Disk;
-use crate::index::PackedView;
 use crate::memory_disk::MemoryDisk;
 use crate::open;
 use crate::owners::Operation;
@@ -18,7 +17,7 @@ use crate::shared::Shared;
 use crate::sled_disk::SledDisk;
 use crate::types::{
     Applied, Author, CommitError, Conflict, Exchange, Gone, Listing, NodeId, OpenError, OpenOptions, Outcome,
-    Precondition, Push, Revision, SyncError, View, WatchEvent, WatchScope, WriteError,
+    Precondition, Push, Revision, Snapshot, SyncError, View, WatchEvent, WatchScope, WriteError,
 };
 
 /// The store of one node. Cheap to clone.
@@ -81,11 +80,31 @@ impl Store {
 
     /// Lists a kind, in all namespaces or one, ordered by key.
     pub fn list(&self, kind: Kind, namespace: Option<&str>) -> Listing {
-        let (views, revision) = self.shared.index().list(kind, namespace);
+        let (views, revision) = self.shared.index().list(kind, namespace, None);
         Listing {
-            items: views.into_iter().map(PackedView::view).collect(),
+            items: Snapshot::new(views, revision).collect(),
             revision,
         }
+    }
+
+    /// Lists a kind as it was at `at` (now, if None), from the object after `after` on; objects are read from memory as
+    /// they are asked for.
+    ///
+    /// # Errors
+    /// [`Gone`], if `at` is older than the kept history, or another node's.
+    pub fn snapshot(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+        after: Option<&ObjectKey>,
+        at: Option<Revision>,
+    ) -> Result<Snapshot, Gone> {
+        let index = self.shared.index();
+        let (views, revision) = match at {
+            Some(at) => index.list_at(kind, namespace, after, at)?,
+            None => index.list(kind, namespace, after),
+        };
+        Ok(Snapshot::new(views, revision))
     }
 
     /// Lists the documents of a kind as they were written, without what is projected over them.
@@ -108,7 +127,10 @@ impl Store {
         scope: WatchScope,
         from: Option<Revision>,
     ) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
-        self.shared.index_mut().watch(&scope, from)
+        let (past, until) = self.shared.index().since(&scope, from)?;
+        // What is far behind may have to be read from JSON: no writer waits for that.
+        let backlog = past.iter().map(|past| past.event()).collect();
+        self.shared.index_mut().follow(&scope, backlog, until)
     }
 
     /// Tells whether the incarnation of `key` with this uid was removed (by tombstone, never by absence).

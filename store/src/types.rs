@@ -6,6 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use schemas::{Kind, Object, ObjectKey};
 
+use crate::index::PackedView;
+
 /// Identity of a node: the hex SHA-256 of its public key (64 characters).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
@@ -74,6 +76,40 @@ pub struct Listing {
     /// The state this list shows; a watch from here misses nothing.
     pub revision: Revision,
 }
+
+/// A consistent snapshot of a list, whose views are made one by one: of a long list that takes its time, and memory.
+pub struct Snapshot {
+    views: std::vec::IntoIter<PackedView>,
+    revision: Revision,
+}
+
+impl Snapshot {
+    pub(crate) fn new(views: Vec<PackedView>, revision: Revision) -> Self {
+        Self {
+            views: views.into_iter(),
+            revision,
+        }
+    }
+
+    /// Returns the state that this list shows; a watch from here misses nothing.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+}
+
+impl Iterator for Snapshot {
+    type Item = View;
+
+    fn next(&mut self) -> Option<View> {
+        self.views.next().map(PackedView::view)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.views.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Snapshot {}
 
 /// Who changes an object, and through what; attached to the change when it is written.
 #[derive(Clone, PartialEq, Eq, Debug)]
