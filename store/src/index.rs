@@ -376,6 +376,11 @@ impl Index {
     }
 
     pub(crate) fn project(&mut self, key: &ObjectKey, projection: Option<Object>) {
+        // While the disk takes no reservation: after a restart, a revision would be issued again. Whoever projects does so
+        // again later.
+        if self.counter >= self.reserved {
+            return;
+        }
         let entry = self.entries.entry(key.clone()).or_default();
         // A status that was computed before its object went and comes after: nothing would ever take it away, and the next
         // object of this name would begin with it.

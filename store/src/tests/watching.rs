@@ -3,6 +3,8 @@
 use schemas::Kind;
 
 use super::*;
+use crate::incarnation::Uids;
+use crate::index::Index;
 use crate::{Gone, Revision, WatchEvent, WatchScope};
 
 fn scope(kinds: &[Kind]) -> WatchScope {
@@ -145,4 +147,24 @@ async fn a_list_of_the_past_is_what_a_list_then_was() {
     for gone in [foreign, Revision(store.revision().0 + (1 << 16)), Revision(1)] {
         assert_eq!(list(None, Some(gone)).err(), Some(Gone));
     }
+}
+
+#[test]
+fn no_revision_is_issued_that_is_not_reserved() {
+    let mut index = Index::new(Uids::new("cluster".to_owned()), 7, 10, 12);
+    let key = ObjectKey::cluster(Kind::Node, "n1");
+    let project = |index: &mut Index, number: i64| {
+        let mut node = Object::new(&key);
+        node.set(&["status", "number"], number);
+        index.project(&key, Some(node));
+        (
+            index.revision().0 >> 16,
+            index.get(&key).unwrap().object.i64_at("/status/number"),
+        )
+    };
+    assert_eq!(project(&mut index, 1), (11, Some(1)));
+    assert_eq!(project(&mut index, 2), (12, Some(2)));
+    assert_eq!(project(&mut index, 3), (12, Some(2)));
+    index.set_reserved(20);
+    assert_eq!(project(&mut index, 4), (13, Some(4)));
 }
