@@ -228,7 +228,7 @@ impl Index {
     }
 
     /// Returns the counter of a revision of this store.
-    fn issued(&self, revision: Revision) -> Result<u64, Gone> {
+    pub(crate) fn issued(&self, revision: Revision) -> Result<u64, Gone> {
         let is_ours = revision.tag() == self.tag && revision.counter() <= self.counter;
         is_ours.then(|| revision.counter()).ok_or(Gone)
     }

@@ -118,6 +118,11 @@ impl Store {
         self.shared.index().revision()
     }
 
+    /// Tells whether a revision is one of this store's, that now's state is not older than.
+    pub fn has_issued(&self, revision: Revision) -> bool {
+        self.shared.index().issued(revision).is_ok()
+    }
+
     /// Follows changes after `from` (now, if None). The receiver closes when the reader is too slow or the store stops.
     ///
     /// # Errors

@@ -257,11 +257,7 @@ impl DeleteOptions {
         };
         if let Some(uid) = &wanted.uid {
             if uid != view.object.uid() {
-                let why = format!(
-                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                    view.object.uid()
-                );
-                return Err(ApiError::conflict(key, &why));
+                return Err(ApiError::another(key, uid, view.object.uid()));
             }
             precondition.uid = Some(uid.clone());
         }

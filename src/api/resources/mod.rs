@@ -6,6 +6,7 @@
 mod delete;
 mod edit;
 mod log;
+mod options;
 mod peer_events;
 mod read;
 mod scale;

@@ -4,7 +4,6 @@ use axum::body::Body;
 use http::StatusCode;
 use schemas::{Object, ObjectKey};
 use serde_json::{Value, json};
-use store::Precondition;
 
 use super::write::{Validation, change_object, parse_json, patched};
 use super::{Call, get_object, plain_answer};
@@ -64,8 +63,7 @@ async fn write(call: &Call<'_>, edit: &(dyn Fn(&Object) -> ApiResult<Value> + Se
         object.set(&["spec", "replicas"], replicas(&key, &scale)?);
         Ok(object)
     };
-    let anything = Precondition::default();
-    let (object, _) = change_object(call, &key, &anything, Validation::Ignore, &change).await?;
+    let (object, _) = change_object(call, &key, Validation::Ignore, &change).await?;
     Ok(plain_answer(call, StatusCode::OK, &scale_of(&object)))
 }
 

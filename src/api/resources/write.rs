@@ -141,9 +141,8 @@ pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
     let key = call.key()?;
     let validation = Validation::parse(call.query.text("fieldValidation"))?;
     let object = addressed(call, read_object(&call.headers, body).await?, Some(&key))?;
-    let precondition = precondition(&object)?;
     let change = |_: &Object| Ok(object.clone());
-    let (view, warnings) = change_object(call, &key, &precondition, validation, &change).await?;
+    let (view, warnings) = change_object(call, &key, validation, &change).await?;
     let mut response = object_answer(call, StatusCode::OK, view)?;
     content::add_warnings(&mut response, &warnings);
     Ok(response)
@@ -162,12 +161,8 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
         return apply(call, &key, &bytes, validation).await;
     }
     let patch = parse_json(&bytes)?;
-    let precondition = match &patch {
-        Value::Object(map) => precondition(&Object(map.clone()))?,
-        _ => Precondition::default(),
-    };
     let change = |object: &Object| patched(&media, object, &patch);
-    let (view, warnings) = change_object(call, &key, &precondition, validation, &change).await?;
+    let (view, warnings) = change_object(call, &key, validation, &change).await?;
     let mut response = object_answer(call, StatusCode::OK, view)?;
     content::add_warnings(&mut response, &warnings);
     Ok(response)
@@ -189,11 +184,11 @@ pub(super) fn patched(media: &str, object: &Object, patch: &Value) -> ApiResult<
     })
 }
 
-/// Changes an object by `edit`, which gets what is shown of it and returns what shall be shown.
+/// Changes an object by `edit`, which gets what is shown of it and returns what shall be shown. If that has a uid or a
+/// version, they must be the object's: this is how clients say what they mean.
 pub(super) async fn change_object(
     call: &Call<'_>,
     key: &ObjectKey,
-    precondition: &Precondition,
     validation: Validation,
     edit: &(dyn Fn(&Object) -> ApiResult<Object> + Send + Sync),
 ) -> ApiResult<(Object, Vec<String>)> {
@@ -209,7 +204,6 @@ pub(super) async fn change_object(
         .store
         .get(key)
         .ok_or_else(|| ApiError::not_found(key))?;
-    check_precondition(key, &view, precondition)?;
     let before = shown(&view);
     let mut warnings = Vec::new();
     let mut step = |raw: &Object| -> ApiResult<Object> {
@@ -220,6 +214,7 @@ pub(super) async fn change_object(
             validate::defaulted(raw)
         };
         let edited = edit(&base)?;
+        check_meant(key, raw, &base, &edited)?;
         check_identity(&base, &edited)?;
         let edited = tidied(confined(&base, edited, part, key.kind.has_status()));
         match part {
@@ -243,7 +238,8 @@ pub(super) async fn change_object(
     }
     let author = call.author()?;
     let changed = if view.stored {
-        call.state.store.update(key, precondition, author, step).await?
+        let anything = Precondition::default();
+        call.state.store.update(key, &anything, author, step).await?
     } else {
         // A computed object without a document gets one, of what this request changes.
         let document = step(&Object::new(key))?;
@@ -441,15 +437,29 @@ fn check_precondition(key: &ObjectKey, view: &View, precondition: &Precondition)
     if let Some(uid) = &precondition.uid
         && uid != view.object.uid()
     {
-        let why = format!(
-            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-            view.object.uid()
-        );
-        return Err(ApiError::conflict(key, &why));
+        return Err(ApiError::another(key, uid, view.object.uid()));
     }
     match precondition.resource_version {
         Some(version) if version != view.revision => Err(ApiError::modified(key)),
         _ => Ok(()),
+    }
+}
+
+/// Checks uid and version of an edit against what is stored now, where nobody else writes (`raw`), or, of a computed
+/// object without a document, against what is shown (`base`).
+fn check_meant(key: &ObjectKey, raw: &Object, base: &Object, edited: &Object) -> ApiResult<()> {
+    let version = |object: &Object| object.str_at("/metadata/resourceVersion").to_owned();
+    let current = match version(raw) {
+        none if none.is_empty() => version(base),
+        current => current,
+    };
+    if !edited.uid().is_empty() && edited.uid() != base.uid() {
+        return Err(ApiError::another(key, edited.uid(), base.uid()));
+    }
+    match version(edited) {
+        any if any.is_empty() || any == "0" => Ok(()),
+        meant if meant == current => Ok(()),
+        _ => Err(ApiError::modified(key)),
     }
 }
 

@@ -6,3 +6,4 @@ mod listener;
 mod native;
 mod resources;
 mod streams;
+mod versions;
