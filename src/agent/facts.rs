@@ -7,6 +7,7 @@ use std::time::Duration;
 use reconcilers::ports::{Announcer, NodeFacts};
 use schemas::hex;
 use sha2::{Digest, Sha256};
+use store::Store;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -19,7 +20,7 @@ const MAX_PODS: u32 = 110;
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Describes this node.
-pub(super) fn node_facts(config: &Config, engine: &Engine) -> NodeFacts {
+pub(super) fn node_facts(config: &Config, engine: &Engine, store: &Store) -> NodeFacts {
     let mut labels = BTreeMap::from([
         (HOSTNAME_LABEL.to_owned(), config.node_name.clone()),
         (OS_LABEL.to_owned(), "linux".to_owned()),
@@ -47,6 +48,7 @@ pub(super) fn node_facts(config: &Config, engine: &Engine) -> NodeFacts {
         podman_error: String::new(),
         ingress: config.flags.enable_ingress,
         gitops: followed(&config.flags),
+        revision_tag: Some(store.revision().tag()),
     }
 }
 
