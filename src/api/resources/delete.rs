@@ -9,7 +9,7 @@ use serde_json::json;
 use store::{Author, Precondition, Revision, View};
 
 use super::read::peer_answer;
-use super::{Call, object_answer, plain_answer, shown};
+use super::{Call, foreign, object_answer, plain_answer, shown};
 use crate::api::content::{MAX_OBJECT_BYTES, read_body};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
@@ -49,6 +49,9 @@ pub(super) async fn delete(call: &Call<'_>, body: Body) -> ApiResult {
     let key = call.key()?;
     let body = read_body(body, MAX_OBJECT_BYTES).await?;
     let options = options(call, &body)?;
+    if let Some(answer) = foreign::write(call, &key, options.meant(), &body).await? {
+        return Ok(answer);
+    }
     let deleted = match delete_object(call.state, &key, &options, call.author()?).await {
         // Another node may keep it.
         Err(error)
@@ -248,6 +251,12 @@ impl DeleteOptions {
             dry_run,
             ..Self::default()
         }
+    }
+
+    /// The version that the object is to have.
+    fn meant(&self) -> Option<Revision> {
+        let version = self.preconditions.as_ref()?.resource_version.as_ref()?;
+        version.parse().ok().map(Revision)
     }
 
     fn precondition(&self, key: &ObjectKey, view: &View) -> ApiResult<Precondition> {

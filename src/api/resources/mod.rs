@@ -5,6 +5,7 @@
 
 mod delete;
 mod edit;
+mod foreign;
 mod log;
 mod options;
 mod peer_events;
@@ -40,6 +41,7 @@ const MAX_MANAGER_BYTES: usize = 128;
 /// A request of the Kubernetes API, read but for its body.
 pub(crate) struct Call<'a> {
     state: &'a ApiState,
+    method: Method,
     target: Target,
     query: Query,
     headers: HeaderMap,
@@ -54,6 +56,7 @@ pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
     let target = Target::parse(parts.uri.path()).ok_or_else(ApiError::no_resource)?;
     let call = Call {
         state,
+        method: parts.method,
         query: Query::of(&parts.uri)?,
         user: user_of(&parts.extensions, &parts.headers),
         stopping: parts
@@ -75,7 +78,7 @@ pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
         Some(Behind::Served(subresource)) => Some(subresource),
         None => None,
     };
-    match (parts.method, subresource, named) {
+    match (call.method.clone(), subresource, named) {
         (Method::GET, None, _) if call.query.flag("watch") => watch::watch(&call).await,
         (Method::GET | Method::HEAD, None | Some(Subresource::Status), true) => read::get(&call).await,
         (Method::GET | Method::HEAD, None, false) => read::list(&call).await,
@@ -148,7 +151,7 @@ impl Call<'_> {
         self.headers.contains_key(LOCAL_ONLY)
     }
 
-    /// Sends this request on to another node, as it is, for the same user.
+    /// Makes a request for another node: to read what this one reads, for the same user.
     fn relayed(&self, accept: Option<&'static str>) -> ApiResult<Request> {
         // Over HTTP/2 the URI names this node; the other one is reached by the relay.
         let path = self
@@ -158,9 +161,10 @@ impl Call<'_> {
         let mut request = Request::builder().method(Method::GET).uri(path);
         if let Some(headers) = request.headers_mut() {
             headers.insert(LOCAL_ONLY, http::HeaderValue::from_static("true"));
-            if let Ok(user) = self.user.parse() {
-                headers.insert(super::auth::RELAYED_USER, user);
-            }
+            let user = http::HeaderValue::from_bytes(self.user.as_bytes());
+            let user =
+                user.map_err(|_| ApiError::bad_request("the name of the token has control characters"))?;
+            headers.insert(super::auth::RELAYED_USER, user);
             if let Some(accept) = accept {
                 headers.insert(header::ACCEPT, http::HeaderValue::from_static(accept));
             }

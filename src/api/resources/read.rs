@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use store::{NodeId, Snapshot};
 
 use super::options::{Continue, ListOptions, State};
-use super::{Call, object_answer, shown};
+use super::{Call, foreign, object_answer, shown};
 use crate::api::content::{self, Accepted, Shape};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
@@ -76,6 +76,15 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
     let selection = Selection::of(call.kind(), &call.query)?;
     let options = ListOptions::of(&call.target, &call.query)?;
     let accepted = call.accepted()?;
+    if let State::NotOlderThan(version) | State::Exactly(version) = options.state
+        && call.kind() != Kind::Event
+    {
+        match foreign::answer(call, Some(version), &Bytes::new()).await {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => {}
+            Err(why) => tracing::debug!(why, "api: a list at a version of another node"),
+        }
+    }
     let mut snapshot = snapshot(call, &options)?;
     let mut metadata = json!({"resourceVersion": snapshot.revision().to_string()});
     let mut warnings = Vec::new();
