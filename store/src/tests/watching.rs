@@ -4,7 +4,7 @@ use schemas::Kind;
 
 use super::*;
 use crate::incarnation::Uids;
-use crate::index::Index;
+use crate::index::{Index, REVISION_BLOCK};
 use crate::{Gone, Revision, WatchEvent, WatchScope};
 
 fn scope(kinds: &[Kind]) -> WatchScope {
@@ -87,6 +87,14 @@ async fn foreign_and_future_revisions_are_gone() {
         }
     }
     assert!(store.watch(scope(&[]), Some(revision)).is_ok());
+}
+
+#[test]
+fn two_stores_with_one_tag_have_no_revision_in_common() {
+    let counters = ["a", "b"].map(|node| store(node).revision().0 >> 16);
+    // As far as either counts before its next start.
+    assert!(counters[0].abs_diff(counters[1]) > REVISION_BLOCK, "{counters:?}");
+    assert!(counters.iter().all(|counter| *counter <= 1 << 46), "{counters:?}");
 }
 
 fn shown(snapshot: crate::Snapshot) -> Vec<(String, Option<i64>, Revision)> {
