@@ -16,8 +16,8 @@ use crate::incarnation::{Incarnation, Uids};
 use crate::leaves::compact_map;
 use crate::packed::{Packed, Recent};
 use crate::record::{Record, Stored};
-use crate::types::{Gone, Revision, View, WatchEvent, WatchScope};
-use crate::watch::{Past, Watches};
+use crate::types::{Gone, Revision, View, WatchEvent};
+use crate::watch::{Past, Scope, Watches};
 
 /// How many revisions are reserved on disk at once: half of this is what can be issued while one write is under way.
 pub(crate) const REVISION_BLOCK: u64 = 1 << 24;
@@ -43,7 +43,7 @@ impl Entry {
 /// A view whose tree may have to be read from JSON first: of a long list that takes its time, for which nobody else
 /// needs to wait.
 pub(crate) struct PackedView {
-    key: ObjectKey,
+    pub(crate) key: ObjectKey,
     object: Arc<Packed>,
     revision: Revision,
     stored: bool,
@@ -180,9 +180,10 @@ impl Index {
         after: Option<&ObjectKey>,
         at: Revision,
     ) -> Result<(Vec<PackedView>, Revision), Gone> {
-        let scope = WatchScope {
+        let scope = Scope {
             kinds: vec![kind],
             namespace: namespace.map(str::to_owned),
+            name: None,
         };
         let since = self.watches.since(&scope, self.issued(at)?)?;
         let mut changed: BTreeMap<&ObjectKey, &Past> = BTreeMap::new();
@@ -234,11 +235,7 @@ impl Index {
     }
 
     /// Returns what happened after `from` (nothing, if None), and up to which counter that is.
-    pub(crate) fn since(
-        &self,
-        scope: &WatchScope,
-        from: Option<Revision>,
-    ) -> Result<(Vec<Arc<Past>>, u64), Gone> {
+    pub(crate) fn since(&self, scope: &Scope, from: Option<Revision>) -> Result<(Vec<Arc<Past>>, u64), Gone> {
         let past = match from {
             Some(from) => self.watches.since(scope, self.issued(from)?)?,
             None => Vec::new(),
@@ -249,7 +246,7 @@ impl Index {
     /// Begins a watch with a backlog, which is all up to `from`.
     pub(crate) fn follow(
         &mut self,
-        scope: &WatchScope,
+        scope: &Scope,
         backlog: Vec<WatchEvent>,
         from: u64,
     ) -> Result<mpsc::Receiver<WatchEvent>, Gone> {

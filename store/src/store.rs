@@ -19,6 +19,7 @@ use crate::types::{
     Applied, Author, CommitError, Conflict, Exchange, Gone, Listing, NodeId, OpenError, OpenOptions, Outcome,
     Precondition, Push, Revision, Snapshot, SyncError, View, WatchEvent, WatchScope, WriteError,
 };
+use crate::watch::Scope;
 
 /// The store of one node. Cheap to clone.
 ///
@@ -132,10 +133,28 @@ impl Store {
         scope: WatchScope,
         from: Option<Revision>,
     ) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
-        let (past, until) = self.shared.index().since(&scope, from)?;
+        self.follow(&scope.into(), from)
+    }
+
+    /// [`Store::watch`] of the objects with one name: other changes cost it, and those who write, nothing.
+    ///
+    /// # Errors
+    /// As [`Store::watch`].
+    pub fn watch_named(
+        &self,
+        scope: WatchScope,
+        name: &str,
+        from: Option<Revision>,
+    ) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
+        let name = Some(name.to_owned());
+        self.follow(&Scope { name, ..scope.into() }, from)
+    }
+
+    fn follow(&self, scope: &Scope, from: Option<Revision>) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
+        let (past, until) = self.shared.index().since(scope, from)?;
         // What is far behind may have to be read from JSON: no writer waits for that.
         let backlog = past.iter().map(|past| past.event()).collect();
-        self.shared.index_mut().follow(&scope, backlog, until)
+        self.shared.index_mut().follow(scope, backlog, until)
     }
 
     /// Tells whether the incarnation of `key` with this uid was removed (by tombstone, never by absence).

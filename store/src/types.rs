@@ -91,6 +91,12 @@ impl Snapshot {
         }
     }
 
+    /// Leaves out what has another name, without making views of it.
+    pub fn named(self, name: &str) -> Self {
+        let named = self.views.filter(|view| view.key.name == name);
+        Self::new(named.collect(), self.revision)
+    }
+
     /// Returns the state that this list shows; a watch from here misses nothing.
     pub fn revision(&self) -> Revision {
         self.revision

@@ -21,7 +21,28 @@ const HISTORY_BYTES: usize = 16 << 20;
 const READER_EVENTS: usize = 1024;
 
 /// What readers are found by; None is any.
-type Interest = (Option<Kind>, Option<String>);
+type Interest = (Option<Kind>, Option<String>, Option<String>);
+
+/// What a reader follows.
+#[derive(Clone, Debug)]
+pub(crate) struct Scope {
+    /// Empty: all kinds.
+    pub(crate) kinds: Vec<Kind>,
+    /// None: all namespaces.
+    pub(crate) namespace: Option<String>,
+    /// None: all names.
+    pub(crate) name: Option<String>,
+}
+
+impl From<WatchScope> for Scope {
+    fn from(WatchScope { kinds, namespace }: WatchScope) -> Self {
+        Self {
+            kinds,
+            namespace,
+            name: None,
+        }
+    }
+}
 
 /// A change that was.
 #[derive(Debug)]
@@ -87,12 +108,11 @@ pub(crate) struct Watches {
     next_reader: u64,
 }
 
-fn matches(scope: &WatchScope, key: &ObjectKey) -> bool {
+fn matches(scope: &Scope, key: &ObjectKey) -> bool {
+    let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| wanted == text);
     (scope.kinds.is_empty() || scope.kinds.contains(&key.kind))
-        && scope
-            .namespace
-            .as_ref()
-            .is_none_or(|namespace| *namespace == key.namespace)
+        && is(&scope.namespace, &key.namespace)
+        && is(&scope.name, &key.name)
 }
 
 impl Watches {
@@ -109,7 +129,7 @@ impl Watches {
     }
 
     /// Returns the changes after `from`, in their order.
-    pub(crate) fn since(&self, scope: &WatchScope, from: u64) -> Result<Vec<Arc<Past>>, Gone> {
+    pub(crate) fn since(&self, scope: &Scope, from: u64) -> Result<Vec<Arc<Past>>, Gone> {
         if from < self.forgotten {
             return Err(Gone);
         }
@@ -126,7 +146,7 @@ impl Watches {
     /// Adds a reader of `backlog`, of all changes after `from`, and of all that come.
     pub(crate) fn follow(
         &mut self,
-        scope: &WatchScope,
+        scope: &Scope,
         mut backlog: Vec<WatchEvent>,
         from: u64,
     ) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
@@ -144,7 +164,7 @@ impl Watches {
             kinds.collect()
         }
         .into_iter()
-        .map(|kind| (kind, scope.namespace.clone()))
+        .map(|kind| (kind, scope.namespace.clone(), scope.name.clone()))
         .collect();
         let id = self.next_reader;
         self.next_reader += 1;
@@ -158,20 +178,16 @@ impl Watches {
     /// Adds a change and tells those that follow.
     pub(crate) fn publish(&mut self, past: Past) {
         let key = &past.key;
-        let namespace = Some(key.namespace.clone());
-        let interests = [
-            (Some(key.kind), namespace.clone()),
-            (Some(key.kind), None),
-            (None, namespace),
-            (None, None),
-        ];
         // A reader that names a kind twice is told once.
-        let readers: BTreeSet<u64> = interests
-            .iter()
-            .filter_map(|interest| self.by_interest.get(interest))
-            .flatten()
-            .copied()
-            .collect();
+        let mut readers: BTreeSet<u64> = BTreeSet::new();
+        for kind in [Some(key.kind), None] {
+            for namespace in [Some(&key.namespace), None] {
+                for name in [Some(&key.name), None] {
+                    let interest = (kind, namespace.cloned(), name.cloned());
+                    readers.extend(self.by_interest.get(&interest).into_iter().flatten());
+                }
+            }
+        }
         if !readers.is_empty() {
             let event = past.event();
             for id in readers {
@@ -247,14 +263,22 @@ mod tests {
         }
     }
 
-    fn scope(kinds: &[Kind], namespace: Option<&str>) -> WatchScope {
-        WatchScope {
+    fn scope(kinds: &[Kind], namespace: Option<&str>) -> Scope {
+        Scope {
             kinds: kinds.to_vec(),
             namespace: namespace.map(str::to_owned),
+            name: None,
         }
     }
 
-    fn follow(watches: &mut Watches, scope: &WatchScope, from: u64) -> mpsc::Receiver<WatchEvent> {
+    fn named(kinds: &[Kind], name: &str) -> Scope {
+        Scope {
+            name: Some(name.to_owned()),
+            ..scope(kinds, None)
+        }
+    }
+
+    fn follow(watches: &mut Watches, scope: &Scope, from: u64) -> mpsc::Receiver<WatchEvent> {
         watches.follow(scope, Vec::new(), from).unwrap()
     }
 
@@ -281,6 +305,8 @@ mod tests {
                 vec![3, 4],
             ),
             (scope(&[Kind::Node], None), vec![]),
+            (named(&[Kind::Pod], "x"), vec![2, 4, 5]),
+            (named(&[], "y"), vec![]),
         ] {
             let mut watches = Watches {
                 history: watches.history.clone(),

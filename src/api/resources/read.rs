@@ -86,6 +86,9 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
         }
     }
     let mut snapshot = snapshot(call, &options)?;
+    if let Some(name) = selection.name() {
+        snapshot = snapshot.named(name);
+    }
     let mut metadata = json!({"resourceVersion": snapshot.revision().to_string()});
     let mut warnings = Vec::new();
     let mut objects = Vec::new();

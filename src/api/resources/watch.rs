@@ -66,13 +66,21 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
             let all = store.snapshot(call.kind(), namespace.as_deref(), None, None);
             let all = all.map_err(|_| ApiError::expired())?;
             let revision = all.revision();
+            let all = match selection.name() {
+                Some(name) => all.named(name),
+                None => all,
+            };
             (Some(all), revision)
         }
         Beginning::Now => (None, store.revision()),
         Beginning::After(version) => (None, version),
     };
     let others = PeerEvents::follow(call, initial.is_some())?;
-    let changes = store.watch(scope, Some(from)).map_err(|_| ApiError::expired())?;
+    let changes = match selection.name() {
+        Some(name) => store.watch_named(scope, name, Some(from)),
+        None => store.watch(scope, Some(from)),
+    };
+    let changes = changes.map_err(|_| ApiError::expired())?;
     let frames = Frames {
         writer,
         selection,

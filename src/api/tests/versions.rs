@@ -317,3 +317,32 @@ async fn a_deletion_says_which_object_and_version_it_means() {
         }
     }
 }
+
+#[tokio::test]
+async fn one_object_is_watched_by_name() {
+    let api = Api::open().await;
+    for name in ["a", "b"] {
+        api.post(PODS, pod(name)).await.expect(201);
+    }
+    let label = json!({"metadata": {"labels": {"x": "1"}}});
+    for path in [
+        format!("{PODS}?watch=1&fieldSelector=metadata.name=b"),
+        format!("{PODS}/b?watch=1"),
+    ] {
+        let mut watch = Frames::open(&api, &path, &[]).await;
+        assert_eq!(watch.next_text().await, "ADDED b");
+        for name in ["a", "b"] {
+            let path = format!("{PODS}/{name}");
+            api.patch(&path, "merge", label.clone()).await.expect(200);
+            let none = json!({"metadata": {"labels": {"x": null}}});
+            api.patch(&path, "merge", none).await.expect(200);
+        }
+        assert_eq!(watch.next_text().await, "MODIFIED b");
+        assert_eq!(watch.next_text().await, "MODIFIED b");
+    }
+    let named = api
+        .get(&format!("{PODS}?fieldSelector=metadata.name=b"))
+        .await
+        .json();
+    assert_eq!(items(&named), pairs(&[("b", "")]));
+}
