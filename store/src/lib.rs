@@ -39,6 +39,6 @@ pub use memory_disk::MemoryDisk;
 pub use store::Store;
 pub use types::{
     Applied, Author, CommitError, Conflict, ConflictSide, Exchange, Gone, Listing, NodeId, OpenError,
-    OpenOptions, Outcome, Precondition, Push, Revision, Snapshot, SyncError, View, WatchEvent, WatchScope,
+    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, View, Views, WatchEvent, WatchScope,
     WriteError,
 };

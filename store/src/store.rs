@@ -17,7 +17,7 @@ use crate::shared::Shared;
 use crate::sled_disk::SledDisk;
 use crate::types::{
     Applied, Author, CommitError, Conflict, Exchange, Gone, Listing, NodeId, OpenError, OpenOptions, Outcome,
-    Precondition, Push, Revision, Snapshot, SyncError, View, WatchEvent, WatchScope, WriteError,
+    Precondition, Push, Revision, SyncError, View, Views, WatchEvent, WatchScope, WriteError,
 };
 use crate::watch::Scope;
 
@@ -83,7 +83,7 @@ impl Store {
     pub fn list(&self, kind: Kind, namespace: Option<&str>) -> Listing {
         let (views, revision) = self.shared.index().list(kind, namespace, None);
         Listing {
-            items: Snapshot::new(views, revision).collect(),
+            items: Views::new(views, revision).collect(),
             revision,
         }
     }
@@ -93,19 +93,19 @@ impl Store {
     ///
     /// # Errors
     /// [`Gone`], if `at` is older than the kept history, or another node's.
-    pub fn snapshot(
+    pub fn list_at(
         &self,
         kind: Kind,
         namespace: Option<&str>,
         after: Option<&ObjectKey>,
         at: Option<Revision>,
-    ) -> Result<Snapshot, Gone> {
+    ) -> Result<Views, Gone> {
         let index = self.shared.index();
         let (views, revision) = match at {
             Some(at) => index.list_at(kind, namespace, after, at)?,
             None => index.list(kind, namespace, after),
         };
-        Ok(Snapshot::new(views, revision))
+        Ok(Views::new(views, revision))
     }
 
     /// Lists the documents of a kind as they were written, without what is projected over them.

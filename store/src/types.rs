@@ -78,12 +78,12 @@ pub struct Listing {
 }
 
 /// A consistent snapshot of a list, whose views are made one by one: of a long list that takes its time, and memory.
-pub struct Snapshot {
+pub struct Views {
     views: std::vec::IntoIter<PackedView>,
     revision: Revision,
 }
 
-impl Snapshot {
+impl Views {
     pub(crate) fn new(views: Vec<PackedView>, revision: Revision) -> Self {
         Self {
             views: views.into_iter(),
@@ -103,7 +103,7 @@ impl Snapshot {
     }
 }
 
-impl Iterator for Snapshot {
+impl Iterator for Views {
     type Item = View;
 
     fn next(&mut self) -> Option<View> {
@@ -115,7 +115,7 @@ impl Iterator for Snapshot {
     }
 }
 
-impl ExactSizeIterator for Snapshot {}
+impl ExactSizeIterator for Views {}
 
 /// Who changes an object, and through what; attached to the change when it is written.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
-use store::{NodeId, Snapshot};
+use store::{NodeId, Views};
 
 use super::options::{Continue, ListOptions, State};
 use super::{Call, foreign, object_answer, shown};
@@ -129,7 +129,7 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
 }
 
 /// The state that a list is to show, from where it begins.
-fn snapshot(call: &Call<'_>, options: &ListOptions) -> ApiResult<Snapshot> {
+fn snapshot(call: &Call<'_>, options: &ListOptions) -> ApiResult<Views> {
     let store = &call.state.store;
     let at = match options.state {
         // Each node keeps its own events: of all together there is the newest state alone.
@@ -141,7 +141,7 @@ fn snapshot(call: &Call<'_>, options: &ListOptions) -> ApiResult<Snapshot> {
     };
     let namespace = call.target.namespace.as_deref();
     store
-        .snapshot(call.kind(), namespace, options.after.as_ref(), at)
+        .list_at(call.kind(), namespace, options.after.as_ref(), at)
         .map_err(|_| options.expired())
 }
 

@@ -10,7 +10,7 @@ use futures::stream;
 use http::{HeaderValue, StatusCode, header};
 use schemas::{Kind, Object};
 use serde_json::{Value, json};
-use store::{Revision, Snapshot, Store, WatchEvent, WatchScope};
+use store::{Revision, Store, Views, WatchEvent, WatchScope};
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::time::{Instant, Interval};
 use tokio_util::sync::CancellationToken;
@@ -63,7 +63,7 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
     };
     let (initial, from) = match beginning {
         Beginning::All(_) => {
-            let all = store.snapshot(call.kind(), namespace.as_deref(), None, None);
+            let all = store.list_at(call.kind(), namespace.as_deref(), None, None);
             let all = all.map_err(|_| ApiError::expired())?;
             let revision = all.revision();
             let all = match selection.name() {
@@ -123,7 +123,7 @@ struct Session {
     store: Store,
     frames: Frames,
     /// What was there when the watch began, and was not sent yet.
-    initial: Option<Snapshot>,
+    initial: Option<Views>,
     /// A bookmark says where it ends.
     tells_initial_end: bool,
     changes: mpsc::Receiver<WatchEvent>,
@@ -241,7 +241,7 @@ impl Frames {
     }
 
     /// Shows a part of what was there at the beginning.
-    fn initial(&mut self, objects: &mut Snapshot) {
+    fn initial(&mut self, objects: &mut Views) {
         while !self.is_full()
             && let Some(view) = objects.next()
         {
@@ -468,7 +468,7 @@ mod tests {
             store.project(&object.key().unwrap(), Some(large));
         }
         let mut session = session(&store, Kind::Node);
-        session.initial = store.snapshot(Kind::Node, None, None, None).ok();
+        session.initial = store.list_at(Kind::Node, None, None, None).ok();
         session.tells_initial_end = true;
         let mut parts = Vec::new();
         while parts.last() != Some(&"BOOKMARK".to_owned()) {

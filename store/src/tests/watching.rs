@@ -97,8 +97,8 @@ fn two_stores_with_one_tag_have_no_revision_in_common() {
     assert!(counters.iter().all(|counter| *counter <= 1 << 46), "{counters:?}");
 }
 
-fn shown(snapshot: crate::Snapshot) -> Vec<(String, Option<i64>, Revision)> {
-    snapshot
+fn shown(views: crate::Views) -> Vec<(String, Option<i64>, Revision)> {
+    views
         .map(|view| {
             let version = view.object.str_at("/metadata/resourceVersion");
             assert_eq!(version, view.revision.to_string());
@@ -114,7 +114,7 @@ async fn a_list_of_the_past_is_what_a_list_then_was() {
     let mut elsewhere = deployment("elsewhere");
     elsewhere.set(&["metadata", "namespace"], "other");
     let mut past = Vec::new();
-    let list = |namespace: Option<&str>, at| store.snapshot(Kind::Deployment, namespace, None, at);
+    let list = |namespace: Option<&str>, at| store.list_at(Kind::Deployment, namespace, None, at);
     let names = ["a", "b", "c"];
     let key = |name: &str| key_of(&deployment(name));
     for step in 0..30 {
@@ -146,7 +146,7 @@ async fn a_list_of_the_past_is_what_a_list_then_was() {
         assert_eq!(shown(list(Some("default"), Some(at)).unwrap()), default);
         // From the middle.
         for after in names.map(key) {
-            let rest = store.snapshot(Kind::Deployment, Some("default"), Some(&after), Some(at));
+            let rest = store.list_at(Kind::Deployment, Some("default"), Some(&after), Some(at));
             let expected: Vec<_> = default.iter().filter(|(name, ..)| *name > after.name).collect();
             assert_eq!(shown(rest.unwrap()).iter().collect::<Vec<_>>(), expected);
         }
