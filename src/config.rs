@@ -30,6 +30,10 @@ pub const ARCHITECTURE_LABEL: &str = "kubernetes.io/arch";
 const AGENT_LABELS: [&str; 3] = [HOSTNAME_LABEL, OS_LABEL, ARCHITECTURE_LABEL];
 /// Smallest value of `--gitops-interval`: a fetch takes about as long.
 const MIN_GITOPS_INTERVAL: Duration = Duration::from_secs(1);
+/// Smallest value of `--backup-interval` but 0: names of backups have seconds.
+const MIN_BACKUP_INTERVAL: Duration = Duration::from_secs(1);
+/// Values of `--backup-retention`; hourly ones of a year are as much as makes sense in one directory.
+const BACKUP_RETENTION: std::ops::RangeInclusive<i64> = 1..=8_784;
 
 /// Podman Swarm's agent: one on every machine of the cluster.
 #[derive(Parser, Debug)]
@@ -66,10 +70,14 @@ fn variable(name: impl AsRef<OsStr>) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
-#[derive(Subcommand, Debug)]
+#[derive(Subcommand, Clone, Copy, Debug)]
 pub enum Command {
     /// Take this node out of its cluster for good: its pods move to other nodes, its data directory is set aside
     Leave,
+    /// Verify the data directory of an agent that does not run, and change nothing
+    Check,
+    /// Print the key that opens this cluster's backups, as `age -d -i` and `psctl restore` read it
+    BackupIdentity,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -112,6 +120,13 @@ fn parse_gitops_interval(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         short if short < MIN_GITOPS_INTERVAL => Err("expected at least 1s".to_owned()),
         interval => Ok(interval),
+    }
+}
+
+fn parse_backup_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        interval if interval.is_zero() || interval >= MIN_BACKUP_INTERVAL => Ok(interval),
+        _ => Err("expected 0 or at least 1s".to_owned()),
     }
 }
 
@@ -296,6 +311,12 @@ pub struct Flags {
     /// How often to look for new commits
     #[arg(long, env = "GITOPS_INTERVAL", default_value = "1m", value_parser = parse_gitops_interval, value_name = "DURATION")]
     pub gitops_interval: Duration,
+    /// How often to make a backup, in the folder backups of the data directory, when something changed; 0: never
+    #[arg(long, env = "BACKUP_INTERVAL", default_value = "1h", value_parser = parse_backup_interval, value_name = "DURATION")]
+    pub backup_interval: Duration,
+    /// How many of these backups stay
+    #[arg(long, env = "BACKUP_RETENTION", default_value_t = 24, value_parser = clap::value_parser!(u32).range(BACKUP_RETENTION), value_name = "NUMBER")]
+    pub backup_retention: u32,
     /// What to log: error, warn, info, debug, trace, or a filter such as info,podman_swarm::dns=debug
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = parse_log_level, value_name = "LEVEL")]
     pub log_level: String,
@@ -319,8 +340,8 @@ pub struct Config {
 #[derive(Debug)]
 pub enum Task {
     Run(Box<Config>),
-    /// Leave the cluster; the data directory of the agent that runs, which is all that this takes.
-    Leave(PathBuf),
+    /// What takes the data directory alone.
+    Directory(Command, PathBuf),
 }
 
 impl Task {
@@ -330,7 +351,7 @@ impl Task {
     /// One sentence that names flag, value and remedy.
     pub fn resolve(cli: Cli) -> Result<Self> {
         match cli.command {
-            Some(Command::Leave) => Ok(Self::Leave(data_dir(&cli.flags)?)),
+            Some(command) => Ok(Self::Directory(command, data_dir(&cli.flags)?)),
             None => Ok(Self::Run(Box::new(Config::resolve(cli.flags)?))),
         }
     }
@@ -531,6 +552,8 @@ mod tests {
             ("--log-level=", "--log-level"),
             ("--log-level=info,podman_swarm=", "--log-level"),
             ("--gitops-interval=0s", "at least 1s"),
+            ("--backup-interval=10ms", "0 or at least 1s"),
+            ("--backup-retention=0", "--backup-retention"),
             ("--node-labels=kubernetes.io/hostname=x", "choose another key"),
         ] {
             let error = parse(&[argument]).unwrap_err().to_string();
@@ -557,7 +580,7 @@ mod tests {
         let arguments = ["agent", "--advertise-addr=0.0.0.0", "leave", "--data-dir=/data"];
         let task = Task::resolve(Cli::try_parse_from(arguments).unwrap()).unwrap();
         assert!(
-            matches!(&task, Task::Leave(directory) if directory == Path::new("/data")),
+            matches!(&task, Task::Directory(Command::Leave, directory) if directory == Path::new("/data")),
             "{task:?}"
         );
     }

@@ -6,6 +6,7 @@
 mod addresses;
 pub mod agent;
 pub mod api;
+pub mod backup;
 pub mod caller;
 pub mod cli;
 pub mod config;

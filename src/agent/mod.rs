@@ -3,6 +3,8 @@
 //! The only module that sees all others. What decides anything is elsewhere.
 
 mod applier;
+mod backups;
+mod check;
 mod clock;
 mod credentials_for_people;
 mod data_dir;
@@ -32,13 +34,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{error, info, warn};
 
-use crate::api::{self, ApiState, Build, Events};
+use crate::api::{self, ApiState, BackupSource, Build, Events};
 use crate::config::{self, Config};
 use crate::dns::{Dns, DnsConfig};
 use crate::gossip;
 use crate::ingress::{Ingress, IngressConfig};
 use crate::network::Network;
 use crate::podman::Podman;
+pub use check::{check, print_backup_identity};
 use clock::SystemClock;
 use essential::Essential;
 use reconcile::Reconcilers;
@@ -251,6 +254,11 @@ impl Agent {
                 git_commit: option_env!("PODMAN_SWARM_COMMIT").unwrap_or("unknown"),
             },
             readiness,
+            backups: BackupSource::new(
+                credentials.cluster_id(),
+                config.node_name.clone(),
+                credentials.backup_identity(),
+            ),
             leave,
         };
         let router = api::router(state.clone());
@@ -278,6 +286,10 @@ impl Agent {
             "conflicts",
             report_conflicts(store.clone(), events.clone(), working.clone()).boxed(),
         );
+        if !flags.backup_interval.is_zero() {
+            let making = backups::run(backups::Schedule::of(&config), state.clone(), working.clone());
+            spawn("backups", making.boxed());
+        }
         if let Some(repository) = &flags.gitops_repo {
             let gitops = applier::gitops(repository, &config, state, &context, &working)?;
             spawn("gitops", gitops.boxed());

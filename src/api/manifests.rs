@@ -206,7 +206,8 @@ fn check_bundled(store: &Store, bundle: &HashSet<ObjectKey>, key: &ObjectKey) ->
     }
 }
 
-fn title(key: &ObjectKey) -> String {
+/// Names an object for people: `Deployment default/web`.
+pub(super) fn title(key: &ObjectKey) -> String {
     if key.namespace.is_empty() {
         format!("{} {}", key.kind, key.name)
     } else {

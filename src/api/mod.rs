@@ -4,6 +4,7 @@
 //! [`crate::relay::Relay`] and containers through `ContainerRuntime`. Read `state.rs` next, then `resources/`.
 
 mod auth;
+mod backups;
 mod content;
 mod discovery;
 mod events;
@@ -13,6 +14,7 @@ mod namespaces;
 mod native;
 mod openapi;
 mod resources;
+mod restore;
 mod selection;
 mod serve;
 mod state;
@@ -24,6 +26,7 @@ mod tests;
 mod tokens;
 
 pub use auth::{RELAYED_USER, admin_kubeconfig, create_token, knows_token};
+pub use backups::BackupSource;
 pub use events::Events;
 pub use manifests::{AppliedObject, ApplyOptions, ManifestError, Refusal, apply_all};
 pub use namespaces::ensure_namespaces;

@@ -11,9 +11,10 @@ use store::{Author, NodeId, Store};
 use tokio::sync::{mpsc, watch};
 
 use super::auth;
+use super::backups::{self, BackupSource};
 use super::events::Events;
 use super::status::ApiError;
-use super::{discovery, health, manifests, native, openapi, resources, tokens};
+use super::{discovery, health, manifests, native, openapi, resources, restore, tokens};
 use crate::caller::Caller;
 use crate::relay::Relay;
 
@@ -38,6 +39,8 @@ pub struct ApiState {
     pub build: Build,
     /// What the agent still waits for, in words; empty: ready.
     pub readiness: watch::Receiver<Vec<String>>,
+    /// Where backups of this node are from, and their key.
+    pub backups: BackupSource,
     /// Asks the agent to take this node out of the cluster.
     pub leave: mpsc::Sender<()>,
 }
@@ -131,6 +134,8 @@ pub fn router(state: ApiState) -> Router {
             "/api/v1/dns/whitelist/hosts/{host}",
             delete(native::remove_whitelist_host),
         )
+        .route("/api/v1/backup", get(backups::backup))
+        .route("/api/v1/restore", post(restore::restore))
         .route("/api/v1/leave", post(native::leave))
         .route("/api/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/api/v1/tokens/{token}", delete(tokens::delete))

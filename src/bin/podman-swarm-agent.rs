@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use podman_swarm::config::{Cli, NoDefaultRoute, Task, parse_arguments};
+use podman_swarm::config::{Cli, Command, NoDefaultRoute, Task, parse_arguments};
 use podman_swarm::{agent, cli};
 
 fn main() -> ExitCode {
@@ -23,7 +23,9 @@ fn main() -> ExitCode {
         }
     };
     match task {
-        Task::Leave(data_dir) => runtime.block_on(cli::leave(&data_dir)),
+        Task::Directory(Command::Leave, data_dir) => runtime.block_on(cli::leave(&data_dir)),
+        Task::Directory(Command::Check, data_dir) => agent::check(&data_dir),
+        Task::Directory(Command::BackupIdentity, data_dir) => agent::print_backup_identity(&data_dir),
         Task::Run(config) => {
             let result = runtime.block_on(agent::run(*config));
             // What still runs is only what ignores its cancellation; the process ends anyway.

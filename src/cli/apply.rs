@@ -131,7 +131,7 @@ fn read_stdin() -> Result<Vec<u8>, CliError> {
     Ok(bytes)
 }
 
-fn input(what: impl Into<String>, reason: impl std::fmt::Display) -> CliError {
+pub(super) fn input(what: impl Into<String>, reason: impl std::fmt::Display) -> CliError {
     CliError::Input {
         what: what.into(),
         reason: reason.to_string(),

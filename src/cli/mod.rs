@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 
 mod apply;
+mod backup;
 mod client;
 mod delete;
 mod describe;
@@ -10,6 +11,7 @@ mod get;
 mod leave;
 mod logs;
 mod resource;
+mod restore;
 mod settings;
 
 use std::io::Write as _;
@@ -77,6 +79,10 @@ enum Command {
     Delete(delete::DeleteArgs),
     /// Print what a pod's container wrote
     Logs(logs::LogsArgs),
+    /// Write all that users put into the cluster to a file
+    Backup(backup::BackupArgs),
+    /// Bring back what a backup holds; shows a plan first
+    Restore(restore::RestoreArgs),
     /// Show or change where psctl connects to
     #[command(subcommand)]
     Config(settings::ConfigCommand),
@@ -156,6 +162,8 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Describe(args) => describe::run(&connect()?, global, args).await,
         Command::Delete(args) => delete::run(&connect()?, global, args).await,
         Command::Logs(args) => logs::run(&connect()?, global, args).await,
+        Command::Backup(args) => backup::run(&connect()?, args).await,
+        Command::Restore(args) => restore::run(&connect()?, args).await,
         Command::Config(command) => settings::run(command),
         Command::Version { client } => version(connect, client).await,
     }

@@ -131,15 +131,16 @@ fn subject(common_name: &str) -> DistinguishedName {
     name
 }
 
+fn unix_seconds(time: SystemTime) -> i64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |duration| {
+        i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+    })
+}
+
 /// Tells whether a certificate of ours still says the right names and holds for at least a year.
 pub(super) fn is_current(certificate: &CertificateDer<'_>, names: &Names, now: SystemTime) -> bool {
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
         return false;
-    };
-    let unix_seconds = |time: SystemTime| {
-        time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |duration| {
-            i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
-        })
     };
     let validity = parsed.validity();
     if validity.not_after.timestamp() < unix_seconds(now + RENEW_BEFORE)
@@ -167,6 +168,12 @@ pub(super) fn is_current(certificate: &CertificateDer<'_>, names: &Names, now: S
         }
     }
     dns == names.dns() && addresses == names.addresses()
+}
+
+/// Tells whether a certificate's time is over.
+pub(super) fn is_expired(certificate: &CertificateDer<'_>, now: SystemTime) -> bool {
+    let parsed = x509_parser::parse_x509_certificate(certificate);
+    parsed.is_ok_and(|(_, parsed)| parsed.validity().not_after.timestamp() < unix_seconds(now))
 }
 
 /// Returns the identity of the holder of a certificate: the hex SHA-256 of its public key (SubjectPublicKeyInfo, DER).

@@ -20,6 +20,7 @@ use store::NodeId;
 use super::error::Error;
 use super::token::JoinToken;
 use super::{certificates, files, tls};
+use crate::backup::Identity;
 
 pub(super) const NODE_KEY: &str = "node.key";
 pub(super) const NODE_CERTIFICATE: &str = "node.crt";
@@ -68,8 +69,13 @@ impl ClusterKey {
     }
 
     /// Seals Secrets on disk.
-    fn at_rest(&self) -> [u8; 32] {
+    pub(super) fn at_rest(&self) -> [u8; 32] {
         self.derive("at rest v1")
+    }
+
+    /// Seals backups.
+    pub(super) fn backup_identity(&self) -> Identity {
+        Identity::of_cluster_key(&self.0)
     }
 
     /// What two holders compare to learn whether they hold the same key, without showing it (hex).
@@ -168,6 +174,11 @@ impl Credentials {
     /// The key for Secrets on disk, derived from the cluster key.
     pub fn seal_key(&self) -> [u8; 32] {
         self.cluster_key.at_rest()
+    }
+
+    /// The key for backups, derived from the cluster key.
+    pub fn backup_identity(&self) -> Identity {
+        self.cluster_key.backup_identity()
     }
 
     /// The CA's certificate (PEM), for kubeconfig files.

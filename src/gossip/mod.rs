@@ -16,6 +16,7 @@ mod join;
 mod members;
 mod membership;
 mod observation;
+mod offline;
 mod peer_server;
 mod published;
 mod service;
@@ -29,6 +30,7 @@ pub use credentials::Credentials;
 pub use error::Error;
 pub use files::write as write_private_file;
 pub use members::Member;
+pub use offline::{Inspection, backup_identity, inspect};
 pub use service::{Gossip, Prepared, prepare};
 pub use token::{JoinToken, ParseTokenError, join_token_object};
 

@@ -60,14 +60,16 @@ impl Base {
         (base.included.len() <= MAX_ACTORS).then_some(Base { dropped, ..base })
     }
 
-    fn includes(&self, actor: &ActorId, number: u64) -> bool {
+    fn holds(&self, change: &Change) -> bool {
+        let (actor, number) = origin(change);
         self.included
-            .get(&hex(actor.to_bytes()))
+            .get(&hex(&actor))
             .is_some_and(|last| number <= *last)
     }
 
-    fn holds(&self, change: &Change) -> bool {
-        self.includes(change.actor_id(), change.seq()) || self.includes(&carried_actor(change), 1)
+    fn include(&mut self, actor: String, number: u64) {
+        let last = self.included.entry(actor).or_default();
+        *last = number.max(*last);
     }
 
     /// Tells whether all that `other` stands for is in this one.
@@ -85,22 +87,33 @@ struct Message<'a> {
     base: &'a Base,
 }
 
-/// Who a change is by when it is carried over: one actor for each change, whoever carries it and however often.
+/// Of what is carried over, the actor is actor and number of the original: the same, whoever carries it and however often.
+const NODE_ACTOR_BYTES: usize = 16;
+const CARRIED_ACTOR_BYTES: usize = NODE_ACTOR_BYTES + size_of::<u64>();
+
 fn carried_actor(change: &Change) -> ActorId {
-    if change.actor_id().to_bytes().len() == CARRIED_ACTOR_BYTES {
-        return change.actor_id().clone();
-    }
-    derived_actor("carried", [change.hash()])
+    let (actor, number) = origin(change);
+    ActorId::from([actor.as_slice(), &number.to_be_bytes()].concat())
 }
 
-/// Actors of nodes have 16 bytes.
-const CARRIED_ACTOR_BYTES: usize = 32;
+/// Returns actor and number of a change as it was made first. What is carried over builds on what the original built on
+/// of its actor, so of each actor a history has all changes up to one.
+fn origin(change: &Change) -> (Vec<u8>, u64) {
+    let actor = change.actor_id().to_bytes();
+    match actor.split_first_chunk::<NODE_ACTOR_BYTES>() {
+        Some((node, number)) if actor.len() == CARRIED_ACTOR_BYTES => {
+            let number = number.try_into().map_or(0, u64::from_be_bytes);
+            (node.to_vec(), number)
+        }
+        Some(_) | None => (actor.to_vec(), change.seq()),
+    }
+}
 
-fn derived_actor(purpose: &str, hashes: impl IntoIterator<Item = ChangeHash>) -> ActorId {
+/// Who writes the base of a history up to these heads.
+fn base_actor(heads: &[ChangeHash]) -> ActorId {
     let mut hasher = Sha256::new();
-    hasher.update(purpose);
-    hashes.into_iter().for_each(|hash| hasher.update(hash.0));
-    ActorId::from(<[u8; CARRIED_ACTOR_BYTES]>::from(hasher.finalize()))
+    heads.iter().for_each(|hash| hasher.update(hash.0));
+    ActorId::from(<[u8; 32]>::from(hasher.finalize()))
 }
 
 /// How a history is squashed.
@@ -131,19 +144,15 @@ impl Squash<'_> {
             let incoming = IncomingChange::parse(change.raw_bytes())?;
             base.generation += incoming.spec_changes;
             unix_seconds = unix_seconds.max(change.timestamp());
-            let last = base
-                .included
-                .entry(hex(change.actor_id().to_bytes()))
-                .or_default();
-            *last = change.seq().max(*last);
+            let (actor, number) = origin(change);
+            base.include(hex(&actor), number);
             match incoming.base {
                 None => base.dropped += 1,
                 Some(_) if self.is_everyones => base.floor = self.epoch.dropped,
                 Some(before) => {
                     base.floor = before.floor;
                     for (actor, number) in before.included {
-                        let last = base.included.entry(actor).or_default();
-                        *last = number.max(*last);
+                        base.include(actor, number);
                     }
                 }
             }
@@ -163,7 +172,7 @@ impl Squash<'_> {
             base: &base,
         };
         let message = serde_json::to_string(&message).map_err(|error| BadBytes(error.to_string()))?;
-        let mut squashed = Document::new(derived_actor("base", self.heads.iter().copied()));
+        let mut squashed = Document::new(base_actor(self.heads));
         squashed.put_all(self.kind, past.contents(), self.is_clean)?;
         let bytes = squashed.commit_as(message, unix_seconds)?;
         IncomingChange::parse(&bytes).map(Some)

@@ -216,6 +216,12 @@ impl Index {
             .collect()
     }
 
+    /// Returns the documents of a kind as they were written, with their keys.
+    pub(crate) fn documents(&self, kind: Kind) -> impl Iterator<Item = (&ObjectKey, Arc<Packed>)> {
+        self.entries_of(kind, None, None)
+            .filter_map(|(key, entry)| Some((key, Self::document_of(entry)?)))
+    }
+
     fn document_of(entry: &Entry) -> Option<Arc<Packed>> {
         match (&entry.document, &entry.record) {
             (Some(document), _) => Some(document.clone()),

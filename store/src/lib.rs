@@ -4,6 +4,7 @@
 //! `prepare.rs` for how it is changed, `commit.rs` for how that becomes durable, and `sync.rs` for how replicas meet.
 
 mod apply;
+mod check;
 mod commit;
 mod compaction;
 mod digest;
@@ -27,6 +28,7 @@ mod run_lengths;
 mod seal;
 mod shared;
 mod sled_disk;
+mod snapshot;
 mod store;
 mod sync;
 #[cfg(test)]
@@ -34,8 +36,10 @@ mod tests;
 mod types;
 mod watch;
 
+pub use check::{CheckReport, Problem, check};
 pub use compaction::Proposal;
 pub use memory_disk::MemoryDisk;
+pub use snapshot::Snapshot;
 pub use store::Store;
 pub use types::{
     Applied, Author, CommitError, Conflict, ConflictSide, Exchange, Gone, Listing, NodeId, OpenError,

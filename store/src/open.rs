@@ -114,7 +114,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
     Ok(Shared::new(options.node, uids, seal, index))
 }
 
-fn read(key: &ObjectKey, value: &[u8], seal: &Seal, uids: &Uids) -> Result<Stored, String> {
+pub(crate) fn read(key: &ObjectKey, value: &[u8], seal: &Seal, uids: &Uids) -> Result<Stored, String> {
     let record = Record::decode(key, value, seal).map_err(|error| error.to_string())?;
     let mut document = record
         .load(ActorId::random())
@@ -126,7 +126,7 @@ fn read(key: &ObjectKey, value: &[u8], seal: &Seal, uids: &Uids) -> Result<Store
     Ok(Stored::new(key, uid, record, &document.contents()))
 }
 
-fn check_meta(meta: &BTreeMap<String, Vec<u8>>, seal: &Seal, path: &str) -> Result<(), OpenError> {
+pub(crate) fn check_meta(meta: &BTreeMap<String, Vec<u8>>, seal: &Seal, path: &str) -> Result<(), OpenError> {
     let path = path.to_owned();
     let Some(format) = meta.get(META_FORMAT) else {
         return if meta.is_empty() {
@@ -159,7 +159,7 @@ fn number(meta: &BTreeMap<String, Vec<u8>>, name: &str) -> u64 {
     bytes.map_or(0, u64::from_be_bytes)
 }
 
-fn object_key(disk_key: &[u8], prefix: &str) -> Option<ObjectKey> {
+pub(crate) fn object_key(disk_key: &[u8], prefix: &str) -> Option<ObjectKey> {
     std::str::from_utf8(disk_key)
         .ok()?
         .strip_prefix(prefix)?
@@ -167,6 +167,6 @@ fn object_key(disk_key: &[u8], prefix: &str) -> Option<ObjectKey> {
         .ok()
 }
 
-fn incarnation(value: &[u8]) -> Option<Incarnation> {
+pub(crate) fn incarnation(value: &[u8]) -> Option<Incarnation> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }

@@ -4,6 +4,7 @@
 //! CI, where that is a failure. One binary with modules, because every test binary links all of the program.
 
 mod agent;
+mod backup;
 mod cluster;
 mod dns;
 mod gitops;
@@ -12,3 +13,4 @@ mod pods;
 mod psctl;
 mod repository;
 mod stories;
+mod torture;

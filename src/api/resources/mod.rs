@@ -31,7 +31,7 @@ pub use delete::delete_if;
 pub(crate) use delete::{DeleteOptions, delete_object};
 pub(crate) use edit::{cleaned, tidied};
 pub(crate) use read::{get_object, list_objects};
-pub(crate) use write::{Validation, check_applied, check_namespace};
+pub(crate) use write::{Validation, check_applied, check_namespace, check_new};
 
 /// A relayed request with this header is answered from the node's own state, without asking others.
 pub(crate) const LOCAL_ONLY: &str = "x-podman-swarm-local";

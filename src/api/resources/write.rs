@@ -559,7 +559,8 @@ fn field_warnings(
     }
 }
 
-fn check_new(key: &ObjectKey, object: &Object, validation: Validation) -> ApiResult<Vec<String>> {
+/// Checks an object that is to be made.
+pub(crate) fn check_new(key: &ObjectKey, object: &Object, validation: Validation) -> ApiResult<Vec<String>> {
     let warnings = field_warnings(object, None, validation)?;
     refused(key, validate::validate(object))?;
     Ok(warnings)

@@ -21,7 +21,8 @@ use store::{NodeId, OpenOptions, Revision, Store};
 use tokio::sync::watch;
 use tower::ServiceExt;
 
-use crate::api::{ApiState, Build, Events, ensure_namespaces, router};
+use crate::api::{ApiState, BackupSource, Build, Events, ensure_namespaces, router};
+use crate::backup::Identity;
 use crate::caller::Caller;
 use crate::relay::{Relay, RelayError};
 
@@ -230,6 +231,7 @@ impl Api {
                 git_commit: "test",
             },
             readiness: readiness_receiver,
+            backups: BackupSource::new("test", name, Identity::of_cluster_key(&[9; 32])),
             leave: tokio::sync::mpsc::channel(1).0,
         };
         let router = router(state.clone());

@@ -1,5 +1,6 @@
 //! The API over a real store: requests through the router, and a real kubectl through the listener.
 
+mod backups;
 mod fixture;
 mod foreign;
 mod kubectl;

@@ -1,0 +1,408 @@
+//! Backups and restores through the API: round trips over every kind, and files that are refused.
+
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::Request;
+use http_body_util::BodyExt;
+use reconcilers::zone::WHITELIST_NAME;
+use schemas::{KINDS, Kind, Object, ObjectKey};
+use serde_json::{Value, json};
+use store::{Author, Store};
+
+use super::fixture::{Api, deployment, pod};
+use crate::backup::{self, Action, Entry, Identity, Line};
+
+fn author() -> Author {
+    Author {
+        manager: "test".to_owned(),
+        user: String::new(),
+        unix_seconds: 0,
+    }
+}
+
+async fn create(api: &Api, object: Value) {
+    let object = Object::from_value(object).unwrap();
+    api.state.store.create(object, author()).await.unwrap();
+}
+
+/// One object of every kind that a backup has, as documents, with what it must not have; and some that it leaves out.
+async fn fill(api: &Api) {
+    let labels = json!({"tier": "front", "odd": "yes"});
+    create(
+        api,
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels,
+            "annotations": {"text": "two\nlines\n", "unicode": "größe \u{1f600}", "dashes": "---\n--- \n---"}}}),
+    )
+    .await;
+    let in_shop = |mut object: Value| {
+        object["metadata"]["namespace"] = "shop".into();
+        object
+    };
+    let mut web = in_shop(deployment("web", 3));
+    web["status"] = json!({"replicas": 3});
+    web["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    create(api, web).await;
+    let mut lone = in_shop(pod("lone"));
+    lone["spec"]["nodeName"] = "node1".into();
+    lone["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "Pod", "name": "other", "uid": "u"}]);
+    create(api, lone).await;
+    let mut owned = in_shop(pod("web-1"));
+    owned["metadata"]["ownerReferences"] = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u", "controller": true}]);
+    create(api, owned).await;
+    let mut set = in_shop(deployment("set", 1));
+    set["kind"] = "ReplicaSet".into();
+    create(api, set).await;
+    create(
+        api,
+        in_shop(
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+            "spec": {"ports": [{"port": 80, "targetPort": 8080}], "selector": {"app": "web"}}}),
+        ),
+    )
+    .await;
+    create(
+        api,
+        in_shop(
+            json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "by-hand"},
+            "subsets": [{"addresses": [{"ip": "10.0.0.9"}], "ports": [{"port": 5432}]}]}),
+        ),
+    )
+    .await;
+    create(
+        api,
+        in_shop(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "by-hand"},
+            "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.9"]}], "ports": [{"port": 5432}]})),
+    )
+    .await;
+    create(
+        api,
+        in_shop(
+            json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "web"},
+            "spec": {"rules": [{"host": "shop.example", "http": {"paths": [{"path": "/", "pathType": "Prefix",
+                "backend": {"service": {"name": "web", "port": {"number": 80}}}}]}}]}}),
+        ),
+    )
+    .await;
+    create(
+        api,
+        json!({"apiVersion": "podman-swarm.io/v1", "kind": "DnsWhitelist", "metadata": {"name": WHITELIST_NAME},
+            "spec": {"enabled": true, "hosts": {"example.com": true}}}),
+    )
+    .await;
+    for kind in [
+        Kind::Member,
+        Kind::ApiToken,
+        Kind::JoinToken,
+        Kind::GitInventory,
+        Kind::Node,
+    ] {
+        let mut object = Object::new(&ObjectKey::cluster(kind, "secret"));
+        object.set(&["spec", "value"], "not-in-a-backup");
+        create(api, object.into_value()).await;
+    }
+    create(
+        api,
+        json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": "going", "deletionTimestamp": "2027-01-15T08:00:00Z", "finalizers": ["a/b"]}}),
+    )
+    .await;
+    let mut left = pod("left");
+    left["metadata"]["namespace"] = "going".into();
+    create(api, left).await;
+}
+
+async fn fetch(api: &Api, query: &str) -> Vec<u8> {
+    let request = Request::get(format!("/api/v1/backup{query}"))
+        .body(Body::empty())
+        .unwrap();
+    let answer = api.send(request).await;
+    assert_eq!(answer.status(), 200);
+    answer.into_body().collect().await.unwrap().to_bytes().to_vec()
+}
+
+/// The lines about objects, and the counts of the end.
+async fn restore(api: &Api, query: &str, file: &[u8]) -> (Vec<Entry>, BTreeMap<Action, usize>) {
+    let path = format!("/api/v1/restore{query}");
+    let answer = api
+        .call("POST", &path, &[], Bytes::copy_from_slice(file))
+        .await
+        .expect(200);
+    let mut entries = Vec::new();
+    for line in answer.text.lines() {
+        match serde_json::from_str(line).unwrap() {
+            Line::Backup(about) => {
+                assert_eq!((about.cluster_id.as_str(), about.node.as_str()), ("test", "n1"))
+            }
+            Line::Object(entry) => entries.push(entry),
+            Line::End(counts) => return (entries, counts),
+        }
+    }
+    panic!("the answer has no end: {}", answer.text);
+}
+
+/// What a backup has of a store, by key.
+fn content(store: &Store) -> BTreeMap<ObjectKey, Object> {
+    let snapshot = backup::snapshot(store);
+    let portable =
+        |(key, object): (&ObjectKey, std::sync::Arc<Object>)| Some((key.clone(), backup::portable(&object)?));
+    snapshot.documents().filter_map(portable).collect()
+}
+
+fn find<'a>(entries: &'a [Entry], object: &str) -> &'a Entry {
+    entries
+        .iter()
+        .find(|entry| entry.object == object)
+        .unwrap_or_else(|| panic!("no {object} in {entries:?}"))
+}
+
+#[tokio::test]
+async fn every_kind_survives_a_backup_and_a_restore_into_a_new_cluster() {
+    let old = Api::open().await;
+    fill(&old).await;
+    let file = fetch(&old, "").await;
+    let text = String::from_utf8(file.clone()).unwrap();
+    for absent in [
+        "not-in-a-backup",
+        "uid:",
+        "resourceVersion",
+        "node1",
+        "ownerReferences",
+        "web-1",
+        "going",
+        "left",
+    ] {
+        assert!(!text.contains(absent), "{absent} in {text}");
+    }
+    let new = Api::open().await;
+    let before = new.state.store.digest();
+    let (plan, counts) = restore(&new, "?dryRun=All", &file).await;
+    assert_eq!(counts[&Action::Create], 9, "{plan:?}");
+    assert_eq!(new.state.store.digest(), before, "a plan changes nothing");
+    let (done, counts) = restore(&new, "", &file).await;
+    // The four namespaces that every cluster has are there.
+    assert_eq!(
+        counts,
+        BTreeMap::from([(Action::Create, 9), (Action::Unchanged, 4)]),
+        "{done:?}"
+    );
+
+    let mut expected = content(&old.state.store);
+    expected.retain(|key, _| key.namespace != "going");
+    let restored = content(&new.state.store);
+    assert_eq!(restored, expected);
+    let kinds: Vec<Kind> = restored.keys().map(|key| key.kind).collect();
+    for row in KINDS.iter().filter(|row| backup::is_backed_up(row.kind)) {
+        assert!(kinds.contains(&row.kind), "no {} was tried", row.name);
+    }
+    let (_, counts) = restore(&new, "", &file).await;
+    assert_eq!(
+        counts,
+        BTreeMap::from([(Action::Unchanged, 13)]),
+        "a second one has nothing to do"
+    );
+}
+
+#[tokio::test]
+async fn a_restored_object_is_another_one_of_its_name() {
+    let api = Api::open().await;
+    let key = ObjectKey::new(Kind::Deployment, "default", "web");
+    let mut object = deployment("web", 3);
+    object["metadata"]["namespace"] = "default".into();
+    create(&api, object).await;
+    let uid = |api: &Api| api.state.store.get(&key).unwrap().object.uid().to_owned();
+    let first = uid(&api);
+    let file = fetch(&api, "").await;
+    let path = "/apis/apps/v1/namespaces/default/deployments/web";
+    api.delete(path).await.expect(200);
+    restore(&api, "", &file).await;
+    let second = uid(&api);
+    assert_ne!(first, second);
+
+    // What says something else stays, unless it is asked for.
+    api.patch(
+        path,
+        "merge",
+        json!({"spec": {"replicas": 5}, "metadata": {"annotations": {"new": "1"}}}),
+    )
+    .await
+    .expect(200);
+    api.patch(
+        "/api/v1/namespaces/default",
+        "merge",
+        json!({"metadata": {"labels": {"new": "1"}}}),
+    )
+    .await
+    .expect(200);
+    let (entries, _) = restore(&api, "", &file).await;
+    for object in ["Deployment default/web", "Namespace default"] {
+        let entry = find(&entries, object);
+        assert_eq!(entry.action, Action::Skip);
+        assert!(entry.message.contains("--replace"), "{entry:?}");
+    }
+    assert_eq!(uid(&api), second);
+    let namespace = ObjectKey::cluster(Kind::Namespace, "default");
+    let namespace_uid = api.state.store.get(&namespace).unwrap().object.uid().to_owned();
+    let (entries, _) = restore(&api, "?replace=true", &file).await;
+    assert_eq!(find(&entries, "Deployment default/web").action, Action::Replace);
+    assert_eq!(find(&entries, "Namespace default").action, Action::Update);
+    assert_ne!(uid(&api), second);
+    let view = api.state.store.get(&key).unwrap();
+    assert_eq!(
+        (
+            view.object.i64_at("/spec/replicas"),
+            view.object.annotation("new")
+        ),
+        (Some(3), None)
+    );
+    let view = api.state.store.get(&namespace).unwrap();
+    assert_eq!(
+        (view.object.uid(), view.object.label("new")),
+        (namespace_uid.as_str(), None)
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_made_is_told_and_the_rest_is_made() {
+    let old = Api::open().await;
+    create(
+        &old,
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}),
+    )
+    .await;
+    let mut bad = pod("bad");
+    bad["metadata"]["namespace"] = "shop".into();
+    bad["spec"]["containers"] = json!([]);
+    create(&old, bad).await;
+    let mut good = pod("good");
+    good["metadata"]["namespace"] = "shop".into();
+    create(&old, good).await;
+    let mut lost = pod("lost");
+    lost["metadata"]["namespace"] = "nowhere".into();
+    create(&old, lost).await;
+    let file = fetch(&old, "").await;
+    let new = Api::open().await;
+    let (entries, counts) = restore(&new, "", &file).await;
+    assert_eq!(
+        (counts[&Action::Create], counts[&Action::Refuse]),
+        (2, 2),
+        "{entries:?}"
+    );
+    assert!(
+        find(&entries, "Pod shop/bad").message.contains("spec.containers"),
+        "{entries:?}"
+    );
+    assert!(
+        find(&entries, "Pod nowhere/lost").message.contains("nowhere"),
+        "{entries:?}"
+    );
+    assert_eq!(find(&entries, "Pod shop/good").action, Action::Create);
+}
+
+#[tokio::test]
+async fn a_sealed_backup_opens_in_its_cluster_and_with_its_key() {
+    let api = Api::open().await;
+    fill(&api).await;
+    let file = fetch(&api, "?seal=always").await;
+    assert!(backup::is_sealed(&file));
+    let own = &api.state.backups.identity;
+    let opened = backup::open(file.clone(), own).unwrap();
+    assert_eq!(backup::read(opened.clone()).unwrap().count(), 13);
+    assert_eq!(opened, fetch(&api, "?seal=never").await);
+    let (_, counts) = restore(&api, "?dryRun=All", &file).await;
+    assert_eq!(counts, BTreeMap::from([(Action::Unchanged, 13)]));
+
+    let mut foreign = Api::open().await.state;
+    foreign.backups.identity = Identity::of_cluster_key(&[1; 32]);
+    let error = backup::open(file, &foreign.backups.identity)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("another key") && error.contains("--encryption-key"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_backup_with_confidential_objects_is_sealed_unless_asked_otherwise() {
+    let api = Api::open().await;
+    create(
+        &api,
+        Object::new(&ObjectKey::cluster(Kind::ApiToken, "a")).into_value(),
+    )
+    .await;
+    // No kind that a backup has is confidential yet.
+    let confidential = api.state.store.snapshot(&[Kind::ApiToken]);
+    let open = backup::snapshot(&api.state.store);
+    use backup::Sealing::{Always, Confidential, Never};
+    for (sealing, of_confidential, of_open) in [
+        (Confidential, true, false),
+        (Always, true, true),
+        (Never, false, false),
+    ] {
+        assert_eq!(
+            (sealing.seals(&confidential), sealing.seals(&open)),
+            (of_confidential, of_open)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_whole_is_refused_and_nothing_is_written() {
+    let old = Api::open().await;
+    fill(&old).await;
+    let (plain, sealed) = (fetch(&old, "").await, fetch(&old, "?seal=always").await);
+    let edited = |from: &str, to: &str| {
+        String::from_utf8(plain.clone())
+            .unwrap()
+            .replace(from, to)
+            .into_bytes()
+    };
+    let last = plain.windows(5).rposition(|window| window == b"\n---\n").unwrap();
+    let mut flipped = sealed.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    let new = Api::open().await;
+    let before = new.state.store.digest();
+    for (what, file, words) in [
+        ("empty", Vec::new(), "no backup"),
+        (
+            "a manifest",
+            b"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n".to_vec(),
+            "no backup",
+        ),
+        ("no text", vec![0xff; 100], "no text"),
+        ("newer", edited("format: 1", "format: 2"), "newer version"),
+        ("edited", edited("replicas: 3", "replicas: 4"), "checksum"),
+        (
+            "cut off in the last document",
+            plain[..plain.len() - 20].to_vec(),
+            "cut off or changed",
+        ),
+        (
+            "without its last document",
+            plain[..last + 1].to_vec(),
+            "cut off or changed",
+        ),
+        (
+            "cut off in the middle",
+            plain[..plain.len() / 2].to_vec(),
+            "cut off or changed",
+        ),
+        (
+            "sealed and cut off",
+            sealed[..sealed.len() - 1].to_vec(),
+            "cut off or changed",
+        ),
+        ("sealed and changed", flipped, "cut off or changed"),
+        ("sealed, cut off in its header", sealed[..50].to_vec(), "header"),
+    ] {
+        let refused = new.call("POST", "/api/v1/restore", &[], file).await;
+        assert_eq!(refused.code, 400, "{what}: {}", refused.text);
+        let message = refused.json()["message"].as_str().unwrap().to_owned();
+        assert!(message.contains(words), "{what}: {message}");
+        assert_eq!(new.state.store.digest(), before, "{what}");
+    }
+}
