@@ -44,6 +44,7 @@ cluster:
 bench:
 	$(CARGO) bench --locked --bench cluster --no-run
 	$(SUDO) env PATH="$$PATH" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) bench --locked --bench cluster
+	$(CARGO) bench --locked -p store --bench watchers
 
 clean:
 	$(CARGO) clean

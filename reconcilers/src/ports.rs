@@ -119,6 +119,8 @@ pub struct NodeFacts {
     /// Which Git repository, branch and path it was told to follow, as a hash; empty: none. Nodes with the same share
     /// that work.
     pub gitops: String,
+    /// Of its store: what tells the versions that it gives from those of other nodes.
+    pub revision_tag: Option<u16>,
 }
 
 /// The outgoing side of the observed plane: this node's own key-values in gossip.

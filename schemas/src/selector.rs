@@ -294,6 +294,12 @@ impl FieldSelector {
         Ok(Self { terms })
     }
 
+    /// Returns the text that a field must be equal to, if one is named.
+    pub fn exactly(&self, field: &str) -> Option<&str> {
+        let term = self.terms.iter().find(|term| term.field == field && term.equal)?;
+        Some(&term.value)
+    }
+
     /// Tells whether an object's fields match. A field that is not there is empty text, or `false`.
     pub fn matches(&self, object: &Object) -> bool {
         self.terms.iter().all(|term| {

@@ -21,7 +21,7 @@ const MAX_PODS: u32 = 110;
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Describes this node.
-pub(super) fn node_facts(config: &Config, engine: &Engine) -> NodeFacts {
+pub(super) fn node_facts(config: &Config, engine: &Engine, store: &Store) -> NodeFacts {
     let mut labels = BTreeMap::from([
         (HOSTNAME_LABEL.to_owned(), config.node_name.clone()),
         (OS_LABEL.to_owned(), "linux".to_owned()),
@@ -52,6 +52,7 @@ pub(super) fn node_facts(config: &Config, engine: &Engine) -> NodeFacts {
         unreadable_records: 0,
         ingress: config.flags.enable_ingress,
         gitops: followed(&config.flags),
+        revision_tag: Some(store.revision().tag()),
     }
 }
 

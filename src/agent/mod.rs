@@ -230,7 +230,7 @@ impl Agent {
             node: credentials.node().clone(),
         };
         let tasks = TaskTracker::new();
-        let facts = facts::node_facts(&config, &engine);
+        let facts = facts::node_facts(&config, &engine, &store);
         let reconcilers = Reconcilers {
             config: &config,
             context: context.clone(),

@@ -34,6 +34,12 @@ impl Selection {
         self
     }
 
+    /// The one name that can match, if that is so.
+    pub(crate) fn name(&self) -> Option<&str> {
+        let by_field = self.fields.exactly("metadata.name");
+        self.name.as_deref().or(by_field)
+    }
+
     /// Tells whether nothing is left out.
     pub(crate) fn is_everything(&self) -> bool {
         self.labels.is_empty() && self.fields == FieldSelector::default() && self.name.is_none()

@@ -197,7 +197,8 @@ pub(crate) fn user_of(extensions: &http::Extensions, headers: &http::HeaderMap) 
         Some(Caller::Token(name)) => name.clone(),
         Some(Caller::Peer(_)) => headers
             .get(auth::RELAYED_USER)
-            .and_then(|value| value.to_str().ok())
+            // Names of tokens are any text.
+            .and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
             .unwrap_or_default()
             .to_owned(),
         Some(Caller::Anonymous) | None => String::new(),

@@ -39,6 +39,8 @@ pub struct Details {
     /// The plural, or the kind for Invalid.
     pub kind: String,
     pub causes: Vec<Cause>,
+    /// In the metadata: with what a list that cannot be finished as it began may go on. Empty: nothing.
+    pub list_continue: String,
 }
 
 /// What handlers return.
@@ -141,6 +143,14 @@ impl ApiError {
         )
     }
 
+    /// [`ApiError::conflict`] for an object of this name that is not the one that was meant.
+    pub fn another(key: &ObjectKey, meant_uid: &str, uid: &str) -> Self {
+        Self::conflict(
+            key,
+            &format!("Precondition failed: UID in precondition: {meant_uid}, UID in object meta: {uid}"),
+        )
+    }
+
     pub fn forbidden(key: &ObjectKey, why: &str) -> Self {
         let resource = key.kind.row().resource();
         let message = format!("{resource} \"{}\" is forbidden: {why}", key.name);
@@ -150,6 +160,19 @@ impl ApiError {
     /// 422 with every field that is wrong.
     pub fn invalid(kind: Kind, name: &str, causes: Vec<Cause>) -> Self {
         let row = kind.row();
+        let qualified = if row.group.is_empty() {
+            row.name.to_owned()
+        } else {
+            format!("{}.{}", row.name, row.group)
+        };
+        let mut error = Self::unprocessable(&qualified, name, causes);
+        error.details.group = row.group.to_owned();
+        error.details.kind = row.name.to_owned();
+        error
+    }
+
+    /// [`ApiError::invalid`] for what is no object: `qualified` is what it is called in the message.
+    pub fn unprocessable(qualified: &str, name: &str, causes: Vec<Cause>) -> Self {
         let mut lines: Vec<String> = causes
             .iter()
             .map(|cause| format!("{}: {}", cause.field, cause.message))
@@ -158,22 +181,13 @@ impl ApiError {
             1 => lines.remove(0),
             _ => format!("[{}]", lines.join(", ")),
         };
-        let qualified = if row.group.is_empty() {
-            row.name.to_owned()
-        } else {
-            format!("{}.{}", row.name, row.group)
-        };
         let mut error = Self::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "Invalid",
             format!("{qualified} \"{name}\" is invalid: {list}"),
         );
-        *error.details = Details {
-            name: name.to_owned(),
-            group: row.group.to_owned(),
-            kind: row.name.to_owned(),
-            causes,
-        };
+        error.details.name = name.to_owned();
+        error.details.causes = causes;
         error
     }
 
@@ -214,6 +228,9 @@ impl ApiError {
                 map.insert("details".into(), Value::Object(details));
             }
             map.insert("code".into(), self.code.as_u16().into());
+        }
+        if !self.details.list_continue.is_empty() {
+            status["metadata"]["continue"] = self.details.list_continue.as_str().into();
         }
         status
     }

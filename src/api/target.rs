@@ -122,6 +122,11 @@ impl Query {
             .unwrap_or_default()
     }
 
+    /// Tells whether a parameter is there, with whatever value.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(key, _)| key == name)
+    }
+
     /// Reads a flag as Kubernetes does: present and neither `0` nor `false`.
     pub(crate) fn flag(&self, name: &str) -> bool {
         self.0

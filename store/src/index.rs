@@ -3,6 +3,7 @@
 //! Holds only what is durable (documents) or need not be (projections). Never waits for anything.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use schemas::{Kind, Object, ObjectKey};
@@ -16,8 +17,8 @@ use crate::leaves::compact_map;
 use crate::packed::{Packed, Recent};
 use crate::quarantine::Quarantine;
 use crate::record::{Record, Stored};
-use crate::types::{Gone, Revision, View, WatchEvent, WatchScope};
-use crate::watch::Watches;
+use crate::types::{Gone, Revision, View, WatchEvent};
+use crate::watch::{Past, Scope, Watches};
 
 /// How many revisions are reserved on disk at once: half of this is what can be issued while one write is under way.
 pub(crate) const REVISION_BLOCK: u64 = 1 << 24;
@@ -43,7 +44,7 @@ impl Entry {
 /// A view whose tree may have to be read from JSON first: of a long list that takes its time, for which nobody else
 /// needs to wait.
 pub(crate) struct PackedView {
-    key: ObjectKey,
+    pub(crate) key: ObjectKey,
     object: Arc<Packed>,
     revision: Revision,
     stored: bool,
@@ -152,26 +153,75 @@ impl Index {
         &'a self,
         kind: Kind,
         namespace: Option<&'a str>,
+        after: Option<&ObjectKey>,
     ) -> impl Iterator<Item = (&'a ObjectKey, &'a Entry)> {
-        let start = ObjectKey {
+        let first = ObjectKey {
             kind,
             namespace: namespace.unwrap_or_default().to_owned(),
             name: String::new(),
         };
-        self.entries.range(start..).take_while(move |(key, _)| {
-            key.kind == kind && namespace.is_none_or(|namespace| key.namespace == namespace)
-        })
+        let start = match after {
+            Some(after) if *after > first => Bound::Excluded(after.clone()),
+            Some(_) | None => Bound::Included(first),
+        };
+        self.entries
+            .range((start, Bound::Unbounded))
+            .take_while(move |(key, _)| {
+                key.kind == kind && namespace.is_none_or(|namespace| key.namespace == namespace)
+            })
     }
 
-    /// Lists a kind, ordered by key, at the newest revision.
-    pub(crate) fn list(&self, kind: Kind, namespace: Option<&str>) -> (Vec<PackedView>, Revision) {
-        let entries = self.entries_of(kind, namespace);
+    /// Lists a kind after a key, ordered by key, at the newest revision.
+    pub(crate) fn list(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+        after: Option<&ObjectKey>,
+    ) -> (Vec<PackedView>, Revision) {
+        let entries = self.entries_of(kind, namespace, after);
         let views = entries.filter_map(|(key, entry)| Self::view_of(key, entry));
         (views.collect(), self.revision())
     }
 
+    /// [`Index::list`] as it was at a revision: what is shown, without the changes since.
+    pub(crate) fn list_at(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+        after: Option<&ObjectKey>,
+        at: Revision,
+    ) -> Result<(Vec<PackedView>, Revision), Gone> {
+        let scope = Scope {
+            kinds: vec![kind],
+            namespace: namespace.map(str::to_owned),
+            name: None,
+        };
+        let since = self.watches.since(&scope, self.issued(at)?)?;
+        let mut changed: BTreeMap<&ObjectKey, &Past> = BTreeMap::new();
+        for past in since
+            .iter()
+            .filter(|past| after.is_none_or(|after| past.key > *after))
+        {
+            // The first change is the one from the state that is asked for.
+            changed.entry(&past.key).or_insert(past);
+        }
+        let (mut views, _) = self.list(kind, namespace, after);
+        views.retain(|view| !changed.contains_key(&view.key));
+        views.extend(changed.into_values().filter_map(|past| {
+            let (object, revision) = past.before.clone()?;
+            Some(PackedView {
+                key: past.key.clone(),
+                object,
+                revision,
+                stored: past.stored,
+            })
+        }));
+        views.sort_by(|one, other| one.key.cmp(&other.key));
+        Ok((views, at))
+    }
+
     pub(crate) fn written(&self, kind: Kind) -> Vec<Arc<Packed>> {
-        let entries = self.entries_of(kind, None);
+        let entries = self.entries_of(kind, None, None);
         entries
             .filter_map(|(_, entry)| Self::document_of(entry))
             .collect()
@@ -179,7 +229,7 @@ impl Index {
 
     /// Returns the documents of a kind as they were written, with their keys.
     pub(crate) fn documents(&self, kind: Kind) -> impl Iterator<Item = (&ObjectKey, Arc<Packed>)> {
-        self.entries_of(kind, None)
+        self.entries_of(kind, None, None)
             .filter_map(|(key, entry)| Some((key, Self::document_of(entry)?)))
     }
 
@@ -195,19 +245,29 @@ impl Index {
         Revision::new(self.counter, self.tag)
     }
 
-    pub(crate) fn watch(
-        &mut self,
-        scope: &WatchScope,
-        from: Option<Revision>,
-    ) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
-        let from = match from {
-            None => self.counter,
-            Some(revision) if revision.tag() == self.tag && revision.counter() <= self.counter => {
-                revision.counter()
-            }
-            Some(_) => return Err(Gone),
+    /// Returns the counter of a revision of this store.
+    pub(crate) fn issued(&self, revision: Revision) -> Result<u64, Gone> {
+        let is_ours = revision.tag() == self.tag && revision.counter() <= self.counter;
+        is_ours.then(|| revision.counter()).ok_or(Gone)
+    }
+
+    /// Returns what happened after `from` (nothing, if None), and up to which counter that is.
+    pub(crate) fn since(&self, scope: &Scope, from: Option<Revision>) -> Result<(Vec<Arc<Past>>, u64), Gone> {
+        let past = match from {
+            Some(from) => self.watches.since(scope, self.issued(from)?)?,
+            None => Vec::new(),
         };
-        self.watches.follow(scope, from)
+        Ok((past, self.counter))
+    }
+
+    /// Begins a watch with a backlog, which is all up to `from`.
+    pub(crate) fn follow(
+        &mut self,
+        scope: &Scope,
+        backlog: Vec<WatchEvent>,
+        from: u64,
+    ) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
+        self.watches.follow(scope, backlog, from)
     }
 
     pub(crate) fn record(&self, key: &ObjectKey) -> Option<Arc<Record>> {
@@ -332,6 +392,11 @@ impl Index {
     }
 
     pub(crate) fn project(&mut self, key: &ObjectKey, projection: Option<Object>) {
+        // While the disk takes no reservation: after a restart, a revision would be issued again. Whoever projects does so
+        // again later.
+        if self.counter >= self.reserved {
+            return;
+        }
         let entry = self.entries.entry(key.clone()).or_default();
         // A status that was computed before its object went and comes after: nothing would ever take it away, and the next
         // object of this name would begin with it.
@@ -374,46 +439,34 @@ impl Index {
             }
             (None, Some(_) | None) => None,
         };
-        let stored = entry.record.is_some();
-        let view = |object: Object| View {
-            key: key.clone(),
-            object: Arc::new(object),
-            revision: next,
-            stored,
-        };
-        let previous = entry
-            .shown
-            .as_ref()
-            .map(|(shown, revision)| (shown.tree(), *revision));
-        let event = match (object, previous) {
-            (Some(mut object), previous) => {
-                if let Some((previous, revision)) = &previous {
+        let before = entry.shown.clone();
+        let after = match (object, &before) {
+            (Some(mut object), before) => {
+                if let Some((before, revision)) = before {
                     set_resource_version(&mut object, *revision);
-                    if object == **previous {
+                    if object == *before.tree() {
                         return;
                     }
                 }
                 set_resource_version(&mut object, next);
-                let view = view(Object(compact_map(object.0)));
-                entry.shown = Some((Arc::new(Packed::new(&view.object, &self.recent)), next));
-                WatchEvent::Put {
-                    view,
-                    previous: previous.map(|(previous, _)| previous),
-                }
+                let object = Arc::new(Object(compact_map(object.0)));
+                Some(Arc::new(Packed::new(&object, &self.recent)))
             }
-            (None, Some((previous, _))) => {
-                let mut object = Arc::unwrap_or_clone(previous);
-                set_resource_version(&mut object, next);
-                entry.shown = None;
-                WatchEvent::Deleted { view: view(object) }
-            }
+            (None, Some(_)) => None,
             (None, None) => {
                 self.forget_if_empty(key);
                 return;
             }
         };
+        entry.shown = after.clone().map(|after| (after, next));
         self.counter += 1;
-        self.watches.publish(event);
+        self.watches.publish(Past {
+            key: key.clone(),
+            stored: entry.record.is_some(),
+            before,
+            after,
+            revision: next,
+        });
         self.forget_if_empty(key);
     }
 

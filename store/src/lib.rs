@@ -48,6 +48,6 @@ pub use store::Store;
 pub use types::{
     Applied, Author, ChangedFields, CommitError, Conflict, ConflictSide, Difference, DiskState, Exchange,
     FieldChange, Gone, History, HistoryChange, HistoryError, Listing, NodeId, OpenError, OpenOptions,
-    Outcome, Precondition, Push, Revision, Shortage, SyncError, Via, View, WatchEvent, WatchScope,
+    Outcome, Precondition, Push, Revision, Shortage, SyncError, Via, View, Views, WatchEvent, WatchScope,
     WriteError,
 };

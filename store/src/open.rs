@@ -18,6 +18,11 @@ use crate::seal::Seal;
 use crate::shared::Shared;
 use crate::types::{OpenError, OpenOptions};
 
+/// A new store begins to count anywhere below 2^46: of 50 nodes two have one tag in 2 of 100 clusters, and then their
+/// revisions shall not be equal. 2^22 starts, each of which takes a block of 2^24, are still below 2^47, so that a
+/// `resourceVersion` fits an i64, which some clients read it as.
+const FIRST_REVISION_SHIFT: u32 = 64 - 46;
+
 const CANARY: &[u8] = b"podman-swarm";
 
 /// Reads everything from a disk; prepares an empty one.
@@ -37,7 +42,10 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
     .map_err(io)?;
     check_meta(&meta, &seal, path)?;
 
-    let last = number(&meta, META_REVISION);
+    let last = match meta.contains_key(META_REVISION) {
+        true => number(&meta, META_REVISION),
+        false => rand::random::<u64>() >> FIRST_REVISION_SHIFT,
+    };
     let reserved = last + REVISION_BLOCK;
     let mut writes = vec![
         Write::put(META_REVISION, reserved.to_be_bytes()),

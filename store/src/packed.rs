@@ -51,6 +51,11 @@ impl Packed {
         }
     }
 
+    /// Returns what it takes while nobody has its tree.
+    pub(crate) fn bytes(&self) -> usize {
+        self.json.len()
+    }
+
     pub(crate) fn tree(&self) -> Arc<Object> {
         let mut tree = lock(&self.tree);
         if let Some(tree) = tree.upgrade() {

@@ -11,7 +11,6 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::commit::{self, Claim, Commit, Job, QUEUE_CHANGES};
 use crate::disk::Disk;
 use crate::frame::{self, Body, Delta};
-use crate::index::PackedView;
 use crate::memory_disk::MemoryDisk;
 use crate::open;
 use crate::owners::Operation;
@@ -21,8 +20,10 @@ use crate::shared::Shared;
 use crate::sled_disk::SledDisk;
 use crate::types::{
     Applied, Author, CommitError, Conflict, DiskState, Exchange, Gone, Listing, NodeId, OpenError,
-    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, View, WatchEvent, WatchScope, WriteError,
+    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, View, Views, WatchEvent, WatchScope,
+    WriteError,
 };
+use crate::watch::Scope;
 
 /// The store of one node. Cheap to clone.
 ///
@@ -84,11 +85,31 @@ impl Store {
 
     /// Lists a kind, in all namespaces or one, ordered by key.
     pub fn list(&self, kind: Kind, namespace: Option<&str>) -> Listing {
-        let (views, revision) = self.shared.index().list(kind, namespace);
+        let (views, revision) = self.shared.index().list(kind, namespace, None);
         Listing {
-            items: views.into_iter().map(PackedView::view).collect(),
+            items: Views::new(views, revision).collect(),
             revision,
         }
+    }
+
+    /// Lists a kind as it was at `at` (now, if None), from the object after `after` on; objects are read from memory as
+    /// they are asked for.
+    ///
+    /// # Errors
+    /// [`Gone`], if `at` is older than the kept history, or another node's.
+    pub fn list_at(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+        after: Option<&ObjectKey>,
+        at: Option<Revision>,
+    ) -> Result<Views, Gone> {
+        let index = self.shared.index();
+        let (views, revision) = match at {
+            Some(at) => index.list_at(kind, namespace, after, at)?,
+            None => index.list(kind, namespace, after),
+        };
+        Ok(Views::new(views, revision))
     }
 
     /// Lists the documents of a kind as they were written, without what is projected over them.
@@ -102,6 +123,11 @@ impl Store {
         self.shared.index().revision()
     }
 
+    /// Tells whether a revision is one of this store's, that now's state is not older than.
+    pub fn has_issued(&self, revision: Revision) -> bool {
+        self.shared.index().issued(revision).is_ok()
+    }
+
     /// Follows changes after `from` (now, if None). The receiver closes when the reader is too slow or the store stops.
     ///
     /// # Errors
@@ -111,7 +137,28 @@ impl Store {
         scope: WatchScope,
         from: Option<Revision>,
     ) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
-        self.shared.index_mut().watch(&scope, from)
+        self.follow(&scope.into(), from)
+    }
+
+    /// [`Store::watch`] of the objects with one name: other changes cost it, and those who write, nothing.
+    ///
+    /// # Errors
+    /// As [`Store::watch`].
+    pub fn watch_named(
+        &self,
+        scope: WatchScope,
+        name: &str,
+        from: Option<Revision>,
+    ) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
+        let name = Some(name.to_owned());
+        self.follow(&Scope { name, ..scope.into() }, from)
+    }
+
+    fn follow(&self, scope: &Scope, from: Option<Revision>) -> Result<mpsc::Receiver<WatchEvent>, Gone> {
+        let (past, until) = self.shared.index().since(scope, from)?;
+        // What is far behind may have to be read from JSON: no writer waits for that.
+        let backlog = past.iter().map(|past| past.event()).collect();
+        self.shared.index_mut().follow(scope, backlog, until)
     }
 
     /// Tells whether the incarnation of `key` with this uid was removed (by tombstone, never by absence).

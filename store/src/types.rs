@@ -7,6 +7,8 @@ use bytes::Bytes;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::Value;
 
+use crate::index::PackedView;
+
 /// Identity of a node: the hex SHA-256 of its public key (64 characters).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
@@ -75,6 +77,46 @@ pub struct Listing {
     /// The state this list shows; a watch from here misses nothing.
     pub revision: Revision,
 }
+
+/// A consistent snapshot of a list, whose views are made one by one: of a long list that takes its time, and memory.
+pub struct Views {
+    views: std::vec::IntoIter<PackedView>,
+    revision: Revision,
+}
+
+impl Views {
+    pub(crate) fn new(views: Vec<PackedView>, revision: Revision) -> Self {
+        Self {
+            views: views.into_iter(),
+            revision,
+        }
+    }
+
+    /// Leaves out what has another name, without making views of it.
+    pub fn named(self, name: &str) -> Self {
+        let named = self.views.filter(|view| view.key.name == name);
+        Self::new(named.collect(), self.revision)
+    }
+
+    /// Returns the state that this list shows; a watch from here misses nothing.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+}
+
+impl Iterator for Views {
+    type Item = View;
+
+    fn next(&mut self) -> Option<View> {
+        self.views.next().map(PackedView::view)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.views.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Views {}
 
 /// Who changes an object, and through what; attached to the change when it is written.
 #[derive(Clone, PartialEq, Eq, Debug)]

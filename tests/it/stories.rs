@@ -508,6 +508,16 @@ fn a_stopped_agent_leaves_its_containers_alone() {
     let mut cluster = Cluster::with_agents(2);
     cluster.apply(1, &web(4, "1", HELLO));
     wait_ready(&cluster, 1, "app=web", 4);
+    // What was read on one node can be written on another, as long as the first is there to compare the version.
+    let namespace = "/api/v1/namespaces/default";
+    let label = |object: &mut Value, value: &str| object["metadata"]["labels"]["seen"] = value.into();
+    let (_, mut object) = cluster.api(2, "GET", namespace, "");
+    label(&mut object, "by-two");
+    let (code, mut object) = cluster.api(1, "PUT", namespace, &object.to_string());
+    assert_eq!(code, 200, "{object}");
+    let (_, shown) = cluster.api(2, "GET", namespace, "");
+    assert_eq!(shown["metadata"], object["metadata"], "node 2 made the write");
+
     let before = sorted(cluster.containers(2));
     let start = Instant::now();
     assert_eq!(cluster.stop_agent(2), Some(0));
@@ -517,6 +527,10 @@ fn a_stopped_agent_leaves_its_containers_alone() {
         start.elapsed()
     );
     assert_eq!(sorted(cluster.containers(2)), before);
+    label(&mut object, "alone");
+    let (code, refused) = cluster.api(1, "PUT", namespace, &object.to_string());
+    assert_eq!(code, 409, "{refused}");
+    assert!(text(&refused, "/message").contains("node2"), "{refused}");
     cluster.start(2, &[]);
     cluster.wait_healthy(2);
     assert_eq!(sorted(cluster.containers(2)), before);

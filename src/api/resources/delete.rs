@@ -9,7 +9,7 @@ use serde_json::json;
 use store::{Author, Precondition, Revision, View};
 
 use super::read::peer_answer;
-use super::{Call, node, object_answer, plain_answer, shown};
+use super::{Call, foreign, node, object_answer, plain_answer, shown};
 use crate::api::content::{MAX_OBJECT_BYTES, read_body};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
@@ -54,6 +54,9 @@ pub(super) async fn delete(call: &Call<'_>, body: Body) -> ApiResult {
     let key = call.key()?;
     let body = read_body(body, MAX_OBJECT_BYTES).await?;
     let options = options(call, &body)?;
+    if let Some(answer) = foreign::write(call, &key, options.meant(), &body).await? {
+        return Ok(answer);
+    }
     let deleted = match delete_object(call.state, &key, &options, call.author()?).await {
         // Another node may keep it.
         Err(error)
@@ -270,6 +273,12 @@ impl DeleteOptions {
         }
     }
 
+    /// The version that the object is to have.
+    fn meant(&self) -> Option<Revision> {
+        let version = self.preconditions.as_ref()?.resource_version.as_ref()?;
+        version.parse().ok().map(Revision)
+    }
+
     fn precondition(&self, key: &ObjectKey, view: &View) -> ApiResult<Precondition> {
         let mut precondition = Precondition::default();
         let Some(wanted) = &self.preconditions else {
@@ -277,11 +286,7 @@ impl DeleteOptions {
         };
         if let Some(uid) = &wanted.uid {
             if uid != view.object.uid() {
-                let why = format!(
-                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                    view.object.uid()
-                );
-                return Err(ApiError::conflict(key, &why));
+                return Err(ApiError::another(key, uid, view.object.uid()));
             }
             precondition.uid = Some(uid.clone());
         }

@@ -6,9 +6,11 @@
 
 mod delete;
 mod edit;
+mod foreign;
 pub(crate) mod history;
 mod log;
 mod node;
+mod options;
 mod peer_events;
 mod read;
 mod scale;
@@ -44,6 +46,7 @@ const MAX_MANAGER_BYTES: usize = 128;
 /// A request of the Kubernetes API, read but for its body.
 pub(crate) struct Call<'a> {
     state: &'a ApiState,
+    method: Method,
     target: Target,
     query: Query,
     headers: HeaderMap,
@@ -56,7 +59,6 @@ pub(crate) struct Call<'a> {
 pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
     let (parts, body) = request.into_parts();
     let target = Target::parse(parts.uri.path()).ok_or_else(ApiError::no_resource)?;
-    let method = parts.method.clone();
     let call = Call::of(state, parts, target)?;
     let named = call.target.name.is_some();
     let subresource = match call.target.behind {
@@ -69,7 +71,7 @@ pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
         Some(Behind::Served(subresource)) => Some(subresource),
         None => None,
     };
-    match (method, subresource, named) {
+    match (call.method.clone(), subresource, named) {
         (Method::GET, None, _) if call.query.flag("watch") => watch::watch(&call).await,
         (Method::GET | Method::HEAD, None | Some(Subresource::Status), true) => read::get(&call).await,
         (Method::GET | Method::HEAD, None, false) => read::list(&call).await,
@@ -90,6 +92,7 @@ impl<'a> Call<'a> {
     fn of(state: &'a ApiState, parts: Parts, target: Target) -> ApiResult<Self> {
         Ok(Self {
             state,
+            method: parts.method,
             query: Query::of(&parts.uri)?,
             user: user_of(&parts.extensions, &parts.headers),
             stopping: parts
@@ -157,7 +160,7 @@ impl<'a> Call<'a> {
         self.headers.contains_key(LOCAL_ONLY)
     }
 
-    /// Sends this request on to another node, as it is, for the same user.
+    /// Makes a request for another node: to read what this one reads, for the same user.
     fn relayed(&self, accept: Option<&'static str>) -> ApiResult<Request> {
         // Over HTTP/2 the URI names this node; the other one is reached by the relay.
         let path = self
@@ -167,9 +170,10 @@ impl<'a> Call<'a> {
         let mut request = Request::builder().method(Method::GET).uri(path);
         if let Some(headers) = request.headers_mut() {
             headers.insert(LOCAL_ONLY, http::HeaderValue::from_static("true"));
-            if let Ok(user) = self.user.parse() {
-                headers.insert(super::auth::RELAYED_USER, user);
-            }
+            let user = http::HeaderValue::from_bytes(self.user.as_bytes());
+            let user =
+                user.map_err(|_| ApiError::bad_request("the name of the token has control characters"))?;
+            headers.insert(super::auth::RELAYED_USER, user);
             if let Some(accept) = accept {
                 headers.insert(header::ACCEPT, http::HeaderValue::from_static(accept));
             }

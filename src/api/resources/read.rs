@@ -3,18 +3,16 @@
 use std::time::Duration;
 
 use axum::response::Response;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use futures::future::join_all;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use schemas::{Kind, Object, ObjectKey};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use store::{NodeId, Revision};
+use store::{NodeId, Views};
 
-use super::{Call, object_answer, shown};
+use super::options::{Continue, ListOptions, State};
+use super::{Call, foreign, object_answer, shown};
 use crate::api::content::{self, Accepted, Shape};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
@@ -73,58 +71,78 @@ pub(super) fn include(call: &Call<'_>) -> ApiResult<Include> {
     }
 }
 
-/// Where the next page of a list begins.
-#[derive(Serialize, Deserialize)]
-struct Continue {
-    /// The state that the first page showed: a watch from it sees all that changed between pages.
-    revision: u64,
-    /// The last object that was shown.
-    after: String,
-}
-
 /// Answers `GET` of a collection.
 pub(super) async fn list(call: &Call<'_>) -> ApiResult {
     let selection = Selection::of(call.kind(), &call.query)?;
-    let page = Page::of(call)?;
+    let options = ListOptions::of(&call.target, &call.query)?;
     let accepted = call.accepted()?;
-    let listing = call
-        .state
-        .store
-        .list(call.kind(), call.target.namespace.as_deref());
-    check_version(call, listing.revision)?;
-    let mut warnings = Vec::new();
-    let mut views: Vec<(String, Object)> = Vec::new();
-    for view in listing.items.iter().filter(|view| page.begins_before(&view.key)) {
-        let object = shown(view);
-        if selection.matches(&object) {
-            views.push((view.key.to_string(), object));
+    if let State::NotOlderThan(version) | State::Exactly(version) = options.state
+        && call.kind() != Kind::Event
+    {
+        match foreign::answer(call, Some(version), &Bytes::new()).await {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => {}
+            Err(why) => tracing::debug!(why, "api: a list at a version of another node"),
         }
     }
-    if call.kind() == Kind::Event && !call.is_local_only() && page.start.is_none() {
+    let mut snapshot = snapshot(call, &options)?;
+    if let Some(name) = selection.name() {
+        snapshot = snapshot.named(name);
+    }
+    let mut metadata = json!({"resourceVersion": snapshot.revision().to_string()});
+    let mut warnings = Vec::new();
+    let mut objects = Vec::new();
+    // Events of other nodes have no place in this node's order: they come all at once.
+    let limit = match (options.limit, call.kind()) {
+        (0, _) | (_, Kind::Event) => usize::MAX,
+        (limit, _) => limit,
+    };
+    let mut last = None;
+    while let Some(view) = snapshot.next() {
+        let object = shown(&view);
+        if !selection.matches(&object) {
+            continue;
+        }
+        if objects.len() < limit {
+            last = Some(view.key);
+            objects.push(object);
+            continue;
+        }
+        if let Some(last) = &last {
+            metadata["continue"] = Continue::encode(Some(snapshot.revision()), last).into();
+        }
+        // As Kubernetes: of those that a selector leaves out nobody counts the rest.
+        if selection.is_everything() {
+            metadata["remainingItemCount"] = (snapshot.len() + 1).into();
+        }
+        break;
+    }
+    if call.kind() == Kind::Event && !call.is_local_only() && options.after.is_none() {
         let (others, missing) = peer_events(call).await;
-        views.extend(others.into_iter().map(|object| (String::new(), object)));
+        objects.extend(others);
         warnings = missing;
     }
-    let revision = page
-        .start
-        .as_ref()
-        .map_or(listing.revision.0, |start| start.revision);
-    let mut metadata = json!({"resourceVersion": revision.to_string()});
-    // Events of other nodes have no place in this node's order: they come all at once.
-    if page.limit > 0 && views.len() > page.limit && call.kind() != Kind::Event {
-        let remaining = views.len() - page.limit;
-        views.truncate(page.limit);
-        let after = views.last().map(|(key, _)| key.clone()).unwrap_or_default();
-        metadata["continue"] = Continue { revision, after }.encode().into();
-        if selection.is_everything() {
-            metadata["remainingItemCount"] = remaining.into();
-        }
-    }
-    let objects: Vec<Object> = views.into_iter().map(|(_, object)| object).collect();
     let value = collection(call, accepted, metadata, objects)?;
     let mut response = content::answer(StatusCode::OK, accepted.format, &value);
     content::add_warnings(&mut response, &warnings);
     Ok(response)
+}
+
+/// The state that a list is to show, from where it begins.
+fn snapshot(call: &Call<'_>, options: &ListOptions) -> ApiResult<Views> {
+    let store = &call.state.store;
+    let at = match options.state {
+        // Each node keeps its own events: of all together there is the newest state alone.
+        _ if call.kind() == Kind::Event => None,
+        State::Newest => None,
+        State::NotOlderThan(version) if store.has_issued(version) => None,
+        State::NotOlderThan(_) => return Err(ApiError::expired()),
+        State::Exactly(version) => Some(version),
+    };
+    let namespace = call.target.namespace.as_deref();
+    store
+        .list_at(call.kind(), namespace, options.after.as_ref(), at)
+        .map_err(|_| options.expired())
 }
 
 fn collection(
@@ -168,82 +186,6 @@ pub(crate) fn list_objects(state: &ApiState, kind: Kind, namespace: Option<&str>
     let listing = state.store.list(kind, namespace);
     let metadata = json!({"resourceVersion": listing.revision.to_string()});
     list_value(kind, metadata, listing.items.iter().map(shown).collect())
-}
-
-/// `limit` and `continue`.
-struct Page {
-    /// 0: all.
-    limit: usize,
-    start: Option<Continue>,
-}
-
-impl Page {
-    fn of(call: &Call<'_>) -> ApiResult<Self> {
-        let limit = call.query.number::<usize>("limit")?.unwrap_or_default();
-        let start = match call.query.text("continue") {
-            "" => None,
-            text => Some(Continue::decode(text).ok_or_else(|| {
-                ApiError::bad_request("continue key is not valid: it is not one that this server gave out")
-            })?),
-        };
-        Ok(Self { limit, start })
-    }
-
-    fn begins_before(&self, key: &ObjectKey) -> bool {
-        match self
-            .start
-            .as_ref()
-            .and_then(|start| start.after.parse::<ObjectKey>().ok())
-        {
-            Some(after) => *key > after,
-            None => true,
-        }
-    }
-}
-
-impl Continue {
-    fn encode(&self) -> String {
-        // A struct of a number and a string is always JSON.
-        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
-    }
-
-    fn decode(text: &str) -> Option<Self> {
-        let found: Self = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
-        found.after.parse::<ObjectKey>().ok()?;
-        Some(found)
-    }
-}
-
-/// Reads a `resourceVersion`; None for "any".
-pub(super) fn resource_version(text: &str) -> ApiResult<Option<Revision>> {
-    match text {
-        "" | "0" => Ok(None),
-        text => text
-            .parse()
-            .map(|revision| Some(Revision(revision)))
-            .map_err(|_| {
-                ApiError::bad_request(format!(
-                    "resourceVersion: Invalid value: \"{text}\": not a version of this server"
-                ))
-            }),
-    }
-}
-
-/// We hold the newest state alone: a list at exactly another version is gone; "not older than" holds for any that
-/// this node has issued.
-fn check_version(call: &Call<'_>, newest: Revision) -> ApiResult<()> {
-    let version = resource_version(call.query.text("resourceVersion"))?;
-    match (call.query.text("resourceVersionMatch"), version) {
-        ("" | "NotOlderThan", _) => Ok(()),
-        ("Exact", Some(version)) if version == newest => Ok(()),
-        ("Exact", Some(_)) => Err(ApiError::expired()),
-        ("Exact", None) => Err(ApiError::bad_request(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\" or none",
-        )),
-        (other, _) => Err(ApiError::bad_request(format!(
-            "resourceVersionMatch: Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\""
-        ))),
-    }
 }
 
 // ---------------------------------------------------------------- events of other nodes

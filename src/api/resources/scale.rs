@@ -4,10 +4,9 @@ use axum::body::Body;
 use http::StatusCode;
 use schemas::{Object, ObjectKey};
 use serde_json::{Value, json};
-use store::Precondition;
 
-use super::write::{Validation, change_object, parse_json, patched};
-use super::{Call, get_object, plain_answer};
+use super::write::{Validation, change_object, check_meant, named_version, parse_json, patched};
+use super::{Call, foreign, get_object, plain_answer};
 use crate::api::content::{MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
 use crate::api::status::{ApiError, ApiResult, Cause};
 use crate::api::tables::selector_text;
@@ -29,7 +28,11 @@ pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
     if !matches!(content_type(&call.headers), "" | "application/json") {
         return Err(unsupported_media(&["application/json"]));
     }
-    let scale = parse_json(&read_body(body, MAX_OBJECT_BYTES).await?)?;
+    let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
+    let scale = parse_json(&bytes)?;
+    if let Some(answer) = foreign::write(call, &call.key()?, named_version(&scale)?, &bytes).await? {
+        return Ok(answer);
+    }
     write(call, &|_| Ok(scale.clone())).await
 }
 
@@ -39,7 +42,11 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
     if !PATCH_TYPES.contains(&media.as_str()) {
         return Err(unsupported_media(&PATCH_TYPES));
     }
-    let patch = parse_json(&read_body(body, MAX_OBJECT_BYTES).await?)?;
+    let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
+    let patch = parse_json(&bytes)?;
+    if let Some(answer) = foreign::write(call, &call.key()?, named_version(&patch)?, &bytes).await? {
+        return Ok(answer);
+    }
     // A Scale has no lists, so that a strategic patch of it is a merge patch.
     let media = if media == PATCH_TYPES[0] {
         PATCH_TYPES[0]
@@ -59,23 +66,14 @@ async fn write(call: &Call<'_>, edit: &(dyn Fn(&Object) -> ApiResult<Value> + Se
     // Compared where nobody else writes, so that of two requests with one version one succeeds.
     let change = |object: &Object| {
         let scale = edit(object)?;
-        check_version(&key, object, &scale)?;
+        let meant = Object::from_value(scale.clone()).unwrap_or_default();
+        check_meant(&key, object, object, &meant)?;
         let mut object = object.clone();
         object.set(&["spec", "replicas"], replicas(&key, &scale)?);
         Ok(object)
     };
-    let anything = Precondition::default();
-    let (object, _) = change_object(call, &key, &anything, Validation::Ignore, &change).await?;
+    let (object, _) = change_object(call, &key, Validation::Ignore, &change).await?;
     Ok(plain_answer(call, StatusCode::OK, &scale_of(&object)))
-}
-
-/// The version that a client sends is one that it read; none (or 0) is any.
-fn check_version(key: &ObjectKey, object: &Object, scale: &Value) -> ApiResult<()> {
-    match scale["metadata"]["resourceVersion"].as_str() {
-        None | Some("" | "0") => Ok(()),
-        Some(version) if version == object.str_at("/metadata/resourceVersion") => Ok(()),
-        Some(_) => Err(ApiError::modified(key)),
-    }
 }
 
 fn replicas(key: &ObjectKey, scale: &Value) -> ApiResult<i64> {

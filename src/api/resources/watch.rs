@@ -1,5 +1,6 @@
 //! watch: changes as lines of JSON, from the state that the client knows or from now.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,13 +10,14 @@ use futures::stream;
 use http::{HeaderValue, StatusCode, header};
 use schemas::{Kind, Object};
 use serde_json::{Value, json};
-use store::{Revision, Store, WatchEvent, WatchScope};
+use store::{Revision, Store, Views, WatchEvent, WatchScope};
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::time::{Instant, Interval};
 use tokio_util::sync::CancellationToken;
 
+use super::options::Beginning;
 use super::peer_events::{self, Change, PeerEvents};
-use super::read::{include, resource_version};
+use super::read::include;
 use super::{Call, shown, shown_object};
 use crate::api::content::{self, Shape};
 use crate::api::selection::Selection;
@@ -25,6 +27,8 @@ use crate::api::tables::{self, Include};
 /// A watch without `timeoutSeconds` ends after this; clients watch again.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// Lines that are sent at once; more waits where it was, shared with other watches, until the client has taken them.
+const CHUNK_BYTES: usize = 64 * 1024;
 /// As kube-apiserver sends them.
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -46,58 +50,50 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
         columns_sent: false,
     };
     let bookmarks = call.query.flag("allowWatchBookmarks");
-    let initial = call.query.flag("sendInitialEvents");
-    let from = if peer_events::begins_now(call) {
-        Some(call.state.store.revision())
-    } else {
-        resource_version(call.query.text("resourceVersion"))?.filter(|_| !initial)
+    let store = &call.state.store;
+    let beginning = match Beginning::of(&call.query)? {
+        _ if peer_events::begins_now(call) => Beginning::Now,
+        Beginning::All(Some(version)) if !store.has_issued(version) => return Err(ApiError::expired()),
+        beginning => beginning,
     };
-    let others = PeerEvents::follow(call, from.is_none())?;
+    let namespace = call.target.namespace.clone();
     let scope = WatchScope {
         kinds: vec![call.kind()],
-        namespace: call.target.namespace.clone(),
+        namespace: namespace.clone(),
     };
-    let mut frames = Frames {
+    let (initial, from) = match beginning {
+        Beginning::All(_) => {
+            let all = store.list_at(call.kind(), namespace.as_deref(), None, None);
+            let all = all.map_err(|_| ApiError::expired())?;
+            let revision = all.revision();
+            let all = match selection.name() {
+                Some(name) => all.named(name),
+                None => all,
+            };
+            (Some(all), revision)
+        }
+        Beginning::Now => (None, store.revision()),
+        Beginning::After(version) => (None, version),
+    };
+    let others = PeerEvents::follow(call, initial.is_some())?;
+    let changes = match selection.name() {
+        Some(name) => store.watch_named(scope, name, Some(from)),
+        None => store.watch(scope, Some(from)),
+    };
+    let changes = changes.map_err(|_| ApiError::expired())?;
+    let frames = Frames {
         writer,
         selection,
-        lines: Vec::new(),
-        last: Revision::default(),
-    };
-    let changes = match from {
-        Some(from) => {
-            frames.last = from;
-            call.state
-                .store
-                .watch(scope, Some(from))
-                .map_err(|_| ApiError::expired())?
-        }
-        None => {
-            // What is there comes first, as additions.
-            let listing = call
-                .state
-                .store
-                .list(call.kind(), call.target.namespace.as_deref());
-            for view in &listing.items {
-                let object = shown(view);
-                if frames.selection.matches(&object) {
-                    frames.push("ADDED", &object);
-                }
-            }
-            frames.last = listing.revision;
-            if initial && bookmarks {
-                frames.bookmark(true);
-            }
-            call.state
-                .store
-                .watch(scope, Some(listing.revision))
-                .map_err(|_| ApiError::expired())?
-        }
+        chunk: String::new(),
+        last: from,
     };
     let mut ticks = tokio::time::interval_at(Instant::now() + BOOKMARK_INTERVAL, BOOKMARK_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let session = Session {
-        store: call.state.store.clone(),
+        store: store.clone(),
         frames,
+        initial,
+        tells_initial_end: bookmarks && call.query.flag("sendInitialEvents"),
         changes,
         others,
         ticks,
@@ -126,6 +122,10 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
 struct Session {
     store: Store,
     frames: Frames,
+    /// What was there when the watch began, and was not sent yet.
+    initial: Option<Views>,
+    /// A bookmark says where it ends.
+    tells_initial_end: bool,
     changes: mpsc::Receiver<WatchEvent>,
     others: PeerEvents,
     ticks: Interval,
@@ -146,23 +146,41 @@ impl Session {
             if self.ended {
                 return None;
             }
+            if let Some(initial) = &mut self.initial {
+                self.frames.initial(initial);
+                if initial.len() == 0 {
+                    self.initial = None;
+                    if self.tells_initial_end {
+                        self.frames.bookmark(true);
+                    }
+                }
+                continue;
+            }
             tokio::select! {
                 change = self.changes.recv() => match change {
                     Some(change) => {
                         self.frames.change(change);
                         // What waits already goes out with it.
-                        while let Ok(change) = self.changes.try_recv() {
+                        while !self.frames.is_full()
+                            && let Ok(change) = self.changes.try_recv()
+                        {
                             self.frames.change(change);
                         }
                     }
                     None => {
-                        self.frames.lines.push(frame("ERROR", &ApiError::expired().to_value()));
+                        self.frames.write("ERROR", &ApiError::expired().to_value());
                         self.ended = true;
                     }
                 },
                 Some(change) = self.others.next() => self.frames.pass_on(change),
                 _ = self.ticks.tick(), if self.bookmarks => self.bookmark(),
-                () = tokio::time::sleep_until(self.deadline) => return None,
+                () = tokio::time::sleep_until(self.deadline) => {
+                    // The client comes back, from here.
+                    if self.bookmarks {
+                        self.bookmark();
+                    }
+                    self.ended = true;
+                }
                 () = self.stopping.cancelled() => return None,
             }
         }
@@ -174,6 +192,10 @@ impl Session {
         // A change is in the channel before others can see its version: what waits now is all up to this one.
         let seen = self.store.revision();
         loop {
+            // The client is far behind: it has other news, and the next bookmark.
+            if self.frames.is_full() {
+                return;
+            }
             match self.changes.try_recv() {
                 Ok(change) => self.frames.change(change),
                 Err(TryRecvError::Empty) => break,
@@ -190,48 +212,74 @@ impl Session {
 struct Frames {
     writer: Writer,
     selection: Selection,
-    lines: Vec<String>,
+    chunk: String,
     /// The newest version that the client knows of.
     last: Revision,
 }
 
 impl Frames {
     fn take(&mut self) -> Option<Bytes> {
-        if self.lines.is_empty() {
+        if self.chunk.is_empty() {
             return None;
         }
-        Some(Bytes::from(std::mem::take(&mut self.lines).concat()))
+        Some(Bytes::from(std::mem::take(&mut self.chunk)))
+    }
+
+    /// Tells whether what is there should be sent before more is added.
+    fn is_full(&self) -> bool {
+        self.chunk.len() >= CHUNK_BYTES
+    }
+
+    fn write(&mut self, event: &str, object: &Value) {
+        // Writing to a text cannot fail.
+        let _ = writeln!(self.chunk, "{}", json!({"type": event, "object": object}));
     }
 
     fn push(&mut self, event: &str, object: &Object) {
         let value = self.writer.write(object);
-        self.lines.push(frame(event, &value));
+        self.write(event, &value);
+    }
+
+    /// Shows a part of what was there at the beginning.
+    fn initial(&mut self, objects: &mut Views) {
+        while !self.is_full()
+            && let Some(view) = objects.next()
+        {
+            let object = shown(&view);
+            if self.selection.matches(&object) {
+                self.push("ADDED", &object);
+            }
+        }
     }
 
     /// An object that begins or ceases to match the selectors is added or deleted, for this client.
     fn change(&mut self, change: WatchEvent) {
-        match change {
-            WatchEvent::Put { view, previous } => {
-                let object = shown(&view);
-                let matched = previous
-                    .is_some_and(|previous| self.selection.matches(&shown_object(view.key.kind, &previous)));
-                match (matched, self.selection.matches(&object)) {
-                    (false, true) => self.push("ADDED", &object),
-                    (true, true) => self.push("MODIFIED", &object),
-                    (true, false) => self.push("DELETED", &object),
-                    (false, false) => {}
-                }
-                self.last = self.last.max(view.revision);
-            }
+        let (view, previous, is_there) = match change {
+            WatchEvent::Put { view, previous } => (view, previous, true),
             WatchEvent::Deleted { view } => {
-                let mut object = shown(&view);
-                if self.selection.matches(&object) {
-                    object.set(&["metadata", "resourceVersion"], view.revision.to_string());
-                    self.push("DELETED", &object);
-                }
-                self.last = self.last.max(view.revision);
+                let last = Some(view.object.clone());
+                (view, last, false)
             }
+        };
+        let before = |previous| shown_object(view.key.kind, previous);
+        let matched = previous.as_deref().is_some_and(|previous| {
+            self.selection.is_everything() || self.selection.matches(&before(previous))
+        });
+        let object = is_there
+            .then(|| shown(&view))
+            .filter(|object| self.selection.matches(object));
+        match (matched, object) {
+            (false, Some(object)) => self.push("ADDED", &object),
+            (true, Some(object)) => self.push("MODIFIED", &object),
+            // As it was when it matched last, at the version of its end.
+            (true, None) => {
+                let mut last = previous.as_deref().map(before).unwrap_or_default();
+                last.set(&["metadata", "resourceVersion"], view.revision.to_string());
+                self.push("DELETED", &last);
+            }
+            (false, None) => {}
         }
+        self.last = self.last.max(view.revision);
     }
 
     /// Shows what another node tells. Its versions are not ours: a client that comes back names the newest that it saw.
@@ -262,14 +310,8 @@ impl Frames {
                 }}],
             }),
         };
-        self.lines.push(frame("BOOKMARK", &value));
+        self.write("BOOKMARK", &value);
     }
-}
-
-fn frame(event: &str, object: &Value) -> String {
-    let mut line = json!({"type": event, "object": object}).to_string();
-    line.push('\n');
-    line
 }
 
 /// Shows objects in the shape that the client asked for.
@@ -347,9 +389,11 @@ mod tests {
             frames: Frames {
                 writer,
                 selection: Selection::of(kind, &Query::default()).unwrap(),
-                lines: Vec::new(),
+                chunk: String::new(),
                 last: store.revision(),
             },
+            initial: None,
+            tells_initial_end: false,
             changes: store.watch(scope, None).unwrap(),
             others: PeerEvents::none(),
             ticks: tokio::time::interval(BOOKMARK_INTERVAL),
@@ -372,8 +416,9 @@ mod tests {
     }
 
     fn lines(session: &mut Session) -> Vec<(String, String)> {
-        let frames = session.frames.lines.drain(..).map(|line| {
-            let frame: Value = serde_json::from_str(&line).unwrap();
+        let chunk = std::mem::take(&mut session.frames.chunk);
+        let frames = chunk.lines().map(|line| {
+            let frame: Value = serde_json::from_str(line).unwrap();
             let text = |pointer| frame.pointer(pointer).and_then(Value::as_str).unwrap().to_owned();
             (text("/type"), text("/object/metadata/resourceVersion"))
         });
@@ -412,5 +457,27 @@ mod tests {
         store.close().await;
         session.bookmark();
         assert_eq!(lines(&mut session), []);
+    }
+
+    #[tokio::test]
+    async fn what_is_there_is_sent_in_parts() {
+        let store = store();
+        for number in 0..100 {
+            let object = Object::new(&ObjectKey::cluster(Kind::Node, format!("n{number}")));
+            let mut large = object.clone();
+            large.set(&["metadata", "annotations", "text"], "x".repeat(CHUNK_BYTES / 10));
+            store.project(&object.key().unwrap(), Some(large));
+        }
+        let mut session = session(&store, Kind::Node);
+        session.initial = store.list_at(Kind::Node, None, None, None).ok();
+        session.tells_initial_end = true;
+        let mut parts = Vec::new();
+        while parts.last() != Some(&"BOOKMARK".to_owned()) {
+            let part = session.next().await.unwrap();
+            assert!(part.len() < CHUNK_BYTES * 2, "{}", part.len());
+            session.frames.chunk = String::from_utf8(part.to_vec()).unwrap();
+            parts.extend(lines(&mut session).into_iter().map(|(event, _)| event));
+        }
+        assert_eq!(parts.len(), 101);
     }
 }

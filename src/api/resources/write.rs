@@ -1,6 +1,7 @@
 //! create, update and patch: read, confine to what the request may write, validate, store.
 
 use axum::body::Body;
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use schemas::{
     Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, hex, manifest, patch as patches,
@@ -10,7 +11,8 @@ use serde_json::Value;
 use store::{Author, Outcome, Precondition, Revision, Store, Via, View};
 
 use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
-use super::{Call, object_answer, shown};
+use super::options::resource_version;
+use super::{Call, foreign, object_answer, shown};
 use crate::api::content::{self, MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
 use crate::api::events::{self, uuid};
 use crate::api::status::{ApiError, ApiResult, Cause};
@@ -64,7 +66,8 @@ pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
     if kind.is_namespaced() && call.target.namespace.is_none() {
         return Err(ApiError::method_not_allowed());
     }
-    let object = addressed(call, read_object(&call.headers, body).await?, None)?;
+    let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
+    let object = addressed(call, parse_object(&call.headers, &bytes)?, None)?;
     if !object.str_at("/metadata/resourceVersion").is_empty() {
         return Err(ApiError::bad_request(
             "resourceVersion should not be set on objects to be created",
@@ -140,10 +143,14 @@ fn event_created(call: &Call<'_>, key: &ObjectKey, mut object: Object) -> ApiRes
 pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
     let key = call.key()?;
     let validation = Validation::parse(call.query.text("fieldValidation"))?;
-    let object = addressed(call, read_object(&call.headers, body).await?, Some(&key))?;
-    let precondition = precondition(&object)?;
+    let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
+    let object = addressed(call, parse_object(&call.headers, &bytes)?, Some(&key))?;
+    let meant = precondition(&object)?.resource_version;
+    if let Some(answer) = foreign::write(call, &key, meant, &bytes).await? {
+        return Ok(answer);
+    }
     let change = |_: &Object| Ok(object.clone());
-    let (view, warnings) = change_object(call, &key, &precondition, validation, &change).await?;
+    let (view, warnings) = change_object(call, &key, validation, &change).await?;
     let mut response = object_answer(call, StatusCode::OK, view)?;
     content::add_warnings(&mut response, &warnings);
     Ok(response)
@@ -162,12 +169,11 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
         return apply(call, &key, &bytes, validation).await;
     }
     let patch = parse_json(&bytes)?;
-    let precondition = match &patch {
-        Value::Object(map) => precondition(&Object(map.clone()))?,
-        _ => Precondition::default(),
-    };
+    if let Some(answer) = foreign::write(call, &key, named_version(&patch)?, &bytes).await? {
+        return Ok(answer);
+    }
     let change = |object: &Object| patched(&media, object, &patch);
-    let (view, warnings) = change_object(call, &key, &precondition, validation, &change).await?;
+    let (view, warnings) = change_object(call, &key, validation, &change).await?;
     let mut response = object_answer(call, StatusCode::OK, view)?;
     content::add_warnings(&mut response, &warnings);
     Ok(response)
@@ -189,11 +195,11 @@ pub(super) fn patched(media: &str, object: &Object, patch: &Value) -> ApiResult<
     })
 }
 
-/// Changes an object by `edit`, which gets what is shown of it and returns what shall be shown.
+/// Changes an object by `edit`, which gets what is shown of it and returns what shall be shown. If that has a uid or a
+/// version, they must be the object's: this is how clients say what they mean.
 pub(super) async fn change_object(
     call: &Call<'_>,
     key: &ObjectKey,
-    precondition: &Precondition,
     validation: Validation,
     edit: &(dyn Fn(&Object) -> ApiResult<Object> + Send + Sync),
 ) -> ApiResult<(Object, Vec<String>)> {
@@ -209,7 +215,6 @@ pub(super) async fn change_object(
         .store
         .get(key)
         .ok_or_else(|| ApiError::not_found(key))?;
-    check_precondition(key, &view, precondition)?;
     let before = shown(&view);
     let mut warnings = Vec::new();
     let mut step = |raw: &Object| -> ApiResult<Object> {
@@ -220,6 +225,7 @@ pub(super) async fn change_object(
             validate::defaulted(raw)
         };
         let edited = edit(&base)?;
+        check_meant(key, raw, &base, &edited)?;
         check_identity(&base, &edited)?;
         let edited = tidied(confined(&base, edited, part, key.kind.has_status()));
         match part {
@@ -243,7 +249,8 @@ pub(super) async fn change_object(
     }
     let author = call.author()?;
     let changed = if view.stored {
-        call.state.store.update(key, precondition, author, step).await?
+        let anything = Precondition::default();
+        call.state.store.update(key, &anything, author, step).await?
     } else {
         // A computed object without a document gets one, of what this request changes.
         let document = step(&Object::new(key))?;
@@ -281,7 +288,7 @@ async fn finish_deletion(call: &Call<'_>, view: View) -> ApiResult<View> {
 }
 
 /// Server-side apply by one client (`force` as it asks).
-async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &[u8], validation: Validation) -> ApiResult {
+async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Validation) -> ApiResult {
     if call.query.text("fieldManager").is_empty() {
         return Err(ApiError::new(
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -306,6 +313,9 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &[u8], validation: Valid
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
     let precondition = precondition(&object)?;
+    if let Some(answer) = foreign::write(call, key, precondition.resource_version, bytes).await? {
+        return Ok(answer);
+    }
     let mut object = cleaned(key.kind, tidied(object));
     // The store compares them again, where nobody else writes.
     if let Some(uid) = &precondition.uid {
@@ -346,15 +356,11 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &[u8], validation: Valid
 // ---------------------------------------------------------------- reading bodies
 
 /// Reads one object in JSON or YAML.
-async fn read_object(headers: &HeaderMap, body: Body) -> ApiResult<Object> {
+fn parse_object(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Object> {
     match content_type(headers) {
-        "" | "application/json" => {
-            let value = parse_json(&read_body(body, MAX_OBJECT_BYTES).await?)?;
-            Object::from_value(value).ok_or_else(|| ApiError::bad_request("the body is not an object"))
-        }
-        "application/yaml" | "application/x-yaml" | "text/yaml" => {
-            parse_yaml(&read_body(body, MAX_OBJECT_BYTES).await?)
-        }
+        "" | "application/json" => Object::from_value(parse_json(bytes)?)
+            .ok_or_else(|| ApiError::bad_request("the body is not an object")),
+        "application/yaml" | "application/x-yaml" | "text/yaml" => parse_yaml(bytes),
         _ => Err(unsupported_media(&OBJECT_TYPES)),
     }
 }
@@ -426,17 +432,22 @@ fn key_of(object: &Object, kind: Kind) -> ApiResult<ObjectKey> {
 
 /// What a client demands of the stored object, from the metadata that it sends.
 fn precondition(object: &Object) -> ApiResult<Precondition> {
-    let version = object.str_at("/metadata/resourceVersion");
-    let uid = object.str_at("/metadata/uid");
     Ok(Precondition {
-        uid: (!uid.is_empty()).then(|| uid.to_owned()),
-        resource_version: match version {
-            "" | "0" => None,
-            text => Some(Revision(text.parse().map_err(|_| {
-                ApiError::bad_request(format!("metadata.resourceVersion: Invalid value: \"{text}\""))
-            })?)),
-        },
+        uid: Some(object.uid().to_owned()).filter(|uid| !uid.is_empty()),
+        resource_version: resource_version(object.str_at("/metadata/resourceVersion"))?,
     })
+}
+
+/// The version that a patch names, of whatever kind it is.
+pub(super) fn named_version(patch: &Value) -> ApiResult<Option<Revision>> {
+    let version = match patch {
+        Value::Array(operations) => operations
+            .iter()
+            .find(|operation| operation["path"] == "/metadata/resourceVersion")
+            .map(|operation| &operation["value"]),
+        whole => whole.pointer("/metadata/resourceVersion"),
+    };
+    resource_version(version.and_then(Value::as_str).unwrap_or_default())
 }
 
 // ---------------------------------------------------------------- checks
@@ -445,15 +456,29 @@ fn check_precondition(key: &ObjectKey, view: &View, precondition: &Precondition)
     if let Some(uid) = &precondition.uid
         && uid != view.object.uid()
     {
-        let why = format!(
-            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-            view.object.uid()
-        );
-        return Err(ApiError::conflict(key, &why));
+        return Err(ApiError::another(key, uid, view.object.uid()));
     }
     match precondition.resource_version {
         Some(version) if version != view.revision => Err(ApiError::modified(key)),
         _ => Ok(()),
+    }
+}
+
+/// Checks uid and version of an edit against what is stored now, where nobody else writes (`raw`), or, of a computed
+/// object without a document, against what is shown (`base`).
+pub(super) fn check_meant(key: &ObjectKey, raw: &Object, base: &Object, edited: &Object) -> ApiResult<()> {
+    let version = |object: &Object| object.str_at("/metadata/resourceVersion").to_owned();
+    let current = match version(raw) {
+        none if none.is_empty() => version(base),
+        current => current,
+    };
+    if !edited.uid().is_empty() && edited.uid() != base.uid() {
+        return Err(ApiError::another(key, edited.uid(), base.uid()));
+    }
+    match version(edited) {
+        any if any.is_empty() || any == "0" => Ok(()),
+        meant if meant == current => Ok(()),
+        _ => Err(ApiError::modified(key)),
     }
 }
 

@@ -10,14 +10,14 @@ use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use reconcilers::ports::{
     Clock, Cluster, Container, ContainerId, ContainerRuntime, ContainerSpec, Liveness, LogOptions, Moment,
     NodeFacts, NodeObservation, PortError, PullPolicy,
 };
 use serde_json::Value;
-use store::{MemoryDisk, NodeId, OpenOptions, Store};
+use store::{MemoryDisk, NodeId, OpenOptions, Revision, Store};
 use tokio::sync::watch;
 use tower::ServiceExt;
 
@@ -48,21 +48,31 @@ impl Clock for ManualClock {
 
 /// Hands requests to the routers of other fixtures, as the peer port does.
 #[derive(Default)]
-pub(super) struct Peers(Mutex<HashMap<NodeId, Router>>);
+pub(super) struct Peers {
+    routers: Mutex<HashMap<NodeId, Router>>,
+    /// What was sent to other nodes: method and headers.
+    pub(super) sent: Mutex<Vec<(Method, HeaderMap)>>,
+}
 
 impl Peers {
     pub(super) fn add(&self, api: &Api) {
-        self.0
+        self.routers
             .lock()
             .unwrap()
             .insert(api.state.node.clone(), api.router.clone());
+    }
+
+    pub(super) fn forget(&self, api: &Api) {
+        self.routers.lock().unwrap().remove(&api.state.node);
     }
 }
 
 #[async_trait]
 impl Relay for Peers {
     async fn send(&self, node: &NodeId, mut request: Request<Body>) -> Result<Response<Body>, RelayError> {
-        let router = self.0.lock().unwrap().get(node).cloned();
+        let sent = (request.method().clone(), request.headers().clone());
+        self.sent.lock().unwrap().push(sent);
+        let router = self.routers.lock().unwrap().get(node).cloned();
         let router = router.ok_or_else(|| RelayError::Unknown(node.clone()))?;
         request
             .extensions_mut()
@@ -215,8 +225,10 @@ impl Api {
         let clock = Arc::new(ManualClock(AtomicI64::new(NOW)));
         let peers = Arc::new(Peers::default());
         let containers = Arc::new(Containers::default());
-        let (cluster, cluster_receiver) =
-            watch::channel(Arc::new(cluster_of(&node, &[(node.clone(), name)])));
+        let (cluster, cluster_receiver) = watch::channel(Arc::new(cluster_of(
+            &node,
+            &[(node.clone(), name, store.revision())],
+        )));
         let (readiness, readiness_receiver) = watch::channel(Vec::new());
         let state = ApiState {
             events: Arc::new(Events::new(store.clone(), node.clone(), name, clock.clone())),
@@ -250,22 +262,12 @@ impl Api {
 
     /// Makes two nodes known to each other.
     pub(super) fn join(&self, other: &Api) {
-        let nodes: Vec<(NodeId, String)> = [self, other]
-            .iter()
-            .map(|api| {
-                (
-                    api.state.node.clone(),
-                    api.state.cluster.borrow().nodes[&api.state.node]
-                        .facts
-                        .name
-                        .clone(),
-                )
-            })
-            .collect();
-        let nodes: Vec<(NodeId, &str)> = nodes
-            .iter()
-            .map(|(id, name)| (id.clone(), name.as_str()))
-            .collect();
+        let names = [self, other].map(|api| {
+            let cluster = api.state.cluster.borrow();
+            cluster.nodes[&api.state.node].facts.name.clone()
+        });
+        let nodes = [(self, &names[0]), (other, &names[1])]
+            .map(|(api, name)| (api.state.node.clone(), name.as_str(), api.state.store.revision()));
         for (one, another) in [(self, other), (other, self)] {
             one.peers.add(another);
             one.cluster
@@ -348,10 +350,11 @@ impl Api {
     }
 }
 
-pub(super) fn cluster_of(me: &NodeId, nodes: &[(NodeId, &str)]) -> Cluster {
-    let nodes = nodes.iter().map(|(id, name)| {
+pub(super) fn cluster_of(me: &NodeId, nodes: &[(NodeId, &str, Revision)]) -> Cluster {
+    let nodes = nodes.iter().map(|(id, name, revision)| {
         let facts = NodeFacts {
             name: (*name).to_owned(),
+            revision_tag: Some(revision.tag()),
             ..NodeFacts::default()
         };
         let observation = NodeObservation {

@@ -2,6 +2,7 @@
 
 mod backups;
 mod fixture;
+mod foreign;
 mod history;
 mod kubectl;
 mod listener;
@@ -9,3 +10,4 @@ mod native;
 mod nodes;
 mod resources;
 mod streams;
+mod versions;

@@ -33,7 +33,9 @@ fn id(name: &str) -> NodeId {
 
 /// Shows these nodes alive, and no others.
 fn alive(api: &Api, names: &[&str]) {
-    let nodes: Vec<(NodeId, &str)> = names.iter().map(|name| (id(name), *name)).collect();
+    let revision = api.state.store.revision();
+    let nodes = names.iter().map(|name| (id(name), *name, revision));
+    let nodes: Vec<_> = nodes.collect();
     api.cluster
         .send_replace(cluster_of(&api.state.node, &nodes).into());
 }

@@ -16,14 +16,14 @@ const PODS: &str = "/api/v1/namespaces/default/pods";
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Reads a watch frame by frame.
-struct Frames {
+pub(super) struct Frames {
     body: BodyDataStream,
     rest: Vec<u8>,
     ready: VecDeque<Value>,
 }
 
 impl Frames {
-    async fn open(api: &Api, path: &str, headers: &[(&str, &str)]) -> Self {
+    pub(super) async fn open(api: &Api, path: &str, headers: &[(&str, &str)]) -> Self {
         let mut request = Request::get(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -37,7 +37,7 @@ impl Frames {
         }
     }
 
-    async fn next(&mut self) -> Option<Value> {
+    pub(super) async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(frame) = self.ready.pop_front() {
                 return Some(frame);
@@ -54,7 +54,7 @@ impl Frames {
     }
 
     /// The next frame as `TYPE name`.
-    async fn next_text(&mut self) -> String {
+    pub(super) async fn next_text(&mut self) -> String {
         let frame = self.next().await.expect("the watch ended");
         let name = frame["object"]["metadata"]["name"].as_str().unwrap_or_default();
         format!("{} {name}", frame["type"].as_str().unwrap())

@@ -3,6 +3,8 @@
 use schemas::Kind;
 
 use super::*;
+use crate::incarnation::Uids;
+use crate::index::{Index, REVISION_BLOCK};
 use crate::{Gone, Revision, WatchEvent, WatchScope};
 
 fn scope(kinds: &[Kind]) -> WatchScope {
@@ -85,4 +87,92 @@ async fn foreign_and_future_revisions_are_gone() {
         }
     }
     assert!(store.watch(scope(&[]), Some(revision)).is_ok());
+}
+
+#[test]
+fn two_stores_with_one_tag_have_no_revision_in_common() {
+    let counters = ["a", "b"].map(|node| store(node).revision().0 >> 16);
+    // As far as either counts before its next start.
+    assert!(counters[0].abs_diff(counters[1]) > REVISION_BLOCK, "{counters:?}");
+    assert!(counters.iter().all(|counter| *counter <= 1 << 46), "{counters:?}");
+}
+
+fn shown(views: crate::Views) -> Vec<(String, Option<i64>, Revision)> {
+    views
+        .map(|view| {
+            let version = view.object.str_at("/metadata/resourceVersion");
+            assert_eq!(version, view.revision.to_string());
+            (view.key.name, view.object.i64_at("/spec/replicas"), view.revision)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_list_of_the_past_is_what_a_list_then_was() {
+    let store = store("a");
+    let other_namespace = ObjectKey::new(Kind::Deployment, "other", "elsewhere");
+    let mut elsewhere = deployment("elsewhere");
+    elsewhere.set(&["metadata", "namespace"], "other");
+    let mut past = Vec::new();
+    let list = |namespace: Option<&str>, at| store.list_at(Kind::Deployment, namespace, None, at);
+    let names = ["a", "b", "c"];
+    let key = |name: &str| key_of(&deployment(name));
+    for step in 0..30 {
+        let name = names[step % 3];
+        match step {
+            4 | 13 | 19 => drop(
+                store
+                    .remove(&key(name), &Precondition::default(), author("x"))
+                    .await
+                    .unwrap(),
+            ),
+            8 => drop(store.create(elsewhere.clone(), author("x")).await.unwrap()),
+            _ if store.get(&key(name)).is_some() => drop(
+                edit(&store, &key(name), |object| {
+                    object.set(&["spec", "replicas"], step as i64);
+                })
+                .await,
+            ),
+            _ => drop(store.create(deployment(name), author("x")).await.unwrap()),
+        }
+        let now = [None, Some("default")].map(|namespace| list(namespace, None).unwrap());
+        past.push((store.revision(), now.map(shown)));
+    }
+    assert!(store.get(&other_namespace).is_some());
+    for (at, [all, default]) in past {
+        let snapshot = list(None, Some(at)).unwrap();
+        assert_eq!((snapshot.revision(), snapshot.len()), (at, all.len()));
+        assert_eq!(shown(snapshot), all);
+        assert_eq!(shown(list(Some("default"), Some(at)).unwrap()), default);
+        // From the middle.
+        for after in names.map(key) {
+            let rest = store.list_at(Kind::Deployment, Some("default"), Some(&after), Some(at));
+            let expected: Vec<_> = default.iter().filter(|(name, ..)| *name > after.name).collect();
+            assert_eq!(shown(rest.unwrap()).iter().collect::<Vec<_>>(), expected);
+        }
+    }
+    let foreign = Revision(store.revision().0 ^ 1);
+    for gone in [foreign, Revision(store.revision().0 + (1 << 16)), Revision(1)] {
+        assert_eq!(list(None, Some(gone)).err(), Some(Gone));
+    }
+}
+
+#[test]
+fn no_revision_is_issued_that_is_not_reserved() {
+    let mut index = Index::new(Uids::new("cluster".to_owned()), 7, 10, 12);
+    let key = ObjectKey::cluster(Kind::Node, "n1");
+    let project = |index: &mut Index, number: i64| {
+        let mut node = Object::new(&key);
+        node.set(&["status", "number"], number);
+        index.project(&key, Some(node));
+        (
+            index.revision().0 >> 16,
+            index.get(&key).unwrap().object.i64_at("/status/number"),
+        )
+    };
+    assert_eq!(project(&mut index, 1), (11, Some(1)));
+    assert_eq!(project(&mut index, 2), (12, Some(2)));
+    assert_eq!(project(&mut index, 3), (12, Some(2)));
+    index.set_reserved(20);
+    assert_eq!(project(&mut index, 4), (13, Some(4)));
 }
