@@ -118,6 +118,8 @@ impl Machine {
 
     /// The agent is killed and started again: its memory is gone, the machine is as it was.
     async fn restart_agent(&mut self) {
+        // What was announced was in its memory; the document stays.
+        self.announcer = Arc::default();
         let ports = PodPorts {
             runtime: self.runtime.clone(),
             network: self.network.clone(),
