@@ -74,8 +74,16 @@ pub fn status(input: &StatusInput<'_>) -> Value {
         .collect();
     let mains: Vec<Value> = spec.containers.iter().map(|c| status_of(c, false)).collect();
 
+    // One that exited to make room for its next image is not done.
+    let is_done = |container: &v1::Container| {
+        let latest = attempts.get(container.name.as_str()).and_then(Attempts::latest);
+        let known = input.memory.container(&container.name);
+        let standing = standing(container, latest.map(|(_, latest)| latest), known, policy);
+        matches!(standing, Standing::Done { .. })
+    };
+    let all_done = spec.containers.iter().all(is_done);
     let ended = Phase::of(pod).or(input.memory.ended);
-    let phase = ended.map_or_else(|| phase(&mains, initialized, policy), Phase::name);
+    let phase = ended.map_or_else(|| phase(&mains, initialized, policy, all_done), Phase::name);
     let address = pod_address(input);
     let mut status = Map::new();
     status.insert("phase".into(), phase.into());
@@ -128,7 +136,7 @@ fn pod_address(input: &StatusInput<'_>) -> Option<String> {
 }
 
 /// `status.phase` of a pod that has not ended, as kubelet's getPhase.
-fn phase(mains: &[Value], initialized: bool, policy: RestartPolicy) -> &'static str {
+fn phase(mains: &[Value], initialized: bool, policy: RestartPolicy, all_done: bool) -> &'static str {
     if !initialized {
         return "Pending";
     }
@@ -138,8 +146,7 @@ fn phase(mains: &[Value], initialized: bool, policy: RestartPolicy) -> &'static 
     if mains.iter().any(never_ran) {
         return "Pending";
     }
-    let terminated = |status: &Value| status.pointer("/state/terminated").is_some();
-    if policy == RestartPolicy::Never && !mains.is_empty() && mains.iter().all(terminated) {
+    if policy == RestartPolicy::Never && !mains.is_empty() && all_done {
         let success = |status: &Value| status.pointer("/state/terminated/exitCode") == Some(&json!(0));
         return if mains.iter().all(success) {
             "Succeeded"
