@@ -16,7 +16,7 @@ test: install-packages lint doc unit cluster
 ## The same, and the long suites: another simulated history, and the stories with the programs that ship.
 test-all: test build
 	SEED=3 $(CARGO) test --locked --workspace --test simulation
-	PODMAN_SWARM_BIN="$(CURDIR)/target/release" $(MAKE) cluster
+	PODMAN_SWARM_BIN="$(CURDIR)/target/release" TORTURE_SECONDS=120 $(MAKE) cluster
 
 build:
 	$(CARGO) build --locked --release
@@ -38,7 +38,7 @@ unit:
 ## Real hosts: network namespaces with a Podman engine and an agent each.
 cluster:
 	$(CARGO) test --locked --test it --no-run
-	$(SUDO) env PATH="$$PATH" PODMAN_SWARM_BIN="$$PODMAN_SWARM_BIN" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) test --locked --test it -- --test-threads=1 --nocapture
+	$(SUDO) env PATH="$$PATH" PODMAN_SWARM_BIN="$$PODMAN_SWARM_BIN" TORTURE_SECONDS="$$TORTURE_SECONDS" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) test --locked --test it -- --test-threads=1 --nocapture
 
 ## Figures for docs/benchmarks.md, each beside its peer.
 bench:
