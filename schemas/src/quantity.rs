@@ -305,7 +305,10 @@ mod tests {
             let quantity: Quantity = text.parse().unwrap();
             let canonical = quantity.to_string();
             let again: Quantity = canonical.parse().unwrap();
-            prop_assert_eq!(&again.to_string(), &canonical);
+            // In Kubernetes, too, 6.835Ki is 7000, and 7000 is 7k.
+            if quantity.format != Format::Binary || canonical.ends_with('i') {
+                prop_assert_eq!(&again.to_string(), &canonical);
+            }
             // Powers of 1024 are written in whole units.
             if quantity.format != Format::Binary || quantity.nanos % NANO == 0 {
                 prop_assert_eq!(again, quantity);
