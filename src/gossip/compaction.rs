@@ -14,6 +14,8 @@ use super::sync::Sync;
 
 /// Without being woken: histories that stayed long because somebody was missing.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// After a proposal that not everybody agreed to: mostly a peer that does not have all of a burst of changes yet.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// Between two looks, so that a burst of changes is one proposal.
 const PAUSE: Duration = Duration::from_millis(500);
 /// For a peer to read [a proposal's](Proposal) documents.
@@ -23,32 +25,40 @@ impl Sync {
     /// Runs until it is dropped.
     pub(super) async fn compact(self) {
         let long = self.store.long_histories();
+        let mut rest = LOOK_AGAIN;
         loop {
             // Either is a reason to look.
-            _ = timeout(LOOK_AGAIN, long.notified()).await;
+            _ = timeout(rest, long.notified()).await;
             sleep(PAUSE).await;
-            while self.squash_some().await {}
+            rest = loop {
+                match self.squash_some().await {
+                    Outcome::Squashed => {}
+                    Outcome::NothingToDo => break LOOK_AGAIN,
+                    Outcome::NotAgreed => break ASK_AGAIN,
+                }
+            };
         }
     }
 
-    /// Squashes some histories; true if there may be more.
-    async fn squash_some(&self) -> bool {
+    /// Squashes some histories.
+    async fn squash_some(&self) -> Outcome {
         let Some(present) = self.electorate() else {
-            return false;
+            return Outcome::NothingToDo;
         };
         let Some(mut proposal) = self.store.propose() else {
-            return false;
+            return Outcome::NothingToDo;
         };
         for peer in present.others {
             if !self.ask(&peer, &mut proposal).await {
-                return false;
+                return Outcome::NotAgreed;
             }
         }
         match self.store.squash(proposal, present.is_everyone).await {
-            Ok(squashed) => squashed > 0,
+            Ok(0) => Outcome::NotAgreed,
+            Ok(_) => Outcome::Squashed,
             Err(error) => {
                 error!(%error, "histories cannot be squashed");
-                false
+                Outcome::NothingToDo
             }
         }
     }
@@ -84,6 +94,14 @@ impl Sync {
             }
         }
     }
+}
+
+enum Outcome {
+    /// There may be more to squash.
+    Squashed,
+    /// No history is long, this node is not the one to propose, or too few are there.
+    NothingToDo,
+    NotAgreed,
 }
 
 struct Electorate {
