@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 
 use crate::compaction::LONG;
 use crate::digest::Digests;
-use crate::incarnation::{Incarnation, Uids};
+use crate::frame::Header;
+use crate::incarnation::{Incarnation, Tombstone, Uids};
 use crate::leaves::compact_map;
 use crate::packed::{Packed, Recent};
 use crate::quarantine::Quarantine;
@@ -68,12 +69,12 @@ pub(crate) enum Change {
         key: ObjectKey,
         stored: Stored,
         /// Of earlier incarnations, if that is new.
-        removed: Option<Incarnation>,
+        removed: Option<Tombstone>,
     },
     /// Removes all incarnations of a key up to one.
     Bury {
         key: ObjectKey,
-        removed: Incarnation,
+        removed: Tombstone,
     },
     Round(u16),
 }
@@ -103,9 +104,9 @@ impl Change {
 pub(crate) struct Index {
     entries: BTreeMap<ObjectKey, Entry>,
     recent: Arc<Recent>,
-    tombstones: BTreeMap<ObjectKey, Incarnation>,
+    tombstones: BTreeMap<ObjectKey, Tombstone>,
     pub(crate) quarantine: Quarantine,
-    round: u16,
+    registers: Header,
     digests: Digests,
     watches: Watches,
     uids: Uids,
@@ -123,7 +124,7 @@ impl Index {
             recent: Arc::default(),
             tombstones: BTreeMap::new(),
             quarantine: Quarantine::default(),
-            round: 0,
+            registers: Header::default(),
             digests: Digests::default(),
             watches: Watches::new(counter),
             uids,
@@ -274,12 +275,22 @@ impl Index {
         self.entries.get(key)?.record.clone()
     }
 
-    pub(crate) fn removed(&self, key: &ObjectKey) -> Option<Incarnation> {
+    pub(crate) fn tombstone(&self, key: &ObjectKey) -> Option<Tombstone> {
         self.tombstones.get(key).copied()
     }
 
+    /// Returns the highest removed incarnation.
+    pub(crate) fn removed(&self, key: &ObjectKey) -> Option<Incarnation> {
+        self.tombstone(key).map(|tombstone| tombstone.incarnation)
+    }
+
     pub(crate) fn round(&self) -> u16 {
-        self.round
+        self.registers.round
+    }
+
+    /// Returns what begins a frame whose items are collected from now on.
+    pub(crate) fn header(&self) -> Header {
+        self.registers
     }
 
     pub(crate) fn digests(&self) -> &Digests {
@@ -287,18 +298,16 @@ impl Index {
     }
 
     /// Visits what is held of every key that has a document or a tombstone.
-    pub(crate) fn held(
-        &self,
-    ) -> impl Iterator<Item = (&ObjectKey, Option<Incarnation>, Option<&Arc<Record>>)> {
+    pub(crate) fn held(&self) -> impl Iterator<Item = (&ObjectKey, Option<Tombstone>, Option<&Arc<Record>>)> {
         let documents = self.entries.iter().filter_map(|(key, entry)| {
             let record = entry.record.as_ref()?;
-            Some((key, self.removed(key), Some(record)))
+            Some((key, self.tombstone(key), Some(record)))
         });
         let removed = self
             .tombstones
             .iter()
             .filter(|(key, _)| self.entries.get(key).is_none_or(|entry| entry.record.is_none()));
-        documents.chain(removed.map(|(key, incarnation)| (key, Some(*incarnation), None)))
+        documents.chain(removed.map(|(key, tombstone)| (key, Some(*tombstone), None)))
     }
 
     /// Returns the incarnation of a namespace that something created in it now belongs to: its own, or, where it has
@@ -307,7 +316,7 @@ impl Index {
         let key = ObjectKey::cluster(Kind::Namespace, namespace);
         match self.record(&key) {
             Some(record) => Some(record.incarnation),
-            None => Incarnation::next(self.round, self.removed(&key)),
+            None => Incarnation::next(self.round(), self.removed(&key)),
         }
     }
 
@@ -347,14 +356,14 @@ impl Index {
                 self.toggle_digest(&key);
                 self.bury(&key, Some(removed));
                 let held = self.record(&key).map(|record| record.incarnation);
-                if held.is_some_and(|held| held <= removed) {
+                if held.is_some_and(|held| held <= removed.incarnation) {
                     self.take_away(&key);
                 }
                 self.toggle_digest(&key);
                 last
             }
             Change::Round(round) => {
-                self.round = self.round.max(round);
+                self.registers.round = self.registers.round.max(round);
                 None
             }
         }
@@ -369,7 +378,7 @@ impl Index {
         }
     }
 
-    fn bury(&mut self, key: &ObjectKey, removed: Option<Incarnation>) {
+    fn bury(&mut self, key: &ObjectKey, removed: Option<Tombstone>) {
         if let Some(removed) = removed {
             let tombstone = self.tombstones.entry(key.clone()).or_insert(removed);
             *tombstone = removed.max(*tombstone);
@@ -378,12 +387,12 @@ impl Index {
 
     fn toggle_digest(&mut self, key: &ObjectKey) {
         let record = self.entries.get(key).and_then(|entry| entry.record.clone());
-        self.digests.toggle(key, self.removed(key), record.as_deref());
+        self.digests.toggle(key, self.tombstone(key), record.as_deref());
     }
 
-    /// Loads a tombstone or a round at start.
-    pub(crate) fn restore(&mut self, round: u16, tombstones: BTreeMap<ObjectKey, Incarnation>) {
-        self.round = round;
+    /// Loads tombstones and registers at start.
+    pub(crate) fn restore(&mut self, registers: Header, tombstones: BTreeMap<ObjectKey, Tombstone>) {
+        self.registers = registers;
         for (key, removed) in tombstones {
             self.toggle_digest(&key);
             self.bury(&key, Some(removed));

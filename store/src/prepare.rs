@@ -9,7 +9,7 @@ use crate::commit::Fresh;
 use crate::disk::Write;
 use crate::document::{Birth, ChangeAuthor, Contents, Document, WrittenChange};
 use crate::epoch::Epoch;
-use crate::incarnation::{Incarnation, Uids};
+use crate::incarnation::{Incarnation, Tombstone, Uids, seen};
 use crate::index::{Change, set_resource_version};
 use crate::leaves::{self, Leaves};
 use crate::owners::{Operation, Owners};
@@ -168,6 +168,7 @@ impl Shared {
             epoch: Epoch::default(),
             generation: 1,
             changes: 1,
+            unsent: 0,
         };
         let record = Record::of(&mut document, &contents.birth, standing);
         self.put(key, record, &contents, Some(written))
@@ -227,15 +228,16 @@ impl Shared {
         precondition: &Precondition,
     ) -> Result<Prepared, WriteError> {
         let (record, _) = self.current(key, precondition)?;
-        Ok(self.burial(key, record.incarnation, true))
+        let removed = Tombstone::new(record.incarnation, self.index().round(), seen(&record.heads));
+        Ok(self.burial(key, removed, true))
     }
 
     /// Removes what is held of `key` up to an incarnation.
-    pub(crate) fn burial(&self, key: &ObjectKey, removed: Incarnation, is_fresh: bool) -> Prepared {
+    pub(crate) fn burial(&self, key: &ObjectKey, removed: Tombstone, is_fresh: bool) -> Prepared {
         let covers = self
             .index()
             .record(key)
-            .is_some_and(|record| record.incarnation <= removed);
+            .is_some_and(|record| record.incarnation <= removed.incarnation);
         let document = covers.then(|| Write::remove(document_key(key)));
         let tombstone = Write::put(tombstone_key(key), tombstone(removed));
         Prepared {
@@ -368,6 +370,6 @@ impl Shared {
     }
 }
 
-pub(crate) fn tombstone(removed: Incarnation) -> Vec<u8> {
+pub(crate) fn tombstone(removed: Tombstone) -> Vec<u8> {
     removed.to_string().into_bytes()
 }
