@@ -17,6 +17,7 @@ use crate::leaves::compact_map;
 use crate::packed::{Packed, Recent};
 use crate::quarantine::Quarantine;
 use crate::record::{Record, Stored};
+use crate::rescue::{RescueId, Waiting};
 use crate::types::{Gone, Revision, View, WatchEvent};
 use crate::watch::{Past, Scope, Watches};
 
@@ -76,6 +77,8 @@ pub(crate) enum Change {
         removed: Incarnation,
     },
     Round(u16),
+    /// Drops what was rescued, and is safe.
+    Forget(RescueId),
 }
 
 impl Change {
@@ -83,7 +86,7 @@ impl Change {
     pub(crate) fn key(&self) -> Option<&ObjectKey> {
         match self {
             Self::Put { key, .. } | Self::Bury { key, .. } => Some(key),
-            Self::Round(_) => None,
+            Self::Round(_) | Self::Forget(_) => None,
         }
     }
 
@@ -93,7 +96,7 @@ impl Change {
             Change::Put { stored, .. } => {
                 stored.record.changes >= LONG && stored.record.changes.is_multiple_of(LONG / 2)
             }
-            Change::Bury { .. } | Change::Round(_) => false,
+            Change::Bury { .. } | Change::Round(_) | Change::Forget(_) => false,
         }
     }
 }
@@ -105,6 +108,7 @@ pub(crate) struct Index {
     recent: Arc<Recent>,
     tombstones: BTreeMap<ObjectKey, Incarnation>,
     pub(crate) quarantine: Quarantine,
+    pub(crate) rescued: Waiting,
     round: u16,
     digests: Digests,
     watches: Watches,
@@ -123,6 +127,7 @@ impl Index {
             recent: Arc::default(),
             tombstones: BTreeMap::new(),
             quarantine: Quarantine::default(),
+            rescued: Waiting::default(),
             round: 0,
             digests: Digests::default(),
             watches: Watches::new(counter),
@@ -355,6 +360,10 @@ impl Index {
             }
             Change::Round(round) => {
                 self.round = self.round.max(round);
+                None
+            }
+            Change::Forget(id) => {
+                self.rescued.forget(&id);
                 None
             }
         }
