@@ -14,6 +14,7 @@ use crate::incarnation::{Tombstone, Uids};
 use crate::open;
 use crate::quarantine::UNREADABLE;
 use crate::record::{DOCUMENTS, META_COPY, META_REVISION, TOMBSTONES};
+use crate::rescue::{RESCUED, Rescued};
 use crate::seal::Seal;
 use crate::sled_disk::SledDisk;
 use crate::types::{OpenError, OpenOptions};
@@ -186,6 +187,17 @@ fn check_disk(disk: &dyn Disk, place: &str, options: &OpenOptions) -> Result<Che
             "a start found the record of this object unreadable, and nothing has replaced it yet",
             FROM_PEERS,
         );
+    })
+    .map_err(unreadable)?;
+
+    disk.scan(RESCUED, &mut |disk_key, value| {
+        if let Err(reason) = Rescued::decode(disk_key, value, &seal) {
+            report.problem(
+                String::from_utf8_lossy(disk_key),
+                format!("what was rescued of an object cannot be read: {reason}"),
+                "what a user last wrote of that object through this node is lost, unless it is in a backup",
+            );
+        }
     })
     .map_err(unreadable)?;
 

@@ -16,6 +16,7 @@ use crate::frame;
 use crate::index::Change;
 use crate::quarantine::unreadable_key;
 use crate::record::{META_REVISION, META_ROUND};
+use crate::rescue::Rescued;
 use crate::shared::Shared;
 use crate::types::{CommitError, Conflict, Push, View};
 
@@ -39,6 +40,7 @@ pub(crate) struct Commit {
     pub(crate) change: Change,
     /// A change of this node's own, for its peers.
     pub(crate) fresh: Option<Fresh>,
+    pub(crate) rescued: Option<Arc<Rescued>>,
     pub(crate) conflicts: Vec<Conflict>,
     pub(crate) claim: Option<Claim>,
     pub(crate) done: oneshot::Sender<Result<Option<View>, CommitError>>,
@@ -189,7 +191,7 @@ impl Batch {
         }
         let rounds = self.commits.iter().filter_map(|commit| match commit.change {
             Change::Round(round) => Some(round),
-            Change::Put { .. } | Change::Bury { .. } => None,
+            Change::Put { .. } | Change::Bury { .. } | Change::Forget(_) => None,
         });
         if let Some(round) = rounds.max() {
             // Those that were queued before may have been higher.
@@ -219,6 +221,11 @@ impl Batch {
         for commit in self.commits {
             if commit.change.is_long() {
                 shared.long.notify_one();
+            }
+            if let Some(rescued) = commit.rescued {
+                // Before the object is seen to be gone.
+                shared.index_mut().rescued.add(rescued);
+                shared.rescues.notify_one();
             }
             let view = shared.index_mut().publish(commit.change);
             // Before the claim ends: peers get the changes of a key in order.

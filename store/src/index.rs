@@ -18,6 +18,7 @@ use crate::leaves::compact_map;
 use crate::packed::{Packed, Recent};
 use crate::quarantine::Quarantine;
 use crate::record::{Record, Stored};
+use crate::rescue::{RescueId, Waiting};
 use crate::types::{Gone, Revision, View, WatchEvent};
 use crate::watch::{Past, Scope, Watches};
 
@@ -77,6 +78,8 @@ pub(crate) enum Change {
         removed: Tombstone,
     },
     Round(u16),
+    /// Drops what was rescued, and is safe.
+    Forget(RescueId),
 }
 
 impl Change {
@@ -84,7 +87,7 @@ impl Change {
     pub(crate) fn key(&self) -> Option<&ObjectKey> {
         match self {
             Self::Put { key, .. } | Self::Bury { key, .. } => Some(key),
-            Self::Round(_) => None,
+            Self::Round(_) | Self::Forget(_) => None,
         }
     }
 
@@ -94,7 +97,7 @@ impl Change {
             Change::Put { stored, .. } => {
                 stored.record.changes >= LONG && stored.record.changes.is_multiple_of(LONG / 2)
             }
-            Change::Bury { .. } | Change::Round(_) => false,
+            Change::Bury { .. } | Change::Round(_) | Change::Forget(_) => false,
         }
     }
 }
@@ -106,6 +109,7 @@ pub(crate) struct Index {
     recent: Arc<Recent>,
     tombstones: BTreeMap<ObjectKey, Tombstone>,
     pub(crate) quarantine: Quarantine,
+    pub(crate) rescued: Waiting,
     registers: Header,
     digests: Digests,
     watches: Watches,
@@ -124,6 +128,7 @@ impl Index {
             recent: Arc::default(),
             tombstones: BTreeMap::new(),
             quarantine: Quarantine::default(),
+            rescued: Waiting::default(),
             registers: Header::default(),
             digests: Digests::default(),
             watches: Watches::new(counter),
@@ -364,6 +369,10 @@ impl Index {
             }
             Change::Round(round) => {
                 self.registers.round = self.registers.round.max(round);
+                None
+            }
+            Change::Forget(id) => {
+                self.rescued.forget(&id);
                 None
             }
         }

@@ -27,6 +27,7 @@ mod path;
 mod prepare;
 mod quarantine;
 mod record;
+mod rescue;
 mod run_lengths;
 mod seal;
 mod shared;
@@ -43,6 +44,7 @@ pub use check::{CheckReport, Problem, check};
 pub use compaction::Proposal;
 pub use history::compare;
 pub use memory_disk::MemoryDisk;
+pub use rescue::{Lost, RescueId, Rescued};
 pub use snapshot::Snapshot;
 pub use store::Store;
 pub use types::{

@@ -1,6 +1,7 @@
 //! Opening: reads and checks what a disk holds, and makes the shared state of it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use automerge::ActorId;
 use schemas::ObjectKey;
@@ -15,6 +16,7 @@ use crate::record::{
     DOCUMENTS, FORMAT, META_CANARY, META_COPY, META_FLOOR, META_FORMAT, META_REVISION, META_ROUND,
     OLDEST_FORMAT, Record, Stored, TOMBSTONES,
 };
+use crate::rescue::{RESCUED, Rescued};
 use crate::seal::Seal;
 use crate::shared::Shared;
 use crate::types::{OpenError, OpenOptions};
@@ -130,6 +132,17 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
             index.quarantine.add(key);
         }
     })
+    .map_err(io)?;
+    disk.scan(
+        RESCUED,
+        &mut |disk_key, value| match Rescued::decode(disk_key, value, &seal) {
+            Ok(rescued) => index.rescued.add(Arc::new(rescued)),
+            Err(reason) => {
+                let key = String::from_utf8_lossy(disk_key);
+                tracing::error!(%key, reason, "what was rescued cannot be read, and is left alone");
+            }
+        },
+    )
     .map_err(io)?;
     index.forget_history();
     Ok(Shared::new(options.node, uids, seal, index))

@@ -14,6 +14,7 @@ use crate::index::{Change, set_resource_version};
 use crate::leaves::{self, Leaves};
 use crate::owners::{Operation, Owners};
 use crate::record::{Record, Standing, Stored, document_key, show, tombstone_key};
+use crate::rescue::Rescued;
 use crate::shared::Shared;
 use crate::types::{Author, Precondition, Revision, View, WriteError};
 
@@ -22,6 +23,8 @@ pub(crate) struct Prepared {
     pub(crate) writes: Vec<Write>,
     pub(crate) change: Change,
     pub(crate) fresh: Option<Fresh>,
+    /// What is set aside in the same batch.
+    pub(crate) rescued: Option<Arc<Rescued>>,
 }
 
 impl Prepared {
@@ -250,6 +253,7 @@ impl Shared {
                 key: key.clone(),
                 change: None,
             }),
+            rescued: None,
         }
     }
 
@@ -346,6 +350,7 @@ impl Shared {
                 key: key.clone(),
                 change: Some(change),
             }),
+            rescued: None,
         })
     }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `d/` + object key | a document with its incarnation: see [`Record`] |
 //! | `t/` + object key | the [`Tombstone`](crate::incarnation::Tombstone) of what was removed |
+//! | `r/` + object key + `/` + hash | what was rescued of an object: see `rescue.rs` |
 //! | `m/` + word | `format`, `canary`, `copy`, `revision`; `round`, `floor`, `contact`: see `rounds.rs` |
 
 use std::sync::Arc;

@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub(crate) promises: Promises,
     /// Woken when a history has become long.
     pub(crate) long: Arc<Notify>,
+    /// Woken when an object was rescued.
+    pub(crate) rescues: Arc<Notify>,
 }
 
 impl Shared {
@@ -48,6 +50,7 @@ impl Shared {
             actor: Mutex::new(rand::random()),
             promises: Promises::default(),
             long: Arc::default(),
+            rescues: Arc::default(),
         }
     }
 

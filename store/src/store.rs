@@ -353,6 +353,7 @@ impl Store {
             writes: prepared.writes,
             change: prepared.change,
             fresh: prepared.fresh,
+            rescued: prepared.rescued,
             conflicts,
             claim,
             done,

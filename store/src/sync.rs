@@ -26,6 +26,7 @@ use crate::leaves;
 use crate::path;
 use crate::prepare::{Prepared, tombstone};
 use crate::record::{Record, Standing, tombstone_key};
+use crate::rescue::{Lost, UNSEEN};
 use crate::shared::Shared;
 use crate::store::{Done, Store, finished};
 use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, SyncError};
@@ -306,6 +307,7 @@ impl Store {
             writes: Vec::new(),
             change: Change::Round(round),
             fresh: None,
+            rescued: None,
         };
         finished(Self::enqueue(permit, None, prepared, Vec::new())).await?;
         Ok(())
@@ -559,7 +561,7 @@ impl Shared {
             .filter(|change| change.base.is_none() || is_base(change))
             .collect();
         let actor = self.actor(live.epoch);
-        let mut is_carried = false;
+        let (mut is_carried, mut is_doubtful) = (false, false);
         let (mut document, mut standing) = match base {
             Some(base) if base.epoch == live.epoch => (base.load(actor)?, base.standing()),
             Some(base) => {
@@ -577,9 +579,7 @@ impl Shared {
                 let mut old = base.load(self.actor(base.epoch))?;
                 let carried = carry_over(&mut old, base.epoch, squashed, actor)?;
                 is_carried = carried.any;
-                if carried.is_doubtful {
-                    tracing::warn!(%key, "a copy of this object that was away for too long gives way to that of the others");
-                }
+                is_doubtful = carried.is_doubtful;
                 let standing = Standing {
                     incarnation: live.incarnation,
                     epoch: live.epoch,
@@ -621,9 +621,13 @@ impl Shared {
         standing.generation += merged.spec_changes;
         standing.changes += merged.fresh;
         let record = Record::of(&mut document, &contents.birth, standing);
-        let prepared = self
+        let mut prepared = self
             .put(key, record, &contents, None)
             .map_err(|error| BadBytes(error.to_string()))?;
+        if let Some(base) = base.filter(|_| is_doubtful) {
+            tracing::warn!(%key, "a copy of this object that was away for too long gives way to that of the others");
+            self.rescue(&mut prepared, key, base, Lost::SquashedAway, UNSEEN)?;
+        }
         let conflicts = merged
             .clashes
             .into_iter()
