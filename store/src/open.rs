@@ -10,6 +10,7 @@ use crate::disk::{Disk, DiskError, Write};
 use crate::incarnation::{Incarnation, Uids};
 use crate::index::{Change, Index, REVISION_BLOCK};
 use crate::quarantine::{self, UNREADABLE};
+use crate::random::random;
 use crate::record::{
     DOCUMENTS, FORMAT, FORMAT_BEFORE, META_CANARY, META_COPY, META_FORMAT, META_REVISION, META_ROUND, Record,
     Stored, TOMBSTONES,
@@ -44,7 +45,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
 
     let last = match meta.contains_key(META_REVISION) {
         true => number(&meta, META_REVISION),
-        false => rand::random::<u64>() >> FIRST_REVISION_SHIFT,
+        false => random::<u64>() >> FIRST_REVISION_SHIFT,
     };
     let reserved = last + REVISION_BLOCK;
     let mut writes = vec![
@@ -54,7 +55,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
     let copy = match meta.get(META_COPY) {
         Some(copy) => copy.clone(),
         None => {
-            let copy = rand::random::<[u8; 16]>().to_vec();
+            let copy = random::<[u8; 16]>().to_vec();
             let canary = seal
                 .seal(META_CANARY.as_bytes(), CANARY)
                 .map_err(|error| OpenError::Damaged {
