@@ -5,6 +5,7 @@
 //! held while the disk works.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use schemas::ObjectKey;
@@ -97,44 +98,83 @@ impl Drop for Claim {
     }
 }
 
-/// Runs until it is told to close, or nobody can queue any more.
-pub(crate) fn run(mut disk: impl Disk, shared: &Shared, mut queue: mpsc::Receiver<Job>) {
-    let mut failure: Option<String> = None;
-    while let Some(first) = queue.blocking_recv() {
+/// Writes what is queued, batch by batch: on a thread of its own, or where a simulation says so.
+pub(crate) struct Committer<D> {
+    disk: D,
+    shared: Arc<Shared>,
+    queue: mpsc::Receiver<Job>,
+    failure: Option<String>,
+}
+
+impl<D: Disk> Committer<D> {
+    pub(crate) fn new(disk: D, shared: Arc<Shared>, queue: mpsc::Receiver<Job>) -> Self {
+        Self {
+            disk,
+            shared,
+            queue,
+            failure: None,
+        }
+    }
+
+    /// Runs until it is told to close, or nobody can queue any more.
+    pub(crate) fn run(mut self) {
+        while let Some(first) = self.queue.blocking_recv() {
+            if let ControlFlow::Break(closed) = self.commit(first) {
+                self.close(closed);
+                return;
+            }
+        }
+        self.shared.index_mut().close();
+    }
+
+    /// Commits one batch of what is queued now; false, if nothing is.
+    #[cfg(test)]
+    pub(crate) fn commit_queued(&mut self) -> bool {
+        let Ok(first) = self.queue.try_recv() else {
+            return false;
+        };
+        // Who simulates does not close.
+        let _ = self.commit(first);
+        true
+    }
+
+    /// Commits a job and what is queued behind it. Breaks, if it was told to close, with who waits for that.
+    fn commit(&mut self, first: Job) -> ControlFlow<oneshot::Sender<()>> {
         let mut batch = Batch::default();
         batch.take(first);
         while batch.has_room() {
-            match queue.try_recv() {
+            match self.queue.try_recv() {
                 Ok(job) => batch.take(job),
                 Err(_) => break,
             }
         }
         let closing = batch.closing.take();
-        let result = match &failure {
+        let result = match &self.failure {
             Some(reason) => Err(CommitError::Failed(reason.clone())),
-            None => batch.write(&mut disk, shared),
+            None => batch.write(&mut self.disk, &self.shared),
         };
-        if let (Err(CommitError::Failed(reason)), None) = (&result, &failure) {
+        if let (Err(CommitError::Failed(reason)), None) = (&result, &self.failure) {
             tracing::error!(error = reason, "the disk failed: no more writes are taken");
-            failure = Some(reason.clone());
+            self.failure = Some(reason.clone());
         }
-        shared.disk_was(&result);
-        batch.finish(shared, result);
-        if let Some(closed) = closing {
-            queue.close();
-            while let Some(job) = queue.blocking_recv() {
-                let mut batch = Batch::default();
-                batch.take(job);
-                batch.finish(shared, Err(CommitError::Failed("the store is closed".to_owned())));
-            }
-            shared.index_mut().close();
-            drop(disk);
-            // Nobody waits any more, if this fails.
-            let _ = closed.send(());
-            return;
-        }
+        self.shared.disk_was(&result);
+        batch.finish(&self.shared, result);
+        closing.map_or(ControlFlow::Continue(()), ControlFlow::Break)
     }
-    shared.index_mut().close();
+
+    fn close(mut self, closed: oneshot::Sender<()>) {
+        self.queue.close();
+        while let Some(job) = self.queue.blocking_recv() {
+            let mut batch = Batch::default();
+            batch.take(job);
+            let error = CommitError::Failed("the store is closed".to_owned());
+            batch.finish(&self.shared, Err(error));
+        }
+        self.shared.index_mut().close();
+        drop(self.disk);
+        // Nobody waits any more, if this fails.
+        let _ = closed.send(());
+    }
 }
 
 fn refused(error: DiskError) -> CommitError {

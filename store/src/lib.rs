@@ -26,6 +26,7 @@ mod packed;
 mod path;
 mod prepare;
 mod quarantine;
+mod random;
 mod record;
 mod rescue;
 mod run_lengths;

@@ -12,6 +12,7 @@ use crate::frame::{Closed, Header};
 use crate::incarnation::{Tombstone, Uids};
 use crate::index::{Change, Index, REVISION_BLOCK};
 use crate::quarantine::{self, UNREADABLE};
+use crate::random::random;
 use crate::record::{
     DOCUMENTS, FORMAT, META_CANARY, META_COPY, META_FLOOR, META_FORMAT, META_REVISION, META_ROUND,
     OLDEST_FORMAT, Record, Stored, TOMBSTONES,
@@ -47,7 +48,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
 
     let last = match meta.contains_key(META_REVISION) {
         true => number(&meta, META_REVISION),
-        false => rand::random::<u64>() >> FIRST_REVISION_SHIFT,
+        false => random::<u64>() >> FIRST_REVISION_SHIFT,
     };
     let reserved = last + REVISION_BLOCK;
     let mut writes = vec![
@@ -57,7 +58,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
     let copy = match meta.get(META_COPY) {
         Some(copy) => copy.clone(),
         None => {
-            let copy = rand::random::<[u8; 16]>().to_vec();
+            let copy = random::<[u8; 16]>().to_vec();
             let canary = seal
                 .seal(META_CANARY.as_bytes(), CANARY)
                 .map_err(|error| OpenError::Damaged {

@@ -11,6 +11,7 @@ use crate::compaction::Promises;
 use crate::epoch::Epoch;
 use crate::incarnation::Uids;
 use crate::index::Index;
+use crate::random::random;
 use crate::seal::Seal;
 use crate::types::{CommitError, Conflict, DiskState, NodeId, Push};
 
@@ -47,7 +48,7 @@ impl Shared {
             conflicts: broadcast::Sender::new(CONFLICTS),
             disk: watch::Sender::new(DiskState::Well),
             index: RwLock::new(index),
-            actor: Mutex::new(rand::random()),
+            actor: Mutex::new(random()),
             promises: Promises::default(),
             long: Arc::default(),
             rescues: Arc::default(),
@@ -94,6 +95,6 @@ impl Shared {
 
     /// Becomes another: two changes of one actor must never have one number.
     pub(crate) fn new_actor(&self) {
-        *self.actor.lock().unwrap_or_else(PoisonError::into_inner) = rand::random();
+        *self.actor.lock().unwrap_or_else(PoisonError::into_inner) = random();
     }
 }

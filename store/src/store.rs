@@ -8,7 +8,7 @@ use bytes::Bytes;
 use schemas::{Kind, Object, ObjectKey};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::commit::{self, Claim, Commit, Job, QUEUE_CHANGES};
+use crate::commit::{Claim, Commit, Committer, Job, QUEUE_CHANGES};
 use crate::disk::Disk;
 use crate::frame::{self, Body, Delta};
 use crate::memory_disk::MemoryDisk;
@@ -58,22 +58,28 @@ impl Store {
         Self::open_disk(disk, "memory", options)
     }
 
-    fn open_disk<D: Disk + 'static>(
-        mut disk: D,
-        path: &str,
-        options: OpenOptions,
-    ) -> Result<Store, OpenError> {
-        let shared = Arc::new(open::load(&mut disk, path, options)?);
-        let (queue, jobs) = mpsc::channel(QUEUE_CHANGES);
-        let committed = shared.clone();
+    fn open_disk<D: Disk + 'static>(disk: D, path: &str, options: OpenOptions) -> Result<Store, OpenError> {
+        let (store, committer) = Self::load(disk, path, options)?;
         thread::Builder::new()
             .name("store-commit".to_owned())
-            .spawn(move || commit::run(disk, &committed, jobs))
+            .spawn(move || committer.run())
             .map_err(|source| OpenError::Io {
                 path: path.to_owned(),
                 source,
             })?;
-        Ok(Store { shared, queue })
+        Ok(store)
+    }
+
+    /// Opens the store on a disk without a thread: its writes wait until the committer is told to commit what is queued.
+    pub(crate) fn load<D: Disk>(
+        mut disk: D,
+        path: &str,
+        options: OpenOptions,
+    ) -> Result<(Store, Committer<D>), OpenError> {
+        let shared = Arc::new(open::load(&mut disk, path, options)?);
+        let (queue, jobs) = mpsc::channel(QUEUE_CHANGES);
+        let committer = Committer::new(disk, shared.clone(), jobs);
+        Ok((Store { shared, queue }, committer))
     }
 
     // -------------------------------------------------------------- reading
