@@ -65,6 +65,10 @@ pub(crate) enum Body {
     Propose { items: Vec<Item> },
     /// To which of those, in their order.
     Agree { answers: Vec<Agreement> },
+    /// Asks to close a round in which all hold this (`rounds.rs`).
+    Close { round: u16, closed: Closed },
+    /// The sender holds the same, and agrees to nobody else's.
+    Agreed { round: u16, closed: Closed },
 }
 
 /// What a replica says to a squash.
