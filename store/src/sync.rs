@@ -514,7 +514,7 @@ impl Shared {
         delta: &Delta,
         changes: &[IncomingChange],
     ) -> Result<Delivery, TakeError> {
-        let (known_removed, record) = {
+        let (known_removed, held) = {
             let index = self.index();
             (index.removed(key), index.record(key))
         };
@@ -523,7 +523,7 @@ impl Shared {
             .live
             .as_ref()
             .filter(|live| Some(live.incarnation) > removed);
-        let record = record.filter(|record| Some(record.incarnation) > removed);
+        let record = held.clone().filter(|record| Some(record.incarnation) > removed);
         // A newer incarnation says that the older was removed.
         let replaced = match (&record, live) {
             (Some(record), Some(live)) if record.incarnation < live.incarnation => Some(record.incarnation),
@@ -551,6 +551,13 @@ impl Shared {
                 Some(writes) => writes.push(Write::put(tombstone_key(key), tombstone(removed))),
                 None => delivery.prepared = Some(self.burial(key, removed, false)),
             }
+        }
+        if let (Some(prepared), Some(gone)) = (&mut delivery.prepared, held)
+            && Some(gone.incarnation) <= removed
+        {
+            let of_it = delta.removed.filter(|removed| *removed == gone.incarnation);
+            let seen = of_it.map_or(UNSEEN, |_| UNSEEN);
+            self.rescue(prepared, key, &gone, Lost::Deleted, seen)?;
         }
         Ok(delivery)
     }
