@@ -245,13 +245,17 @@ fn push(shared: &Shared, fresh: Fresh) {
     if shared.pushes.receiver_count() == 0 {
         return;
     }
-    let (record, removed) = {
+    let (header, record, removed) = {
         let index = shared.index();
-        (index.record(&fresh.key), index.removed(&fresh.key))
+        (
+            index.header(),
+            index.record(&fresh.key),
+            index.tombstone(&fresh.key),
+        )
     };
     let changes = fresh.change.map(|change| vec![change.bytes]).unwrap_or_default();
     let delta = frame::Delta::new(&fresh.key, removed, record.as_deref(), changes);
-    if let Ok(frame) = frame::encode(&frame::Body::Push { items: vec![delta] }) {
+    if let Ok(frame) = frame::encode(header, &frame::Body::Push { items: vec![delta] }) {
         // An error: nobody listens.
         let _: Result<usize, broadcast::error::SendError<Push>> = shared.pushes.send(Push(frame));
     }

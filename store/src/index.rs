@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 
 use crate::compaction::LONG;
 use crate::digest::Digests;
-use crate::incarnation::{Incarnation, Uids};
+use crate::frame::Header;
+use crate::incarnation::{Incarnation, Tombstone, Uids};
 use crate::leaves::compact_map;
 use crate::packed::{Packed, Recent};
 use crate::quarantine::Quarantine;
@@ -69,12 +70,12 @@ pub(crate) enum Change {
         key: ObjectKey,
         stored: Stored,
         /// Of earlier incarnations, if that is new.
-        removed: Option<Incarnation>,
+        removed: Option<Tombstone>,
     },
     /// Removes all incarnations of a key up to one.
     Bury {
         key: ObjectKey,
-        removed: Incarnation,
+        removed: Tombstone,
     },
     Round(u16),
     /// Drops what was rescued, and is safe.
@@ -106,10 +107,10 @@ impl Change {
 pub(crate) struct Index {
     entries: BTreeMap<ObjectKey, Entry>,
     recent: Arc<Recent>,
-    tombstones: BTreeMap<ObjectKey, Incarnation>,
+    tombstones: BTreeMap<ObjectKey, Tombstone>,
     pub(crate) quarantine: Quarantine,
     pub(crate) rescued: Waiting,
-    round: u16,
+    registers: Header,
     digests: Digests,
     watches: Watches,
     uids: Uids,
@@ -128,7 +129,7 @@ impl Index {
             tombstones: BTreeMap::new(),
             quarantine: Quarantine::default(),
             rescued: Waiting::default(),
-            round: 0,
+            registers: Header::default(),
             digests: Digests::default(),
             watches: Watches::new(counter),
             uids,
@@ -279,12 +280,22 @@ impl Index {
         self.entries.get(key)?.record.clone()
     }
 
-    pub(crate) fn removed(&self, key: &ObjectKey) -> Option<Incarnation> {
+    pub(crate) fn tombstone(&self, key: &ObjectKey) -> Option<Tombstone> {
         self.tombstones.get(key).copied()
     }
 
+    /// Returns the highest removed incarnation.
+    pub(crate) fn removed(&self, key: &ObjectKey) -> Option<Incarnation> {
+        self.tombstone(key).map(|tombstone| tombstone.incarnation)
+    }
+
     pub(crate) fn round(&self) -> u16 {
-        self.round
+        self.registers.round
+    }
+
+    /// Returns what begins a frame whose items are collected from now on.
+    pub(crate) fn header(&self) -> Header {
+        self.registers
     }
 
     pub(crate) fn digests(&self) -> &Digests {
@@ -292,18 +303,16 @@ impl Index {
     }
 
     /// Visits what is held of every key that has a document or a tombstone.
-    pub(crate) fn held(
-        &self,
-    ) -> impl Iterator<Item = (&ObjectKey, Option<Incarnation>, Option<&Arc<Record>>)> {
+    pub(crate) fn held(&self) -> impl Iterator<Item = (&ObjectKey, Option<Tombstone>, Option<&Arc<Record>>)> {
         let documents = self.entries.iter().filter_map(|(key, entry)| {
             let record = entry.record.as_ref()?;
-            Some((key, self.removed(key), Some(record)))
+            Some((key, self.tombstone(key), Some(record)))
         });
         let removed = self
             .tombstones
             .iter()
             .filter(|(key, _)| self.entries.get(key).is_none_or(|entry| entry.record.is_none()));
-        documents.chain(removed.map(|(key, incarnation)| (key, Some(*incarnation), None)))
+        documents.chain(removed.map(|(key, tombstone)| (key, Some(*tombstone), None)))
     }
 
     /// Returns the incarnation of a namespace that something created in it now belongs to: its own, or, where it has
@@ -312,17 +321,23 @@ impl Index {
         let key = ObjectKey::cluster(Kind::Namespace, namespace);
         match self.record(&key) {
             Some(record) => Some(record.incarnation),
-            None => Incarnation::next(self.round, self.removed(&key)),
+            None => Incarnation::next(self.round(), self.removed(&key)),
         }
     }
 
     pub(crate) fn orphaned_by_namespace(&self) -> Vec<ObjectKey> {
         let orphaned = self.entries.iter().filter(|(key, entry)| {
-            let created_in = entry.record.as_ref().and_then(|record| record.namespace);
-            let removed = self.removed(&ObjectKey::cluster(Kind::Namespace, &key.namespace));
-            created_in.is_some_and(|created_in| removed.is_some_and(|removed| created_in <= removed))
+            let record = entry.record.as_ref();
+            record.is_some_and(|record| self.is_orphan(key, record))
         });
         orphaned.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Tells whether the namespace that an object was created in was removed.
+    pub(crate) fn is_orphan(&self, key: &ObjectKey, record: &Record) -> bool {
+        let removed = self.removed(&ObjectKey::cluster(Kind::Namespace, &key.namespace));
+        let created_in = record.namespace;
+        created_in.is_some_and(|created_in| removed.is_some_and(|removed| created_in <= removed))
     }
 
     // -------------------------------------------------------------- changing
@@ -352,14 +367,14 @@ impl Index {
                 self.toggle_digest(&key);
                 self.bury(&key, Some(removed));
                 let held = self.record(&key).map(|record| record.incarnation);
-                if held.is_some_and(|held| held <= removed) {
+                if held.is_some_and(|held| held <= removed.incarnation) {
                     self.take_away(&key);
                 }
                 self.toggle_digest(&key);
                 last
             }
             Change::Round(round) => {
-                self.round = self.round.max(round);
+                self.registers.round = self.registers.round.max(round);
                 None
             }
             Change::Forget(id) => {
@@ -378,7 +393,7 @@ impl Index {
         }
     }
 
-    fn bury(&mut self, key: &ObjectKey, removed: Option<Incarnation>) {
+    fn bury(&mut self, key: &ObjectKey, removed: Option<Tombstone>) {
         if let Some(removed) = removed {
             let tombstone = self.tombstones.entry(key.clone()).or_insert(removed);
             *tombstone = removed.max(*tombstone);
@@ -387,12 +402,12 @@ impl Index {
 
     fn toggle_digest(&mut self, key: &ObjectKey) {
         let record = self.entries.get(key).and_then(|entry| entry.record.clone());
-        self.digests.toggle(key, self.removed(key), record.as_deref());
+        self.digests.toggle(key, self.tombstone(key), record.as_deref());
     }
 
-    /// Loads a tombstone or a round at start.
-    pub(crate) fn restore(&mut self, round: u16, tombstones: BTreeMap<ObjectKey, Incarnation>) {
-        self.round = round;
+    /// Loads tombstones and registers at start.
+    pub(crate) fn restore(&mut self, registers: Header, tombstones: BTreeMap<ObjectKey, Tombstone>) {
+        self.registers = registers;
         for (key, removed) in tombstones {
             self.toggle_digest(&key);
             self.bury(&key, Some(removed));

@@ -8,12 +8,13 @@ use schemas::ObjectKey;
 use sha2::{Digest, Sha256};
 
 use crate::disk::{Disk, DiskError, Write};
-use crate::incarnation::{Incarnation, Uids};
+use crate::frame::{Closed, Header};
+use crate::incarnation::{Tombstone, Uids};
 use crate::index::{Change, Index, REVISION_BLOCK};
 use crate::quarantine::{self, UNREADABLE};
 use crate::record::{
-    DOCUMENTS, FORMAT, FORMAT_BEFORE, META_CANARY, META_COPY, META_FORMAT, META_REVISION, META_ROUND, Record,
-    Stored, TOMBSTONES,
+    DOCUMENTS, FORMAT, META_CANARY, META_COPY, META_FLOOR, META_FORMAT, META_REVISION, META_ROUND,
+    OLDEST_FORMAT, Record, Stored, TOMBSTONES,
 };
 use crate::rescue::{RESCUED, Rescued};
 use crate::seal::Seal;
@@ -95,7 +96,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
     let mut tombstones = BTreeMap::new();
     disk.scan(
         TOMBSTONES,
-        &mut |disk_key, value| match (object_key(disk_key, TOMBSTONES), incarnation(value)) {
+        &mut |disk_key, value| match (object_key(disk_key, TOMBSTONES), tombstone(value)) {
             (Some(key), Some(removed)) => {
                 tombstones.insert(key, removed);
             }
@@ -103,8 +104,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
         },
     )
     .map_err(io)?;
-    let round = u16::try_from(number(&meta, META_ROUND)).unwrap_or(u16::MAX);
-    index.restore(round, tombstones);
+    index.restore(registers(&meta), tombstones);
     disk.scan(DOCUMENTS, &mut |disk_key, value| {
         let key = object_key(disk_key, DOCUMENTS);
         let stored = match &key {
@@ -171,7 +171,7 @@ pub(crate) fn check_meta(meta: &BTreeMap<String, Vec<u8>>, seal: &Seal, path: &s
         };
     };
     let found = format.as_slice().try_into().map_or(0, u32::from_be_bytes);
-    if found != FORMAT && found != FORMAT_BEFORE {
+    if !(OLDEST_FORMAT..=FORMAT).contains(&found) {
         return Err(OpenError::Format {
             path,
             found,
@@ -201,6 +201,20 @@ pub(crate) fn object_key(disk_key: &[u8], prefix: &str) -> Option<ObjectKey> {
         .ok()
 }
 
-pub(crate) fn incarnation(value: &[u8]) -> Option<Incarnation> {
+fn registers(meta: &BTreeMap<String, Vec<u8>>) -> Header {
+    let round = u16::try_from(number(meta, META_ROUND)).unwrap_or(u16::MAX);
+    let floor = meta.get(META_FLOOR).and_then(|value| value.split_first_chunk());
+    let (floor, closed) = floor.map_or((0, Closed::default()), |(floor, closed)| {
+        let closed = closed.try_into().unwrap_or_default();
+        (u16::from_be_bytes(*floor), closed)
+    });
+    Header {
+        round: round.max(floor),
+        floor,
+        closed,
+    }
+}
+
+pub(crate) fn tombstone(value: &[u8]) -> Option<Tombstone> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }

@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use crate::disk::Write;
 use crate::document::{BadBytes, ChangeAuthor, Document};
 use crate::epoch::lasting_id;
+use crate::incarnation::Seen;
 use crate::index;
 use crate::leaves;
 use crate::prepare::Prepared;
@@ -41,9 +42,7 @@ const SEALED: u8 = 1;
 /// The leaf that says that an object is being deleted.
 const MARK: &str = "metadata/deletionTimestamp";
 
-/// A short hash of the last edits in a document.
-pub(crate) type Seen = [u8; 8];
-/// Of a deletion that does not say what the deleter saw.
+/// Of a deletion that does not say which last edits the deleter saw.
 pub(crate) const UNSEEN: Seen = [0; 8];
 
 /// Names one rescued object in its store: object key, `/`, hash.

@@ -171,13 +171,13 @@ impl Store {
     /// Returns the tombstone of a key that has no document, as a frame for a peer's [`Store::receive`]; None if nothing of
     /// that key was removed, or if there is one again.
     pub fn removal(&self, key: &ObjectKey) -> Option<Bytes> {
-        let removed = {
+        let (header, removed) = {
             let index = self.shared.index();
             let is_gone = index.record(key).is_none() && !index.quarantine.holds(key);
-            index.removed(key).filter(|_| is_gone)?
+            (index.header(), index.tombstone(key).filter(|_| is_gone)?)
         };
         let delta = Delta::new(key, Some(removed), None, Vec::new());
-        frame::encode(&Body::Push { items: vec![delta] }).ok()
+        frame::encode(header, &Body::Push { items: vec![delta] }).ok()
     }
 
     /// Returns the keys whose records could not be read when this store was opened, and that nothing has replaced yet.
@@ -292,7 +292,7 @@ impl Store {
         author: Author,
     ) -> Result<View, WriteError> {
         let (permit, claim) = self.claim(key).await?;
-        let prepared = self.shared.prepare_remove(key, precondition)?;
+        let prepared = self.shared.prepare_remove(key, precondition, &author)?;
         let view = self.commit(key, permit, claim, prepared).await?;
         tracing::debug!(%key, manager = author.manager, user = author.user, "object removed");
         Ok(view)
@@ -394,7 +394,7 @@ impl Store {
     /// A short hash (hex) of everything this store holds; equal on nodes that hold the same.
     pub fn digest(&self) -> String {
         let index = self.shared.index();
-        index.digests().total(index.round())
+        index.digests().total(index.header())
     }
 
     /// Begins an exchange with a peer whose digest differs.

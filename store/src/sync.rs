@@ -18,8 +18,8 @@ use crate::digest::{BUCKETS, BucketDigest, bucket_of};
 use crate::disk::Write;
 use crate::document::{BadBytes, Clash, Document};
 use crate::epoch::carry_over;
-use crate::frame::{self, Body, Changes, Delta, Heads, Item, MAX_FRAME_BYTES, Want};
-use crate::incarnation::Incarnation;
+use crate::frame::{self, Body, Changes, Delta, Header, Heads, Item, MAX_FRAME_BYTES, Want};
+use crate::incarnation::{Incarnation, Seen, Tombstone};
 use crate::incoming::IncomingChange;
 use crate::index::Change;
 use crate::leaves;
@@ -35,13 +35,13 @@ use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, SyncEr
 const ITEMS_BYTES: usize = 2 << 20;
 /// How many bytes of wants are collected.
 const WANTS_BYTES: usize = 256 << 10;
-/// About what an item of a summary takes beside its key: two incarnations and one head.
-const ITEM_BYTES: usize = 96;
+/// About what an item of a summary takes beside its key: a tombstone, an incarnation and one head.
+const ITEM_BYTES: usize = 112;
 
 /// What a replica has of a key.
 #[derive(Default, Clone)]
 struct Held {
-    removed: Option<Incarnation>,
+    removed: Option<Tombstone>,
     record: Option<Arc<Record>>,
 }
 
@@ -74,35 +74,18 @@ impl Store {
     /// Returns the first frame of an exchange.
     pub(crate) fn first_step(&self) -> Exchange {
         let index = self.shared.index();
-        send(&Body::Digests {
-            round: index.round(),
-            buckets: index.digests().buckets().to_vec(),
-        })
-        .unwrap_or(Exchange::Done)
+        let buckets = index.digests().buckets().to_vec();
+        send(index.header(), &Body::Digests { buckets }).unwrap_or(Exchange::Done)
     }
 
     pub(crate) async fn step(&self, peer: &NodeId, frame: &[u8]) -> Result<Exchange, SyncError> {
-        match frame::decode(frame)? {
-            Body::Digests { round, buckets } => {
-                self.take_round(round).await?;
-                self.summary(round, &buckets)
-            }
-            Body::Summary {
-                round,
-                buckets,
-                items,
-                more,
-            } => {
-                self.take_round(round).await?;
-                self.compare(peer, &buckets, items, more).await
-            }
-            Body::Changes {
-                round,
-                items,
-                wants,
-                more,
-            } => {
-                self.take_round(round).await?;
+        let (theirs, body) = frame::decode(frame)?;
+        self.take_round(theirs.round).await?;
+        let header = self.shared.index().header();
+        match body {
+            Body::Digests { buckets } => self.summary(theirs, &buckets),
+            Body::Summary { buckets, items, more } => self.compare(peer, &buckets, items, more).await,
+            Body::Changes { items, wants, more } => {
                 let taken = self.take(peer, items).await?;
                 let progress = taken.progress;
                 if !taken.wants.is_empty() {
@@ -113,11 +96,12 @@ impl Store {
                 if items.is_empty() && !more {
                     return Ok(Exchange::Done);
                 }
-                send(&Body::Answer {
+                let answer = Body::Answer {
                     items,
                     more,
                     progress,
-                })
+                };
+                send(header, &answer)
             }
             Body::Answer {
                 items,
@@ -138,23 +122,19 @@ impl Store {
                 if wants.is_empty() && items.is_empty() {
                     return Ok(Exchange::Done);
                 }
-                send(&Body::Changes {
-                    round: self.shared.index().round(),
-                    items,
-                    wants,
-                    more,
-                })
+                send(header, &Body::Changes { items, wants, more })
             }
-            Body::Propose { items } => send(&Body::Agree {
-                answers: self.agree(&items),
-            }),
+            Body::Propose { items } => {
+                let answers = self.agree(&items);
+                send(header, &Body::Agree { answers })
+            }
             // Goes to who proposed: `Proposal::answered`.
             Body::Agree { .. } => Ok(Exchange::Done),
         }
     }
 
     /// Answers digests with what is held in the buckets that differ.
-    fn summary(&self, round: u16, theirs: &[BucketDigest]) -> Result<Exchange, SyncError> {
+    fn summary(&self, header: Header, theirs: &[BucketDigest]) -> Result<Exchange, SyncError> {
         if theirs.len() != BUCKETS {
             return Err(SyncError::Malformed(format!(
                 "{} buckets, not {BUCKETS}",
@@ -166,7 +146,7 @@ impl Store {
         let differing: Vec<u8> = (0..=u8::MAX)
             .filter(|at| ours[usize::from(*at)] != theirs[usize::from(*at)])
             .collect();
-        if differing.is_empty() && round >= index.round() {
+        if differing.is_empty() && header.round >= index.round() {
             return Ok(Exchange::Done);
         }
         let mut by_bucket: BTreeMap<u8, Vec<Item>> =
@@ -198,12 +178,8 @@ impl Store {
             buckets.push(bucket);
             items.extend(found);
         }
-        send(&Body::Summary {
-            round: index.round(),
-            buckets,
-            items,
-            more,
-        })
+        let summary = Body::Summary { buckets, items, more };
+        send(index.header(), &summary)
     }
 
     /// Takes tombstones from a summary and says what each side lacks.
@@ -214,7 +190,8 @@ impl Store {
         items: Vec<Item>,
         mut more: bool,
     ) -> Result<Exchange, SyncError> {
-        let mut theirs: BTreeMap<ObjectKey, (Option<Incarnation>, Option<Heads>)> = BTreeMap::new();
+        let header = self.shared.index().header();
+        let mut theirs: BTreeMap<ObjectKey, (Option<Tombstone>, Option<Heads>)> = BTreeMap::new();
         let mut tombstones = Vec::new();
         for item in items {
             // A kind that this version does not know is kept by those who do.
@@ -267,12 +244,12 @@ impl Store {
                 Exchange::Done
             });
         }
-        send(&Body::Changes {
-            round: self.shared.index().round(),
+        let changes = Body::Changes {
             items: deltas,
             wants,
             more,
-        })
+        };
+        send(header, &changes)
     }
 
     /// Returns what is wanted, and whether another exchange has something to bring: what did not fit, or what the peer
@@ -293,7 +270,7 @@ impl Store {
             }
             let (removed, record) = {
                 let index = self.shared.index();
-                (index.removed(&key), index.record(&key))
+                (index.tombstone(&key), index.record(&key))
             };
             let mut changes = Vec::new();
             let is_earlier =
@@ -340,7 +317,7 @@ impl Store {
     fn whole(&self, key: &ObjectKey) -> Option<Delta> {
         let (removed, record) = {
             let index = self.shared.index();
-            (index.removed(key), index.record(key)?)
+            (index.tombstone(key), index.record(key)?)
         };
         let (changes, _) = self.shared.changes_after(key, &record, &[]);
         Some(Delta::new(key, removed, Some(&record), changes))
@@ -432,10 +409,10 @@ impl Shared {
         &self,
         key: &ObjectKey,
         mine: &Held,
-        their_removed: Option<Incarnation>,
+        their_removed: Option<Tombstone>,
         their_live: Option<&Heads>,
     ) -> (Option<Delta>, Option<Want>) {
-        let buried = mine.removed.max(their_removed);
+        let buried = mine.removed.max(their_removed).map(|buried| buried.incarnation);
         let is_alive = |incarnation: Incarnation| buried.is_none_or(|buried| incarnation > buried);
         let record = mine
             .record
@@ -516,17 +493,18 @@ impl Shared {
     ) -> Result<Delivery, TakeError> {
         let (known_removed, held) = {
             let index = self.index();
-            (index.removed(key), index.record(key))
+            (index.tombstone(key), index.record(key))
         };
         let mut removed = known_removed.max(delta.removed);
-        let live = delta
-            .live
-            .as_ref()
-            .filter(|live| Some(live.incarnation) > removed);
-        let record = held.clone().filter(|record| Some(record.incarnation) > removed);
+        let buried = removed.map(|removed| removed.incarnation);
+        let live = delta.live.as_ref().filter(|live| Some(live.incarnation) > buried);
+        let record = held.clone().filter(|record| Some(record.incarnation) > buried);
         // A newer incarnation says that the older was removed.
         let replaced = match (&record, live) {
-            (Some(record), Some(live)) if record.incarnation < live.incarnation => Some(record.incarnation),
+            (Some(record), Some(live)) if record.incarnation < live.incarnation => {
+                let round = self.index().round();
+                Some(Tombstone::new(record.incarnation, round, Seen::default()))
+            }
             _ => None,
         };
         let base = record.filter(|_| replaced.is_none());
@@ -553,10 +531,13 @@ impl Shared {
             }
         }
         if let (Some(prepared), Some(gone)) = (&mut delivery.prepared, held)
-            && Some(gone.incarnation) <= removed
+            && removed.is_some_and(|removed| gone.incarnation <= removed.incarnation)
         {
-            let of_it = delta.removed.filter(|removed| *removed == gone.incarnation);
-            let seen = of_it.map_or(UNSEEN, |_| UNSEEN);
+            // Who removed a later one may have seen nothing of this.
+            let of_it = delta
+                .removed
+                .filter(|removed| removed.incarnation == gone.incarnation);
+            let seen = of_it.map_or(UNSEEN, |removed| removed.seen);
             self.rescue(prepared, key, &gone, Lost::Deleted, seen)?;
         }
         Ok(delivery)
@@ -614,6 +595,7 @@ impl Shared {
                     epoch: live.epoch,
                     generation: carried.generation,
                     changes: carried.changes,
+                    unsent: base.unsent,
                 };
                 (carried.document, standing)
             }
@@ -623,6 +605,7 @@ impl Shared {
                     epoch: live.epoch,
                     generation: 0,
                     changes: 0,
+                    unsent: 0,
                 };
                 (Document::new(actor), standing)
             }
@@ -697,8 +680,8 @@ impl Shared {
     }
 }
 
-fn send(body: &Body) -> Result<Exchange, SyncError> {
-    frame::encode(body).map(Exchange::Send)
+fn send(header: Header, body: &Body) -> Result<Exchange, SyncError> {
+    frame::encode(header, body).map(Exchange::Send)
 }
 
 /// Keeps what fits a frame: of a document with a long history at least the first change, since the rest builds on it.

@@ -285,15 +285,8 @@ fn labels(object: &Object) -> Edits {
         .collect()
 }
 
-/// What came of a history.
-#[derive(Default, Debug)]
-struct Outcome {
-    rescued: usize,
-    /// Edits that are neither there, nor were seen by who deleted their object, nor set aside.
-    lost: Edits,
-}
-
-async fn run(count: usize, steps: Vec<Step>) -> Outcome {
+/// Runs a history, and returns the edits that are neither there, nor were seen by who deleted their object, nor set aside.
+async fn run(count: usize, steps: Vec<Step>) -> Edits {
     let keys = ["a", "b"].map(|name| key_of(&deployment(name)));
     let open = |disk: MemoryDisk, number: usize| {
         let store = Store::open_in_memory(disk.clone(), options(&format!("node{number}"))).unwrap();
@@ -348,7 +341,6 @@ async fn run(count: usize, steps: Vec<Step>) -> Outcome {
         }
     }
     let mut kept = seen;
-    let mut rescued = 0;
     for (number, (store, disk)) in nodes.iter().enumerate() {
         for key in &keys {
             kept.extend(store.get(key).iter().flat_map(|view| labels(&view.object)));
@@ -359,23 +351,18 @@ async fn run(count: usize, steps: Vec<Step>) -> Outcome {
             waiting,
             "durable"
         );
-        rescued += waiting.len();
         kept.extend(waiting.iter().flat_map(|rescued| labels(&rescued.object)));
     }
-    Outcome {
-        rescued,
-        lost: edits.difference(&kept).cloned().collect(),
-    }
+    edits.difference(&kept).cloned().collect()
 }
 
 proptest! {
-    #![proptest_config(cases(96))]
+    #![proptest_config(cases(32))]
 
     /// P5: no edit of a user disappears: it is in the object, or whoever deleted the object had seen it, or it is set aside.
     #[test]
-    fn no_edit_disappears(count in 2..5_usize, steps in prop::collection::vec(step(), 10..80)) {
+    fn no_edit_disappears(count in 2..5_usize, steps in prop::collection::vec(step(), 10..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let outcome = runtime.block_on(run(count, steps));
-        prop_assert_eq!(outcome.lost, Edits::new());
+        prop_assert_eq!(runtime.block_on(run(count, steps)), Edits::new());
     }
 }
