@@ -336,7 +336,7 @@ mod tests {
         Export {
             store: store.clone(),
             clock: clock.clone(),
-            events: Arc::new(Events::new(store.clone(), node, "node-b".into(), clock)),
+            events: Arc::new(Events::new(store.clone(), node, "node-b", clock)),
             folder: Folder {
                 path: data_dir.join(FOLDER),
                 node: "node-b".into(),

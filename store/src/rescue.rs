@@ -231,7 +231,11 @@ fn last_edits(history: &[Change]) -> Vec<Edit> {
 /// Returns who made a change, if it is an edit: what came from outside. A base may stand for edits. What has nobody's name on
 /// it counts too: without authentication all has.
 fn editor(change: &Change) -> Option<ChangeAuthor> {
-    let author: ChangeAuthor = serde_json::from_str(change.message()?).ok()?;
+    let said: ChangeAuthor = serde_json::from_str(change.message()?).ok()?;
+    let author = ChangeAuthor {
+        unix_seconds: change.timestamp(),
+        ..said
+    };
     if author.dropped.is_some() {
         return Some(author);
     }

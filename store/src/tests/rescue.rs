@@ -91,6 +91,7 @@ async fn an_edit_that_the_deleter_had_not_seen_is_set_aside_by_its_node_alone() 
         (Lost::Deleted, "admin", "psctl")
     );
     assert_eq!(rescue.object.uid(), uid);
+    assert_eq!(rescue.edited_unix_seconds, author("x").unix_seconds);
     assert_eq!(rescue.object.key(), Some(key()));
 }
 
