@@ -80,20 +80,14 @@ pub(crate) enum Change {
         removed: Option<Tombstone>,
     },
     /// Removes all incarnations of a key up to one.
-    Bury {
-        key: ObjectKey,
-        removed: Tombstone,
-    },
+    Bury { key: ObjectKey, removed: Tombstone },
     /// Takes a document away, and leaves no tombstone.
     TakeAway {
         key: ObjectKey,
         incarnation: Incarnation,
     },
     /// Drops a tombstone.
-    Unbury {
-        key: ObjectKey,
-        removed: Tombstone,
-    },
+    Unbury { key: ObjectKey, removed: Tombstone },
     /// Drops what was rescued, and is safe.
     Forget(RescueId),
 }
@@ -113,7 +107,9 @@ impl Change {
             Change::Put { stored, .. } => {
                 stored.record.changes >= LONG && stored.record.changes.is_multiple_of(LONG / 2)
             }
-            Change::Bury { .. } | Change::TakeAway { .. } | Change::Unbury { .. } | Change::Forget(_) => false,
+            Change::Bury { .. } | Change::TakeAway { .. } | Change::Unbury { .. } | Change::Forget(_) => {
+                false
+            }
         }
     }
 }
@@ -388,11 +384,17 @@ impl Index {
 
     pub(crate) fn orphaned_by_namespace(&self) -> Vec<ObjectKey> {
         let orphaned = self.entries.iter().filter(|(key, entry)| {
-            let created_in = entry.record.as_ref().and_then(|record| record.namespace);
-            let removed = self.removed(&ObjectKey::cluster(Kind::Namespace, &key.namespace));
-            created_in.is_some_and(|created_in| removed.is_some_and(|removed| created_in <= removed))
+            let record = entry.record.as_ref();
+            record.is_some_and(|record| self.is_orphan(key, record))
         });
         orphaned.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Tells whether the namespace that an object was created in was removed.
+    pub(crate) fn is_orphan(&self, key: &ObjectKey, record: &Record) -> bool {
+        let removed = self.removed(&ObjectKey::cluster(Kind::Namespace, &key.namespace));
+        let created_in = record.namespace;
+        created_in.is_some_and(|created_in| removed.is_some_and(|removed| created_in <= removed))
     }
 
     // -------------------------------------------------------------- changing

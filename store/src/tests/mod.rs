@@ -7,6 +7,7 @@ mod history;
 mod properties;
 mod quarantine;
 mod replicas;
+mod rescue;
 mod rounds;
 mod watching;
 mod writing;

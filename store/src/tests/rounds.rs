@@ -91,7 +91,11 @@ impl Nodes {
         };
         for other in present.iter().filter(|other| **other != at) {
             self.frames.push((at, closing.frame()));
-            match self.stores[*other].receive(&id(at), &closing.frame()).await.unwrap() {
+            match self.stores[*other]
+                .receive(&id(at), &closing.frame())
+                .await
+                .unwrap()
+            {
                 Exchange::Send(answer) => closing.answered(&answer),
                 Exchange::Done => return false,
             }
@@ -165,7 +169,11 @@ async fn a_closed_round_drops_its_tombstones_and_who_slept_brings_nothing_back()
     nodes.exchange(0, 1).await;
     assert!(nodes.close_and_tell(0, &FIRST_TWO, 2).await);
     for (number, store) in nodes.stores.iter().enumerate().take(2) {
-        assert_eq!((store.round(), store.floor(), store.tombstones()), (1, 1, 0), "{number}");
+        assert_eq!(
+            (store.round(), store.floor(), store.tombstones()),
+            (1, 1, 0),
+            "{number}"
+        );
         assert!(store.is_removed(&views[0].key, views[0].object.uid()));
         assert!(!store.is_removed(&views[2].key, views[2].object.uid()));
         assert_eq!(store.standing().borrow().catch_ups, 0);
@@ -178,9 +186,15 @@ async fn a_closed_round_drops_its_tombstones_and_who_slept_brings_nothing_back()
         assert!(third.get(&view.key).is_none());
         assert!(third.is_removed(&view.key, view.object.uid()));
     }
-    assert_eq!(third.get(&views[2].key).unwrap().object.uid(), views[2].object.uid());
+    assert_eq!(
+        third.get(&views[2].key).unwrap().object.uid(),
+        views[2].object.uid()
+    );
     let standing = *third.standing().borrow();
-    assert_eq!((standing.catch_ups, standing.taken_away, standing.rescued), (1, 2, 1));
+    assert_eq!(
+        (standing.catch_ups, standing.taken_away, standing.rescued),
+        (1, 2, 1)
+    );
     let rescued = third.rescued();
     assert_eq!(rescued[0].key, views[1].key);
     assert_eq!(rescued[0].object.label("mine"), Some("1"));
@@ -241,7 +255,10 @@ async fn what_nobody_else_can_have_had_is_created_again_and_the_rest_is_set_asid
     let mut inside = deployment("web");
     inside.set(&["metadata", "namespace"], "shop");
     let inside = nodes.stores[2].create(inside, author("x")).await.unwrap();
-    let nowhere = nodes.stores[2].create(deployment("db"), author("x")).await.unwrap();
+    let nowhere = nodes.stores[2]
+        .create(deployment("db"), author("x"))
+        .await
+        .unwrap();
     // A restart does not make it forget, nor that peers are heard before they are spoken to.
     nodes.restart(2);
     nodes.stores[2].set_alone(false);
@@ -312,7 +329,10 @@ async fn a_node_that_has_to_catch_up_takes_no_writes_and_reads_go_on() {
         .await;
     assert!(matches!(refused, Err(WriteError::CatchingUp(_))));
     assert!(third.get(&views[1].key).is_some());
-    assert!(!third.is_removed(&views[0].key, views[0].object.uid()), "it cannot know yet");
+    assert!(
+        !third.is_removed(&views[0].key, views[0].object.uid()),
+        "it cannot know yet"
+    );
     let member = Object::new(&ObjectKey::cluster(Kind::Member, "m"));
     third.create(member, author("x")).await.unwrap();
     // Cut off again, it serves its side as before.
@@ -325,7 +345,11 @@ async fn a_node_that_has_to_catch_up_takes_no_writes_and_reads_go_on() {
     nodes.assert_equal();
     create(&third, "y").await;
     assert!(third.get(&ObjectKey::cluster(Kind::Node, "x")).is_some());
-    assert_eq!(third.rescued().len(), 1, "what it created when others were said to be in reach");
+    assert_eq!(
+        third.rescued().len(),
+        1,
+        "what it created when others were said to be in reach"
+    );
 }
 
 #[tokio::test]
@@ -367,7 +391,10 @@ async fn one_proposer_closes_a_round() {
         .create(Object::new(&ObjectKey::cluster(Kind::Member, "m")), author("x"))
         .await
         .unwrap();
-    assert!(!nodes.stores[0].close_round(closing).await.unwrap(), "who has to agree has changed");
+    assert!(
+        !nodes.stores[0].close_round(closing).await.unwrap(),
+        "who has to agree has changed"
+    );
     assert_eq!(nodes.stores[0].tombstones(), 1);
 }
 
@@ -455,7 +482,10 @@ async fn a_peer_that_cannot_read_an_object_does_not_make_others_drop_it() {
     nodes.exchange_all().await;
     nodes.assert_equal();
     for store in &nodes.stores {
-        assert_eq!(store.get(&views[1].key).unwrap().object.uid(), views[1].object.uid());
+        assert_eq!(
+            store.get(&views[1].key).unwrap().object.uid(),
+            views[1].object.uid()
+        );
         assert!(store.get(&views[0].key).is_none());
     }
 }
@@ -605,11 +635,16 @@ async fn perform(nodes: &mut Nodes, told: &mut Told, step: Step) {
             told.labels += 1;
             let label = told.labels.to_string();
             let result: Result<View, WriteError> = store
-                .update(&key_of_step(key), &Precondition::default(), author("x"), |object| {
-                    let mut changed = object.clone();
-                    changed.set(&["metadata", "labels", "edited"], label.as_str());
-                    Ok(changed)
-                })
+                .update(
+                    &key_of_step(key),
+                    &Precondition::default(),
+                    author("x"),
+                    |object| {
+                        let mut changed = object.clone();
+                        changed.set(&["metadata", "labels", "edited"], label.as_str());
+                        Ok(changed)
+                    },
+                )
                 .await;
             assert!(matches!(
                 result,
@@ -624,8 +659,7 @@ async fn perform(nodes: &mut Nodes, told: &mut Told, step: Step) {
                 let (from, frame) = frame.get(&nodes.frames).clone();
                 let to = to.index(count);
                 if from != to
-                    && let Exchange::Send(answer) =
-                        nodes.stores[to].receive(&id(from), &frame).await.unwrap()
+                    && let Exchange::Send(answer) = nodes.stores[to].receive(&id(from), &frame).await.unwrap()
                 {
                     nodes.frames.push((to, answer));
                 }
@@ -667,7 +701,10 @@ async fn run(count: usize, steps: Vec<Step>) {
             let incarnation = uids.incarnation(key, uid);
             // Also as part of what was removed or created later under its name.
             let is_later = |later: &str| uids.incarnation(key, later) >= incarnation;
-            let is_gone = told.removed.iter().any(|(removed, of)| of == key && is_later(removed));
+            let is_gone = told
+                .removed
+                .iter()
+                .any(|(removed, of)| of == key && is_later(removed));
             let is_there = view.as_ref().is_some_and(|view| view.object.uid() == uid);
             let is_again = view.as_ref().is_some_and(|view| is_later(view.object.uid()));
             assert!(
