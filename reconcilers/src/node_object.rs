@@ -90,7 +90,10 @@ fn status(node: &NodeState, previous: Option<&Object>, unix_seconds: i64) -> Val
     }
     put_condition(&mut status, &previous, ready(node), unix_seconds);
     put_condition(&mut status, &previous, disk_pressure(node), unix_seconds);
-    for condition in [unreadable(node), rescued(node)].into_iter().flatten() {
+    for condition in [unreadable(node), stale(node), rescued(node)]
+        .into_iter()
+        .flatten()
+    {
         put_condition(&mut status, &previous, condition, unix_seconds);
     }
     // Heartbeats are gossip: what is shown changes when something changed.
@@ -150,6 +153,14 @@ fn unreadable(node: &NodeState) -> Option<Value> {
     (node.liveness == Liveness::Alive && count > 0).then(|| {
         let message = format!("{count} records of the store cannot be read, and no other node has brought the objects again yet: see the agent's log");
         condition("StoreIncomplete", "True", "RecordsUnreadable", &message)
+    })
+}
+
+/// Ours: shown while a node that was away for too long catches up.
+fn stale(node: &NodeState) -> Option<Value> {
+    (node.liveness == Liveness::Alive && node.facts.catching_up).then(|| {
+        let message = "it was away while old deletions were forgotten, and takes no writes until it has compared what it holds with the others";
+        condition("Stale", "True", "CatchingUp", message)
     })
 }
 
@@ -237,12 +248,14 @@ mod tests {
         full.facts.store_error = "the disk failed".into();
         full.facts.unreadable_records = 2;
         full.facts.rescued = 3;
+        full.facts.catching_up = true;
         let in_trouble = shown(&full, None, Some(&object), EPOCH + 30);
         for (condition, status, reason) in [
             ("/status/conditions/0", "False", "StoreFailed"),
             ("/status/conditions/1", "True", "KubeletHasDiskPressure"),
             ("/status/conditions/2", "True", "RecordsUnreadable"),
-            ("/status/conditions/3", "True", "EditsNotKept"),
+            ("/status/conditions/3", "True", "CatchingUp"),
+            ("/status/conditions/4", "True", "EditsNotKept"),
         ] {
             assert_eq!(in_trouble.str_at(&format!("{condition}/status")), status);
             assert_eq!(in_trouble.str_at(&format!("{condition}/reason")), reason);

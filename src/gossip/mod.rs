@@ -19,6 +19,7 @@ mod observation;
 mod offline;
 mod peer_server;
 mod published;
+mod rounds;
 mod service;
 mod sync;
 mod tls;

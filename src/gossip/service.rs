@@ -96,6 +96,8 @@ pub async fn prepare(
     if reported.is_empty() && store.removal(&members::key(&me)).is_some() {
         return Err(Error::Removed);
     }
+    // Until gossip hears somebody.
+    store.set_alone(true);
     admit_self(config, &credentials, &store).await?;
     Ok(Prepared {
         config: config.clone(),

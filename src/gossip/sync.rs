@@ -96,6 +96,8 @@ impl Sync {
         tasks.spawn(self.clone().announce_digest());
         tasks.spawn(self.clone().repair());
         tasks.spawn(self.clone().compact());
+        tasks.spawn(self.clone().close_rounds());
+        tasks.spawn(self.clone().tell_contact());
         tasks.spawn(async move {
             // A start asks right away, and does not wait for gossip to show who differs. Ends by itself.
             self.exchange_with_one(|_| true).await;
@@ -210,7 +212,7 @@ impl Sync {
                     peer.live && (differs || is_new(node))
                 })
             };
-            if peers.values().any(|peer| peer.live && peer.digest == ours) {
+            if peers.values().any(|peer| peer.live && peer.digest == ours) && !self.is_catching_up() {
                 self.caught_up.send_replace(true);
             }
             differing.retain(|node, one| one.running || differs(node));
@@ -251,9 +253,13 @@ impl Sync {
 
     /// Exchanges all that differs with a peer. Where writes never cease, digests are never equal, and this alone tells that
     /// a joiner has arrived.
-    async fn catch_up(&self, node: &NodeId) -> Result<(), ExchangeError> {
+    pub(super) async fn catch_up(&self, node: &NodeId) -> Result<(), ExchangeError> {
         let began = self.clock.now();
         self.exchange(node, None).await?;
+        // What this node holds is not all decided yet: the next exchange goes on.
+        if self.is_catching_up() {
+            return Ok(());
+        }
         self.exchanged.send_modify(|exchanged| {
             exchanged.insert(node.clone(), began);
         });
@@ -263,6 +269,10 @@ impl Sync {
                 .send_if_modified(|caught_up| !std::mem::replace(caught_up, true));
         }
         Ok(())
+    }
+
+    fn is_catching_up(&self) -> bool {
+        self.store.standing().borrow().catching_up
     }
 
     /// Runs an exchange to its end; `answer`: one that is under way.

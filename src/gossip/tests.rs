@@ -737,3 +737,72 @@ async fn long_histories_are_squashed_on_all_nodes_while_writes_go_on() {
     first.stop().await;
     second.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tombstones_without_end_are_dropped_on_all_nodes_and_a_joiner_gets_none() {
+    /// More than make a round worth while.
+    const NAMES: usize = 1200;
+    const WRITERS: usize = 50;
+    let [d1, d2, d3] = directories();
+    let first = node(config(d1.path(), "node1"), None).await.unwrap();
+    let second = node(joining(d2.path(), "node2", &first), None).await.unwrap();
+    everybody_sees_everybody(&[&first, &second]).await;
+    let kept = first
+        .store
+        .create(namespace("kept"), members::author())
+        .await
+        .unwrap();
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let store = if writer % 2 == 0 {
+            &first.store
+        } else {
+            &second.store
+        }
+        .clone();
+        writers.spawn(async move {
+            for number in 0..NAMES / WRITERS {
+                let object = namespace(&format!("n{writer}-{number}"));
+                let key = object.key().unwrap();
+                store.create(object, members::author()).await.unwrap();
+                let gone = Precondition::default();
+                store.remove(&key, &gone, members::author()).await.unwrap();
+            }
+        });
+    }
+    writers.join_all().await;
+    for one in [&first, &second] {
+        wait_for("few tombstones", || {
+            let seen = (one.store.tombstones(), one.store.floor());
+            if seen.0 < NAMES - 1024 && seen.1 > 0 {
+                Ok(())
+            } else {
+                Err(seen)
+            }
+        })
+        .await;
+        assert_eq!(one.store.standing().borrow().taken_away, 0);
+    }
+    let third = node(joining(d3.path(), "node3", &second), None).await.unwrap();
+    everybody_sees_everybody(&[&first, &second, &third]).await;
+    wait_for("equal stores", || {
+        let seen = [&first, &second, &third].map(|one| (one.store.digest(), one.store.floor()));
+        if seen[0] == seen[1] && seen[1] == seen[2] {
+            Ok(())
+        } else {
+            Err(seen)
+        }
+    })
+    .await;
+    assert!(third.store.tombstones() < NAMES - 1024);
+    let view = third.store.get(&kept.key).unwrap();
+    assert_eq!(view.object.uid(), kept.object.uid());
+    third
+        .store
+        .create(namespace("x"), members::author())
+        .await
+        .unwrap();
+    for one in [first, second, third] {
+        one.stop().await;
+    }
+}
