@@ -137,6 +137,20 @@ impl Delta {
         }
     }
 
+    /// Tells whether the other is of the same history, so that both can be stored at once.
+    pub(crate) fn goes_on_with(&self, other: &Delta) -> bool {
+        let history = |delta: &Delta| delta.live.as_ref().map(|live| (live.incarnation, live.epoch));
+        self.key == other.key && history(self).is_some() && history(self) == history(other)
+    }
+
+    /// Takes in what [goes on](Delta::goes_on_with) with this.
+    pub(crate) fn append(&mut self, other: &Delta) {
+        self.removed = self.removed.max(other.removed);
+        if let (Some(live), Some(other)) = (&mut self.live, &other.live) {
+            live.changes.extend_from_slice(&other.changes);
+        }
+    }
+
     /// Returns about what this takes in a frame.
     pub(crate) fn bytes(&self) -> usize {
         let changes = self.live.iter().flat_map(|live| &live.changes);
