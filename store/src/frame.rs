@@ -10,8 +10,8 @@ use crate::incarnation::Incarnation;
 use crate::record::Record;
 use crate::types::SyncError;
 
-/// Version of the protocol, first in each frame (big endian).
-pub(crate) const VERSION: u32 = 2;
+/// Version of the protocol, first in each frame (big endian). Stores of two versions do not talk.
+pub const VERSION: u32 = 2;
 /// The largest frame. The largest change of 3.5 MB fits; what does not fit travels in a further step.
 pub(crate) const MAX_FRAME_BYTES: usize = 4 << 20;
 
