@@ -5,6 +5,7 @@
 use schemas::quantity::Quantity;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Map, Value, json};
+use store::PROTOCOL;
 
 use crate::nodes::NodeState;
 use crate::ports::{Liveness, NodeFacts};
@@ -90,7 +91,7 @@ fn status(node: &NodeState, previous: Option<&Object>, unix_seconds: i64) -> Val
     }
     put_condition(&mut status, &previous, ready(node), unix_seconds);
     put_condition(&mut status, &previous, disk_pressure(node), unix_seconds);
-    for condition in [unreadable(node), stale(node), rescued(node)]
+    for condition in [unreadable(node), other_protocol(node), stale(node), rescued(node)]
         .into_iter()
         .flatten()
     {
@@ -170,6 +171,16 @@ fn rescued(node: &NodeState) -> Option<Value> {
     (node.liveness == Liveness::Alive && count > 0).then(|| {
         let message = format!("{count} objects that were changed through this node could not be kept as they were: look at the files in rescued/ of its data directory, and remove them");
         condition("Rescued", "True", "EditsNotKept", &message)
+    })
+}
+
+/// Ours: shown of a node whose store does not talk to this one's, after an upgrade of some of the agents.
+fn other_protocol(node: &NodeState) -> Option<Value> {
+    let theirs = node.facts.store_protocol?;
+    (theirs != PROTOCOL).then(|| {
+        let agent = &node.facts.agent_version;
+        let message = format!("its agent ({agent}) speaks version {theirs} of the stores' protocol, that of the node you ask {PROTOCOL}: no changes travel between them until all agents are of one release");
+        condition("StoreUnreachable", "True", "OtherProtocol", &message)
     })
 }
 
@@ -260,6 +271,10 @@ mod tests {
             assert_eq!(in_trouble.str_at(&format!("{condition}/status")), status);
             assert_eq!(in_trouble.str_at(&format!("{condition}/reason")), reason);
         }
+        let mut older = alive.clone();
+        older.facts.store_protocol = Some(PROTOCOL - 1);
+        let older = shown(&older, None, Some(&object), EPOCH + 30);
+        assert_eq!(older.str_at("/status/conditions/2/reason"), "OtherProtocol");
         assert_eq!(object.str_at("/status/conditions/1/status"), "False");
         assert_eq!(object.pointer("/status/conditions/2"), None);
         let dead = alive.liveness(Liveness::Dead, Moment::default());

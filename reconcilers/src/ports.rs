@@ -125,6 +125,8 @@ pub struct NodeFacts {
     pub gitops: String,
     /// Of its store: what tells the versions that it gives from those of other nodes.
     pub revision_tag: Option<u16>,
+    /// Of its store: [`store::PROTOCOL`].
+    pub store_protocol: Option<u32>,
 }
 
 /// The outgoing side of the observed plane: this node's own key-values in gossip.

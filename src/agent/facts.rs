@@ -56,6 +56,7 @@ pub(super) fn node_facts(config: &Config, engine: &Engine, store: &Store) -> Nod
         ingress: config.flags.enable_ingress,
         gitops: followed(&config.flags),
         revision_tag: Some(store.revision().tag()),
+        store_protocol: Some(store::PROTOCOL),
     }
 }
 

@@ -7,6 +7,7 @@ mod admission;
 mod bootstrap;
 mod certificates;
 mod compaction;
+mod conduct;
 mod connections;
 mod credentials;
 mod datagram;

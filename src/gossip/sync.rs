@@ -13,12 +13,13 @@ use futures::FutureExt;
 use http::{Request, StatusCode};
 use rand::seq::IteratorRandom;
 use reconcilers::ports::{Clock, Cluster, Liveness, Moment};
-use store::{Exchange, NodeId, Store, SyncError};
+use store::{Exchange, NodeId, Push, Store, SyncError};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, warn};
 
 use super::connections::{Connections, Peers};
@@ -29,8 +30,8 @@ use super::peer_server::{FRAME_LIMIT, REMOVED, SYNC_PATH};
 use super::published::{Announcements, DIGEST};
 use crate::relay::{Relay, RelayError};
 
-/// Pushes under way to one peer; with more, the digests repair all that was dropped in one exchange.
-const PUSHES_PER_PEER: usize = 64;
+/// How many bytes of changes are joined before the last: with the largest change a frame stays below [`FRAME_LIMIT`].
+const PUSH_BYTES: usize = 256 << 10;
 /// A push that takes longer is for a peer in trouble.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Exchanges that this node begins at a time.
@@ -116,47 +117,58 @@ impl Sync {
         tasks.shutdown().await;
     }
 
-    /// Sends every fresh frame to all live peers at once.
+    /// Sends every fresh change to all live peers at once.
     async fn push(self) {
-        let mut pushes = self.store.pushes();
-        let mut permits: HashMap<NodeId, Arc<Semaphore>> = HashMap::new();
-        let mut sending = JoinSet::new();
+        let mut peers = self.peers.clone();
+        let mut pushing: HashMap<NodeId, AbortOnDropHandle<()>> = HashMap::new();
         loop {
-            let frame = tokio::select! {
-                Some(_) = sending.join_next() => continue,
-                frame = pushes.recv() => match frame {
-                    Ok(push) => push.0,
-                    Err(RecvError::Lagged(frames)) => {
-                        debug!(frames, "pushes were lost, digests will repair");
-                        continue;
-                    }
-                    Err(RecvError::Closed) => return,
-                },
-            };
-            let peers = self.peers.borrow().clone();
-            permits.retain(|node, _| peers.contains_key(node));
-            for node in peers.iter().filter(|(_, peer)| peer.live).map(|(node, _)| node) {
-                let permits = permits
-                    .entry(node.clone())
-                    .or_insert_with(|| Arc::new(Semaphore::new(PUSHES_PER_PEER)));
-                let Ok(permit) = permits.clone().try_acquire_owned() else {
-                    continue;
-                };
-                let (sync, node, frame) = (self.clone(), node.clone(), frame.clone());
-                sending.spawn(async move {
-                    let _permit = permit;
-                    match sync.send(&node, frame, PUSH_TIMEOUT).await {
-                        // The peer misses what this builds on: go on as an exchange.
-                        Ok(Some(answer)) => {
-                            if let Err(error) = sync.exchange(&node, Some(answer)).await {
-                                debug!(%node, %error, "an exchange after a push failed");
-                            }
-                        }
-                        Ok(None) => {}
-                        Err(error) => debug!(%node, %error, "a push was not taken"),
-                    }
+            let now = peers.borrow_and_update().clone();
+            let is_live = |node: &NodeId| now.get(node).is_some_and(|peer| peer.live);
+            pushing.retain(|node, task| is_live(node) && !task.is_finished());
+            for node in now.keys().filter(|node| is_live(node)) {
+                pushing.entry(node.clone()).or_insert_with(|| {
+                    let push = self.clone().push_to(node.clone(), self.store.pushes());
+                    AbortOnDropHandle::new(tokio::spawn(push))
                 });
             }
+            if peers.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Sends fresh changes to one peer in their order: one frame at a time, with all that came meanwhile in the next. So a
+    /// peer sees what this node writes as this node does.
+    async fn push_to(self, node: NodeId, mut pushes: broadcast::Receiver<Push>) {
+        let mut joined = Vec::new();
+        loop {
+            match pushes.recv().await {
+                Ok(push) => joined.push(push),
+                Err(RecvError::Lagged(lost)) => {
+                    debug!(%node, lost, "pushes were lost, digests will repair");
+                    continue;
+                }
+                Err(RecvError::Closed) => return,
+            }
+            while joined.iter().map(Push::bytes).sum::<usize>() < PUSH_BYTES {
+                match pushes.try_recv() {
+                    Ok(push) => joined.push(push),
+                    Err(_) => break,
+                }
+            }
+            if let Err(error) = self.push_frame(&node, &joined).await {
+                debug!(%node, %error, "a push was not taken");
+            }
+            joined.clear();
+        }
+    }
+
+    async fn push_frame(&self, node: &NodeId, pushes: &[Push]) -> Result<(), ExchangeError> {
+        let frame = self.store.push_frame(pushes)?;
+        match self.send(node, frame, PUSH_TIMEOUT).await? {
+            // The peer misses what this builds on: go on as an exchange.
+            Some(answer) => self.exchange(node, Some(answer)).await,
+            None => Ok(()),
         }
     }
 

@@ -806,3 +806,41 @@ async fn tombstones_without_end_are_dropped_on_all_nodes_and_a_joiner_gets_none(
         one.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_sends_nonsense_is_cut_off_for_a_while() {
+    let [d1, d2, d3] = directories();
+    let first = node(config(d1.path(), "node1"), None).await.unwrap();
+    let second = node(joining(d2.path(), "node2", &first), None).await.unwrap();
+    let third = node(joining(d3.path(), "node3", &first), None).await.unwrap();
+    everybody_sees_everybody(&[&first, &second, &third]).await;
+    let nonsense = || {
+        let frame = [&store::PROTOCOL.to_be_bytes(), "nonsense".as_bytes()].concat();
+        Request::post("/sync").body(Body::from(frame)).unwrap()
+    };
+    let mut answers = Vec::new();
+    for _ in 0..20 {
+        answers.push(ask(&second, first.id(), nonsense()).await.0);
+    }
+    assert_eq!(answers[0], StatusCode::BAD_REQUEST);
+    assert_eq!(answers[19], StatusCode::TOO_MANY_REQUESTS);
+    // What others write reaches it all the same, and the other way about once it asks by itself.
+    third
+        .store
+        .create(namespace("fine"), members::author())
+        .await
+        .unwrap();
+    for node in [&first, &second] {
+        wait_for_object(node, "fine").await;
+    }
+    second
+        .store
+        .create(namespace("cut-off"), members::author())
+        .await
+        .unwrap();
+    wait_for_object(&third, "cut-off").await;
+    wait_for_object(&first, "cut-off").await;
+    for node in [first, second, third] {
+        node.stop().await;
+    }
+}
