@@ -251,8 +251,8 @@ impl Store {
         for item in proposal.items {
             let (permit, claim) = self.claim(&item.key).await?;
             if let Some(prepared) = self.shared.prepare_squash(&item, all_agreed) {
-                finished(Self::enqueue(permit, Some(claim), prepared, Vec::new())).await?;
-                squashed += 1;
+                let done = finished(Self::enqueue(permit, Some(claim), prepared, Vec::new())).await?;
+                squashed += usize::from(done);
             }
             self.shared.promises.forget(&item.key);
         }

@@ -63,6 +63,13 @@ impl PackedView {
     }
 }
 
+/// What the stamps of a change depend on.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Stance {
+    round: u16,
+    bar: u16,
+}
+
 /// A durable change of the documents.
 #[derive(Debug)]
 pub(crate) enum Change {
@@ -73,11 +80,14 @@ pub(crate) enum Change {
         removed: Option<Tombstone>,
     },
     /// Removes all incarnations of a key up to one.
-    Bury {
+    Bury { key: ObjectKey, removed: Tombstone },
+    /// Takes a document away, and leaves no tombstone.
+    TakeAway {
         key: ObjectKey,
-        removed: Tombstone,
+        incarnation: Incarnation,
     },
-    Round(u16),
+    /// Drops a tombstone.
+    Unbury { key: ObjectKey, removed: Tombstone },
     /// Drops what was rescued, and is safe.
     Forget(RescueId),
 }
@@ -86,8 +96,8 @@ impl Change {
     /// Returns the key whose object this changes.
     pub(crate) fn key(&self) -> Option<&ObjectKey> {
         match self {
-            Self::Put { key, .. } | Self::Bury { key, .. } => Some(key),
-            Self::Round(_) | Self::Forget(_) => None,
+            Self::Put { key, .. } | Self::Bury { key, .. } | Self::TakeAway { key, .. } => Some(key),
+            Self::Unbury { .. } | Self::Forget(_) => None,
         }
     }
 
@@ -97,7 +107,9 @@ impl Change {
             Change::Put { stored, .. } => {
                 stored.record.changes >= LONG && stored.record.changes.is_multiple_of(LONG / 2)
             }
-            Change::Bury { .. } | Change::Round(_) | Change::Forget(_) => false,
+            Change::Bury { .. } | Change::TakeAway { .. } | Change::Unbury { .. } | Change::Forget(_) => {
+                false
+            }
         }
     }
 }
@@ -111,6 +123,12 @@ pub(crate) struct Index {
     pub(crate) quarantine: Quarantine,
     pub(crate) rescued: Waiting,
     registers: Header,
+    /// Where a peer stands that this node has to catch up with.
+    target: Option<Header>,
+    /// How often this node has begun to have contact; never zero.
+    contact: u64,
+    /// No other node is in reach.
+    alone: bool,
     digests: Digests,
     watches: Watches,
     uids: Uids,
@@ -130,6 +148,9 @@ impl Index {
             quarantine: Quarantine::default(),
             rescued: Waiting::default(),
             registers: Header::default(),
+            target: None,
+            contact: 1,
+            alone: false,
             digests: Digests::default(),
             watches: Watches::new(counter),
             uids,
@@ -293,6 +314,42 @@ impl Index {
         self.registers.round
     }
 
+    pub(crate) fn tombstones(&self) -> &BTreeMap<ObjectKey, Tombstone> {
+        &self.tombstones
+    }
+
+    pub(crate) fn target(&self) -> Option<Header> {
+        self.target
+    }
+
+    pub(crate) fn contact(&self) -> u64 {
+        self.contact
+    }
+
+    /// Returns below which round documents are not taken from those whose floor is lower: this store's floor, or the one that
+    /// it is catching up with.
+    pub(crate) fn bar(&self) -> u16 {
+        let target = self.target.map_or(0, |target| target.floor);
+        self.registers.floor.max(target)
+    }
+
+    pub(crate) fn stance(&self) -> Stance {
+        Stance {
+            round: self.round(),
+            bar: self.bar(),
+        }
+    }
+
+    /// Returns the stamp of a document that is created now.
+    pub(crate) fn unsent(&self) -> u64 {
+        if self.alone { self.contact } else { 0 }
+    }
+
+    /// Tells whether no other node can have a document.
+    pub(crate) fn is_unsent(&self, record: &Record) -> bool {
+        record.unsent == self.contact
+    }
+
     /// Returns what begins a frame whose items are collected from now on.
     pub(crate) fn header(&self) -> Header {
         self.registers
@@ -373,8 +430,19 @@ impl Index {
                 self.toggle_digest(&key);
                 last
             }
-            Change::Round(round) => {
-                self.registers.round = self.registers.round.max(round);
+            Change::TakeAway { key, incarnation } => {
+                let last = self.get(&key);
+                if self.record(&key).map(|record| record.incarnation) == Some(incarnation) {
+                    self.toggle_digest(&key);
+                    self.take_away(&key);
+                    self.toggle_digest(&key);
+                }
+                last
+            }
+            Change::Unbury { key, removed } => {
+                if self.tombstone(&key) == Some(removed) {
+                    self.unbury(&key);
+                }
                 None
             }
             Change::Forget(id) => {
@@ -400,14 +468,26 @@ impl Index {
         }
     }
 
+    /// Drops a tombstone.
+    fn unbury(&mut self, key: &ObjectKey) {
+        self.toggle_digest(key);
+        self.tombstones.remove(key);
+        self.toggle_digest(key);
+    }
+
     fn toggle_digest(&mut self, key: &ObjectKey) {
         let record = self.entries.get(key).and_then(|entry| entry.record.clone());
         self.digests.toggle(key, self.tombstone(key), record.as_deref());
     }
 
     /// Loads tombstones and registers at start.
-    pub(crate) fn restore(&mut self, registers: Header, tombstones: BTreeMap<ObjectKey, Tombstone>) {
-        self.registers = registers;
+    pub(crate) fn restore(
+        &mut self,
+        registers: Header,
+        contact: u64,
+        tombstones: BTreeMap<ObjectKey, Tombstone>,
+    ) {
+        (self.registers, self.contact) = (registers, contact);
         for (key, removed) in tombstones {
             self.toggle_digest(&key);
             self.bury(&key, Some(removed));
@@ -501,6 +581,21 @@ impl Index {
         if is_empty {
             self.entries.remove(key);
         }
+    }
+
+    pub(crate) fn set_registers(&mut self, registers: Header, target: Option<Header>, contact: u64) {
+        (self.registers, self.target, self.contact) = (registers, target, contact);
+    }
+
+    /// Drops tombstones.
+    pub(crate) fn unbury_all(&mut self, keys: &[ObjectKey]) {
+        keys.iter().for_each(|key| self.unbury(key));
+    }
+
+    /// Says whether other nodes are in reach. Alone, there is nobody to catch up with.
+    pub(crate) fn set_alone(&mut self, alone: bool) {
+        self.alone = alone;
+        self.target.take_if(|_| alone);
     }
 
     // -------------------------------------------------------------- revisions

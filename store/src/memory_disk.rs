@@ -20,6 +20,8 @@ pub struct MemoryDisk {
 struct Content {
     written: BTreeMap<Vec<u8>, Vec<u8>>,
     synced: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The batches that are in the one and not in the other, as they lie in a log.
+    unsynced: Vec<Vec<Write>>,
     full: bool,
     failing: bool,
     syncs: u64,
@@ -33,15 +35,38 @@ impl MemoryDisk {
     /// Returns a new disk with what this one would have after the loss of power. Whoever still writes to this one does
     /// not touch the new one.
     pub fn after_power_loss(&self) -> MemoryDisk {
-        let synced = self.content().synced.clone();
+        self.after_torn_write(0).0
+    }
+
+    /// As [`MemoryDisk::after_power_loss`], where the first `kept_bytes` of what was not synced had reached the disk all the
+    /// same. A batch of which a part is missing is left out: the second value tells whether there was one.
+    pub(crate) fn after_torn_write(&self, mut kept_bytes: u64) -> (MemoryDisk, bool) {
+        let content = self.content();
+        let mut synced = content.synced.clone();
+        let mut torn = false;
+        for batch in &content.unsynced {
+            let bytes = batch.iter().map(Write::bytes).sum();
+            if kept_bytes < bytes {
+                torn = kept_bytes > 0;
+                break;
+            }
+            kept_bytes -= bytes;
+            batch.iter().for_each(|write| apply(&mut synced, write));
+        }
         let content = Content {
             written: synced.clone(),
             synced,
             ..Content::default()
         };
-        MemoryDisk {
-            content: Arc::new(Mutex::new(content)),
-        }
+        let content = Arc::new(Mutex::new(content));
+        (MemoryDisk { content }, torn)
+    }
+
+    /// Returns how much was written and not synced.
+    #[cfg(test)]
+    pub(crate) fn unsynced_bytes(&self) -> u64 {
+        let content = self.content();
+        content.unsynced.iter().flatten().map(Write::bytes).sum()
     }
 
     /// Refuses writes for want of space, or takes them again.
@@ -68,6 +93,13 @@ impl MemoryDisk {
     }
 }
 
+fn apply(records: &mut BTreeMap<Vec<u8>, Vec<u8>>, write: &Write) {
+    match &write.value {
+        Some(value) => records.insert(write.key.clone(), value.clone()),
+        None => records.remove(&write.key),
+    };
+}
+
 impl Disk for MemoryDisk {
     fn check_room(&self, bytes: u64) -> Result<(), DiskError> {
         match self.content().full {
@@ -83,12 +115,8 @@ impl Disk for MemoryDisk {
     fn write(&mut self, batch: Vec<Write>) -> Result<(), DiskError> {
         self.check_room(batch.iter().map(Write::bytes).sum())?;
         let mut content = self.content();
-        for write in batch {
-            match write.value {
-                Some(value) => content.written.insert(write.key, value),
-                None => content.written.remove(&write.key),
-            };
-        }
+        batch.iter().for_each(|write| apply(&mut content.written, write));
+        content.unsynced.push(batch);
         Ok(())
     }
 
@@ -98,7 +126,11 @@ impl Disk for MemoryDisk {
             return Err(DiskError::Io(io::Error::other("told to fail")));
         }
         content.syncs += 1;
-        content.synced = content.written.clone();
+        let Content { synced, unsynced, .. } = &mut *content;
+        unsynced
+            .drain(..)
+            .flatten()
+            .for_each(|write| apply(synced, &write));
         Ok(())
     }
 
@@ -126,9 +158,19 @@ mod tests {
     }
 
     #[test]
-    fn loses_what_was_not_synced() {
+    fn loses_what_was_not_synced_and_torn_batches() {
         let mut disk = MemoryDisk::default();
         disk.write(vec![Write::put("a", "1")]).unwrap();
         assert_eq!(disk.after_power_loss().content().written.len(), 0);
+        disk.write(vec![Write::put("b", "1"), Write::put("c", "1")])
+            .unwrap();
+        let records = |kept_bytes| {
+            let (disk, torn) = disk.after_torn_write(kept_bytes);
+            (disk.content().synced.len(), torn)
+        };
+        assert_eq!(
+            [0, 1, 2, 5, 6].map(records),
+            [(0, false), (0, true), (1, false), (1, true), (3, false)]
+        );
     }
 }

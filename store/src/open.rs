@@ -12,9 +12,10 @@ use crate::frame::{Closed, Header};
 use crate::incarnation::{Tombstone, Uids};
 use crate::index::{Change, Index, REVISION_BLOCK};
 use crate::quarantine::{self, UNREADABLE};
+use crate::random::random;
 use crate::record::{
-    DOCUMENTS, FORMAT, META_CANARY, META_COPY, META_FLOOR, META_FORMAT, META_REVISION, META_ROUND,
-    OLDEST_FORMAT, Record, Stored, TOMBSTONES,
+    DOCUMENTS, FORMAT, META_CANARY, META_CONTACT, META_COPY, META_FLOOR, META_FORMAT, META_REVISION,
+    META_ROUND, OLDEST_FORMAT, Record, Stored, TOMBSTONES,
 };
 use crate::rescue::{RESCUED, Rescued};
 use crate::seal::Seal;
@@ -47,7 +48,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
 
     let last = match meta.contains_key(META_REVISION) {
         true => number(&meta, META_REVISION),
-        false => rand::random::<u64>() >> FIRST_REVISION_SHIFT,
+        false => random::<u64>() >> FIRST_REVISION_SHIFT,
     };
     let reserved = last + REVISION_BLOCK;
     let mut writes = vec![
@@ -57,7 +58,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
     let copy = match meta.get(META_COPY) {
         Some(copy) => copy.clone(),
         None => {
-            let copy = rand::random::<[u8; 16]>().to_vec();
+            let copy = random::<[u8; 16]>().to_vec();
             let canary = seal
                 .seal(META_CANARY.as_bytes(), CANARY)
                 .map_err(|error| OpenError::Damaged {
@@ -69,6 +70,8 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
             copy
         }
     };
+    let contact = contact(&meta, disk.identity());
+    writes.push(Write::put(META_CONTACT, contact_record(contact, disk.identity())));
     disk.write(writes).and_then(|()| disk.sync()).map_err(io)?;
 
     let mut hasher = Sha256::new();
@@ -104,7 +107,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
         },
     )
     .map_err(io)?;
-    index.restore(registers(&meta), tombstones);
+    index.restore(registers(&meta), contact, tombstones);
     disk.scan(DOCUMENTS, &mut |disk_key, value| {
         let key = object_key(disk_key, DOCUMENTS);
         let stored = match &key {
@@ -213,6 +216,19 @@ fn registers(meta: &BTreeMap<String, Vec<u8>>) -> Header {
         floor,
         closed,
     }
+}
+
+/// Returns how often there was contact. In a copy of a directory nothing is sure to be unsent: once more.
+fn contact(meta: &BTreeMap<String, Vec<u8>>, identity: u64) -> u64 {
+    let record = meta.get(META_CONTACT).and_then(|value| value.split_first_chunk());
+    record.map_or(1, |(contact, place)| {
+        let contact = u64::from_be_bytes(*contact);
+        contact + u64::from(place != identity.to_be_bytes())
+    })
+}
+
+pub(crate) fn contact_record(contact: u64, identity: u64) -> Vec<u8> {
+    [contact.to_be_bytes(), identity.to_be_bytes()].concat()
 }
 
 pub(crate) fn tombstone(value: &[u8]) -> Option<Tombstone> {

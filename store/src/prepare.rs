@@ -143,7 +143,7 @@ impl Shared {
         author: &Author,
         operation: Operation,
     ) -> Result<Prepared, WriteError> {
-        let (incarnation, birth) = {
+        let (incarnation, birth, unsent) = {
             let index = self.index();
             if index.record(key).is_some() {
                 return Err(WriteError::Exists(key.clone()));
@@ -158,7 +158,7 @@ impl Shared {
                 unix_seconds: author.unix_seconds,
                 namespace: namespace.flatten(),
             };
-            (incarnation, birth)
+            (incarnation, birth, index.unsent())
         };
         let leaves = leaves::flatten(key.kind, &stripped(object), &Leaves::new());
         let mut document = Document::new(self.actor(Epoch::default()));
@@ -171,7 +171,7 @@ impl Shared {
             epoch: Epoch::default(),
             generation: 1,
             changes: 1,
-            unsent: 0,
+            unsent,
         };
         let record = Record::of(&mut document, &contents.birth, standing);
         self.put(key, record, &contents, Some(written))

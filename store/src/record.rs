@@ -33,6 +33,8 @@ pub(crate) const META_REVISION: &str = "m/revision";
 pub(crate) const META_ROUND: &str = "m/round";
 /// Floor and digest of its closing.
 pub(crate) const META_FLOOR: &str = "m/floor";
+/// How often this node has begun to have contact, and the identity of the disk.
+pub(crate) const META_CONTACT: &str = "m/contact";
 pub(crate) const DOCUMENTS: &str = "d/";
 pub(crate) const TOMBSTONES: &str = "t/";
 

@@ -197,7 +197,8 @@ impl Store {
             fresh: None,
             rescued: None,
         };
-        finished(Self::enqueue(permit, None, prepared, Vec::new())).await
+        finished(Self::enqueue(permit, None, prepared, Vec::new())).await?;
+        Ok(())
     }
 }
 

@@ -3,6 +3,8 @@
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
 
+use crate::random::random;
+
 const NONCE_BYTES: usize = 12;
 
 /// A record that was sealed under another key, or changed.
@@ -25,7 +27,7 @@ impl Seal {
 
     /// Seals bytes to the place (`associated`) that they are kept at.
     pub(crate) fn seal(&self, associated: &[u8], plain: &[u8]) -> Result<Vec<u8>, Unsealable> {
-        let nonce: [u8; NONCE_BYTES] = rand::random();
+        let nonce: [u8; NONCE_BYTES] = random();
         let payload = Payload {
             msg: plain,
             aad: associated,

@@ -11,8 +11,10 @@ use crate::compaction::Promises;
 use crate::epoch::Epoch;
 use crate::incarnation::Uids;
 use crate::index::Index;
+use crate::random::random;
+use crate::rounds::Ballot;
 use crate::seal::Seal;
-use crate::types::{CommitError, Conflict, DiskState, NodeId, Push};
+use crate::types::{CommitError, Conflict, DiskState, NodeId, Push, Standing};
 
 /// Frames that a slow reader of pushes may be behind; the rest it gets by digests.
 const PUSH_FRAMES: usize = 256;
@@ -34,10 +36,15 @@ pub(crate) struct Shared {
     pub(crate) long: Arc<Notify>,
     /// Woken when an object was rescued.
     pub(crate) rescues: Arc<Notify>,
+    pub(crate) ballot: Ballot,
+    pub(crate) standing: watch::Sender<Standing>,
+    /// Woken when tombstones have become many.
+    pub(crate) many_tombstones: Arc<Notify>,
 }
 
 impl Shared {
     pub(crate) fn new(node: NodeId, uids: Uids, seal: Seal, index: Index) -> Self {
+        let ballot = Ballot::new(index.round());
         Self {
             node,
             uids,
@@ -47,10 +54,13 @@ impl Shared {
             conflicts: broadcast::Sender::new(CONFLICTS),
             disk: watch::Sender::new(DiskState::Well),
             index: RwLock::new(index),
-            actor: Mutex::new(rand::random()),
+            actor: Mutex::new(random()),
             promises: Promises::default(),
             long: Arc::default(),
             rescues: Arc::default(),
+            ballot,
+            standing: watch::Sender::default(),
+            many_tombstones: Arc::default(),
         }
     }
 
@@ -94,6 +104,6 @@ impl Shared {
 
     /// Becomes another: two changes of one actor must never have one number.
     pub(crate) fn new_actor(&self) {
-        *self.actor.lock().unwrap_or_else(PoisonError::into_inner) = rand::random();
+        *self.actor.lock().unwrap_or_else(PoisonError::into_inner) = random();
     }
 }

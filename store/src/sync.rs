@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use automerge::ChangeHash;
-use schemas::ObjectKey;
+use schemas::{Kind, ObjectKey};
 
 use crate::changed::{LAST_APPLIED, redacted};
 use crate::digest::{BUCKETS, BucketDigest, bucket_of};
@@ -27,6 +27,7 @@ use crate::path;
 use crate::prepare::{Prepared, tombstone};
 use crate::record::{Record, Standing, tombstone_key};
 use crate::rescue::{Lost, UNSEEN};
+use crate::settle::Theirs;
 use crate::shared::Shared;
 use crate::store::{Done, Store, finished};
 use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, SyncError};
@@ -40,9 +41,9 @@ const ITEM_BYTES: usize = 112;
 
 /// What a replica has of a key.
 #[derive(Default, Clone)]
-struct Held {
-    removed: Option<Tombstone>,
-    record: Option<Arc<Record>>,
+pub(crate) struct Held {
+    pub(crate) removed: Option<Tombstone>,
+    pub(crate) record: Option<Arc<Record>>,
 }
 
 /// What came of a delta.
@@ -68,6 +69,8 @@ struct TakenAll {
     /// Documents of which the sender has an earlier epoch.
     behind: Vec<ObjectKey>,
     is_carried: bool,
+    /// Some was prepared before a register changed, and is not stored.
+    is_overtaken: bool,
 }
 
 impl Store {
@@ -80,13 +83,15 @@ impl Store {
 
     pub(crate) async fn step(&self, peer: &NodeId, frame: &[u8]) -> Result<Exchange, SyncError> {
         let (theirs, body) = frame::decode(frame)?;
-        self.take_round(theirs.round).await?;
+        self.meet(theirs).await?;
         let header = self.shared.index().header();
         match body {
+            // It needs to see what the peer holds, and not the other way round.
+            Body::Digests { .. } if self.can_settle(theirs) => Ok(self.first_step()),
             Body::Digests { buckets } => self.summary(theirs, &buckets),
-            Body::Summary { buckets, items, more } => self.compare(peer, &buckets, items, more).await,
+            Body::Summary { buckets, items, more } => self.compare(peer, theirs, &buckets, items, more).await,
             Body::Changes { items, wants, more } => {
-                let taken = self.take(peer, items).await?;
+                let taken = self.take(peer, theirs, items).await?;
                 let progress = taken.progress;
                 if !taken.wants.is_empty() {
                     tracing::debug!(%peer, documents = taken.wants.len(), "changes without their causes");
@@ -96,6 +101,7 @@ impl Store {
                 if items.is_empty() && !more {
                     return Ok(Exchange::Done);
                 }
+                self.note_sending(&items).await?;
                 let answer = Body::Answer {
                     items,
                     more,
@@ -108,7 +114,8 @@ impl Store {
                 more,
                 progress,
             } => {
-                let taken = self.take(peer, items).await?;
+                let taken = self.take(peer, theirs, items).await?;
+                let more = more || self.can_settle(theirs);
                 Ok(if taken.is_carried || more && (progress || taken.progress) {
                     self.first_step()
                 } else {
@@ -116,20 +123,25 @@ impl Store {
                 })
             }
             Body::Push { items } => {
-                let TakenAll { wants, behind, .. } = self.take(peer, items).await?;
+                let TakenAll { wants, behind, .. } = self.take(peer, theirs, items).await?;
                 let whole = behind.iter().filter_map(|key| self.whole(key)).collect();
                 let (items, more) = fit(whole);
                 if wants.is_empty() && items.is_empty() {
                     return Ok(Exchange::Done);
                 }
+                self.note_sending(&items).await?;
                 send(header, &Body::Changes { items, wants, more })
             }
             Body::Propose { items } => {
                 let answers = self.agree(&items);
                 send(header, &Body::Agree { answers })
             }
-            // Goes to who proposed: `Proposal::answered`.
-            Body::Agree { .. } => Ok(Exchange::Done),
+            Body::Close { round, closed } => match self.agree_to_close(peer, round, closed) {
+                Some(agreed) => send(header, &agreed),
+                None => Ok(Exchange::Done),
+            },
+            // Goes to who proposed: `Proposal::answered`, `Closing::answered`.
+            Body::Agree { .. } | Body::Agreed { .. } => Ok(Exchange::Done),
         }
     }
 
@@ -146,7 +158,8 @@ impl Store {
         let differing: Vec<u8> = (0..=u8::MAX)
             .filter(|at| ours[usize::from(*at)] != theirs[usize::from(*at)])
             .collect();
-        if differing.is_empty() && header.round >= index.round() {
+        let ours_is = index.header();
+        if differing.is_empty() && header.round >= ours_is.round && header.floor >= ours_is.floor {
             return Ok(Exchange::Done);
         }
         let mut by_bucket: BTreeMap<u8, Vec<Item>> =
@@ -163,6 +176,18 @@ impl Store {
                         heads: record.heads.clone(),
                     }),
                 });
+            }
+        }
+        // Who catches up must not take for gone what cannot be read.
+        for key in index.quarantine.keys() {
+            let unreadable = Item {
+                key: key.to_string(),
+                removed: None,
+                live: None,
+            };
+            let is_held = index.tombstone(key).is_some() || index.record(key).is_some();
+            if let Some(items) = by_bucket.get_mut(&(bucket_of(key) as u8)).filter(|_| !is_held) {
+                items.push(unreadable);
             }
         }
         let (mut buckets, mut items, mut bytes, mut more) = (Vec::new(), Vec::new(), 0, false);
@@ -186,12 +211,13 @@ impl Store {
     async fn compare(
         &self,
         peer: &NodeId,
+        their_header: Header,
         buckets: &[u8],
         items: Vec<Item>,
         mut more: bool,
     ) -> Result<Exchange, SyncError> {
         let header = self.shared.index().header();
-        let mut theirs: BTreeMap<ObjectKey, (Option<Tombstone>, Option<Heads>)> = BTreeMap::new();
+        let mut theirs: BTreeMap<ObjectKey, Theirs> = BTreeMap::new();
         let mut tombstones = Vec::new();
         for item in items {
             // A kind that this version does not know is kept by those who do.
@@ -207,24 +233,34 @@ impl Store {
             }
             theirs.insert(key, (item.removed, item.live));
         }
-        let progress = self.take(peer, tombstones).await?.progress;
+        let taken = self.take(peer, their_header, tombstones).await?;
+        let mut progress = taken.progress;
         let buckets: BTreeSet<u8> = buckets.iter().copied().collect();
-        let ours: BTreeMap<ObjectKey, Held> = {
-            let index = self.shared.index();
-            let held = index
-                .held()
-                .filter(|(key, ..)| buckets.contains(&(bucket_of(key) as u8)));
-            held.map(|(key, removed, record)| {
-                let record = record.cloned();
-                (key.clone(), Held { removed, record })
-            })
-            .collect()
-        };
+        let mut ours = self.held_in(&buckets);
+        if self.can_settle(their_header) {
+            let is_partial = more || taken.is_overtaken;
+            progress |= self.settle(their_header, &ours, &theirs, is_partial).await?;
+            more |= self.can_settle(their_header);
+            ours = self.held_in(&buckets);
+        }
         let keys: BTreeSet<&ObjectKey> = ours.keys().chain(theirs.keys()).collect();
         let (mut deltas, mut wants, mut bytes, mut want_bytes) = (Vec::new(), Vec::new(), 0, 0);
         for key in keys {
-            let mine = ours.get(key).cloned().unwrap_or_default();
+            let mut mine = ours.get(key).cloned().unwrap_or_default();
             let (removed, live) = theirs.get(key).cloned().unwrap_or_default();
+            let is_unreadable = theirs.contains_key(key) && removed.is_none() && live.is_none();
+            let incarnation = live.as_ref().map(|live| live.incarnation);
+            let (_, takes_live) = self
+                .shared
+                .index()
+                .admitted(key, their_header.floor, None, incarnation);
+            let live = live.filter(|_| takes_live);
+            // Nor would the peer take it from us.
+            mine.record.take_if(|record| {
+                let is_old = record.incarnation.round < their_header.floor && key.kind != Kind::Member;
+                let is_other = Some(record.incarnation) != incarnation;
+                header.floor < their_header.floor && is_old && is_other && !is_unreadable
+            });
             let (delta, want) = self.shared.difference(key, &mine, removed, live.as_ref());
             if (bytes > ITEMS_BYTES || want_bytes > WANTS_BYTES) && (delta.is_some() || want.is_some()) {
                 more = true;
@@ -244,6 +280,7 @@ impl Store {
                 Exchange::Done
             });
         }
+        self.note_sending(&deltas).await?;
         let changes = Body::Changes {
             items: deltas,
             wants,
@@ -297,20 +334,17 @@ impl Store {
         (deltas, more || cut)
     }
 
-    async fn take_round(&self, round: u16) -> Result<(), SyncError> {
-        if round <= self.shared.index().round() {
-            return Ok(());
-        }
-        let permit = self.permit().await?;
-        let prepared = Prepared {
-            // Written with the change: of several at once, the highest.
-            writes: Vec::new(),
-            change: Change::Round(round),
-            fresh: None,
-            rescued: None,
-        };
-        finished(Self::enqueue(permit, None, prepared, Vec::new())).await?;
-        Ok(())
+    /// Returns what is held in some buckets.
+    fn held_in(&self, buckets: &BTreeSet<u8>) -> BTreeMap<ObjectKey, Held> {
+        let index = self.shared.index();
+        let held = index
+            .held()
+            .filter(|(key, ..)| buckets.contains(&(bucket_of(key) as u8)));
+        held.map(|(key, removed, record)| {
+            let record = record.cloned();
+            (key.clone(), Held { removed, record })
+        })
+        .collect()
     }
 
     /// Returns all that is held of a key.
@@ -324,11 +358,11 @@ impl Store {
     }
 
     /// Stores what is new and well formed in deltas, and waits until it is durable.
-    async fn take(&self, peer: &NodeId, deltas: Vec<Delta>) -> Result<TakenAll, SyncError> {
+    async fn take(&self, peer: &NodeId, theirs: Header, deltas: Vec<Delta>) -> Result<TakenAll, SyncError> {
         let mut pending = Vec::new();
         let mut all = TakenAll::default();
         for delta in deltas {
-            match self.take_delta(peer, &delta).await {
+            match self.take_delta(peer, theirs, &delta).await {
                 Ok(taken) => {
                     pending.extend(taken.done);
                     all.wants.extend(taken.want);
@@ -345,12 +379,12 @@ impl Store {
         }
         all.progress = !pending.is_empty();
         for done in pending {
-            finished(done).await?;
+            all.is_overtaken |= !finished(done).await?;
         }
         Ok(all)
     }
 
-    async fn take_delta(&self, peer: &NodeId, delta: &Delta) -> Result<Taken, TakeError> {
+    async fn take_delta(&self, peer: &NodeId, theirs: Header, delta: &Delta) -> Result<Taken, TakeError> {
         // A kind that this version does not know is kept by those who do.
         let Ok(key) = delta.key.parse::<ObjectKey>() else {
             return Ok(Taken::default());
@@ -372,7 +406,7 @@ impl Store {
             want,
             is_behind,
             is_carried,
-        } = self.shared.prepare_delta(&key, delta, &changes)?;
+        } = self.shared.prepare_delta(&key, theirs, delta, &changes)?;
         let done = prepared.map(|prepared| Self::enqueue(permit, Some(claim), prepared, conflicts));
         Ok(Taken {
             done,
@@ -488,16 +522,22 @@ impl Shared {
     fn prepare_delta(
         &self,
         key: &ObjectKey,
+        theirs: Header,
         delta: &Delta,
         changes: &[IncomingChange],
     ) -> Result<Delivery, TakeError> {
-        let (known_removed, held) = {
+        let incarnation = delta.live.as_ref().map(|live| live.incarnation);
+        let (known_removed, held, (their_removed, takes_live)) = {
             let index = self.index();
-            (index.tombstone(key), index.record(key))
+            let admitted = index.admitted(key, theirs.floor, delta.removed, incarnation);
+            (index.tombstone(key), index.record(key), admitted)
         };
-        let mut removed = known_removed.max(delta.removed);
+        let mut removed = known_removed.max(their_removed);
         let buried = removed.map(|removed| removed.incarnation);
-        let live = delta.live.as_ref().filter(|live| Some(live.incarnation) > buried);
+        let live = delta
+            .live
+            .as_ref()
+            .filter(|live| takes_live && Some(live.incarnation) > buried);
         let record = held.clone().filter(|record| Some(record.incarnation) > buried);
         // A newer incarnation says that the older was removed.
         let replaced = match (&record, live) {
@@ -628,6 +668,7 @@ impl Shared {
             });
         }
         let contents = document.contents();
+        standing.unsent = 0;
         standing.generation += merged.spec_changes;
         standing.changes += merged.fresh;
         let record = Record::of(&mut document, &contents.birth, standing);

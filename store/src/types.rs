@@ -7,6 +7,7 @@ use bytes::Bytes;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::Value;
 
+use crate::frame::{Delta, Header};
 use crate::index::PackedView;
 
 /// Identity of a node: the hex SHA-256 of its public key (64 characters).
@@ -144,6 +145,21 @@ pub enum Via {
     Controller,
 }
 
+/// What a node does that was away while its peers dropped tombstones (`rounds.rs`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Standing {
+    /// It compares all that it holds with its peers, and takes no writes until then.
+    pub catching_up: bool,
+    /// How often that began since the start.
+    pub catch_ups: u64,
+    /// Objects that no peer can have had, and that were created again.
+    pub replayed: u64,
+    /// Objects with edits of users that were set aside.
+    pub rescued: u64,
+    /// Objects that the peers do not have any more, with those that were set aside.
+    pub taken_away: u64,
+}
+
 /// What must hold of the stored object for a write to happen. Empty: anything.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Precondition {
@@ -203,6 +219,11 @@ pub enum WriteError {
         "{0} cannot be made: what this node held under that name cannot be read, and no other node has brought it yet; delete it to give it up"
     )]
     Unreadable(ObjectKey),
+    /// This node was away for too long and compares what it holds with its peers; the write may succeed in a moment.
+    #[error(
+        "{0} was not written: this node was away while old deletions were forgotten, and takes no writes until it has caught up with the others"
+    )]
+    CatchingUp(ObjectKey),
     /// The object cannot be stored: too large, nested too deeply, no name.
     #[error("{key}: {reason}")]
     Invalid { key: String, reason: String },
@@ -271,9 +292,20 @@ pub enum WatchEvent {
     Deleted { view: View },
 }
 
-/// A frame that carries fresh changes of this node, to be sent to every live peer at once.
+/// A fresh change of this node, to be sent to every live peer at once: [`Store::push_frame`](crate::Store::push_frame).
 #[derive(Clone, Debug)]
-pub struct Push(pub Bytes);
+pub struct Push {
+    /// Of the store when the change was made.
+    pub(crate) header: Header,
+    pub(crate) delta: Arc<Delta>,
+}
+
+impl Push {
+    /// Returns about how many bytes this takes in a frame.
+    pub fn bytes(&self) -> usize {
+        self.delta.bytes()
+    }
+}
 
 /// What to do next in an exchange with a peer.
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@ mod properties;
 mod quarantine;
 mod replicas;
 mod rescue;
+mod rounds;
 mod watching;
 mod writing;
 
