@@ -28,7 +28,7 @@ use super::{Credentials, Error, Gossip, prepare};
 use crate::caller::Caller;
 use crate::relay::Relay;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 struct TestClock(Instant);
 

@@ -27,7 +27,7 @@
 //! stays as long as something is here that was created in it.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use schemas::{Kind, ObjectKey};
@@ -37,7 +37,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::commit::Job;
 use crate::disk::Write;
 use crate::frame::{self, Body, Closed, Header};
-use crate::incarnation::Incarnation;
+use crate::incarnation::{Incarnation, Tombstone};
 use crate::index::{Going, Index};
 use crate::open::contact_record;
 use crate::record::{META_CONTACT, META_FLOOR, META_ROUND, tombstone_key};
@@ -197,13 +197,12 @@ impl Index {
                 *first = namespace.min(*first);
             }
         }
-        let is_droppable = |key: &ObjectKey, removed: &crate::incarnation::Tombstone| match key.kind {
-            Kind::Member => false,
-            Kind::Namespace => {
+        let is_droppable = |key: &ObjectKey, removed: &Tombstone| {
+            if key.kind == Kind::Namespace {
                 let first = in_use.get(key.name.as_str());
-                first.is_none_or(|first| *first > removed.incarnation)
+                return first.is_none_or(|first| *first > removed.incarnation);
             }
-            _ => true,
+            key.kind != Kind::Member
         };
         let below = self
             .tombstones()
@@ -247,7 +246,11 @@ impl Shared {
             let mut index = self.index_mut();
             let was_stale = index.target().is_some();
             // Given up in between, it stays so.
-            let target = if index.going() == going { target } else { index.target() };
+            let target = if index.going() == going {
+                target
+            } else {
+                index.target()
+            };
             index.set_registers(registers, target, contact);
             index.unbury_all(&dropped);
             let is_empty = index.held().all(|(_, _, record)| record.is_none());
@@ -347,7 +350,7 @@ impl Closing {
 
 impl Store {
     /// Is woken when tombstones have become many.
-    pub fn many_tombstones(&self) -> std::sync::Arc<Notify> {
+    pub fn many_tombstones(&self) -> Arc<Notify> {
         self.shared.many_tombstones.clone()
     }
 

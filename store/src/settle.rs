@@ -11,11 +11,11 @@ use crate::frame::{Delta, Header, Heads};
 use crate::incarnation::{Incarnation, Tombstone};
 use crate::index::{Change, Going, Index};
 use crate::prepare::Prepared;
-use crate::record::{Record, document_key};
+use crate::record::{Record, document_key, tombstone_key};
 use crate::rescue::{Lost, UNSEEN};
 use crate::rounds::Registration;
 use crate::shared::Shared;
-use crate::store::{Store, finished};
+use crate::store::{Done, Store, finished};
 use crate::sync::Held;
 use crate::types::{CommitError, SyncError};
 
@@ -118,7 +118,7 @@ struct Settlement<'a> {
     store: &'a Store,
     going: Going,
     /// What is being stored.
-    pending: Vec<crate::store::Done>,
+    pending: Vec<Done>,
     /// Nothing is lacking here of what the peer has of the rounds that it closed.
     is_complete: bool,
     /// What the peer does not know, and nobody can have removed.
@@ -255,11 +255,9 @@ impl Settlement<'_> {
         let mut unsent = std::mem::take(&mut self.unsent);
         unsent.sort_by_key(|(key, _)| key.kind != Kind::Namespace);
         for (key, record) in unsent {
-            let is_made = |kind: Kind, name: &str| {
-                let namespace = ObjectKey::cluster(kind, name);
-                self.store.shared.index().record(&namespace).is_some()
-            };
-            let has_place = key.namespace.is_empty() || is_made(Kind::Namespace, &key.namespace);
+            let namespace = ObjectKey::cluster(Kind::Namespace, &key.namespace);
+            let has_place =
+                key.namespace.is_empty() || self.store.shared.index().record(&namespace).is_some();
             let view = self.store.get(&key);
             let is_controllers = view.is_some_and(|view| view.object.controller().is_some());
             if has_place && !is_controllers {
@@ -273,7 +271,10 @@ impl Settlement<'_> {
             self.is_complete &= finished(done).await?;
         }
         if self.is_complete {
-            is_progress |= self.store.register(Registration::CaughtUp(theirs, self.going)).await?;
+            is_progress |= self
+                .store
+                .register(Registration::CaughtUp(theirs, self.going))
+                .await?;
         }
         Ok(is_progress)
     }
@@ -283,7 +284,7 @@ impl Shared {
     /// Prepares to drop a tombstone.
     fn exhumation(&self, key: &ObjectKey, removed: Tombstone) -> Prepared {
         Prepared {
-            writes: vec![Write::remove(crate::record::tombstone_key(key))],
+            writes: vec![Write::remove(tombstone_key(key))],
             change: Change::Unbury {
                 key: key.clone(),
                 removed,

@@ -158,8 +158,8 @@ impl Store {
         let differing: Vec<u8> = (0..=u8::MAX)
             .filter(|at| ours[usize::from(*at)] != theirs[usize::from(*at)])
             .collect();
-        let ours_is = index.header();
-        if differing.is_empty() && header.round >= ours_is.round && header.floor >= ours_is.floor {
+        let here = index.header();
+        if differing.is_empty() && header.round >= here.round && header.floor >= here.floor {
             return Ok(Exchange::Done);
         }
         let mut by_bucket: BTreeMap<u8, Vec<Item>> =
