@@ -7,6 +7,7 @@ mod history;
 mod properties;
 mod quarantine;
 mod replicas;
+mod simulation;
 mod watching;
 mod writing;
 
