@@ -10,10 +10,11 @@ use std::path::Path;
 use schemas::{Kind, ObjectKey};
 
 use crate::disk::Disk;
-use crate::incarnation::{Incarnation, Uids};
+use crate::incarnation::{Tombstone, Uids};
 use crate::open;
 use crate::quarantine::UNREADABLE;
 use crate::record::{DOCUMENTS, META_COPY, META_REVISION, TOMBSTONES};
+use crate::rescue::{RESCUED, Rescued};
 use crate::seal::Seal;
 use crate::sled_disk::SledDisk;
 use crate::types::{OpenError, OpenOptions};
@@ -164,20 +165,20 @@ fn check_disk(disk: &dyn Disk, place: &str, options: &OpenOptions) -> Result<Che
         }
     }
 
-    let mut tombstones = BTreeMap::<ObjectKey, Incarnation>::new();
-    disk.scan(TOMBSTONES, &mut |key, value| match (
-        open::object_key(key, TOMBSTONES),
-        open::incarnation(value),
-    ) {
-        (Some(key), Some(removed)) => {
-            tombstones.insert(key, removed);
-        }
-        _ => report.problem(
-            String::from_utf8_lossy(key),
-            "a tombstone cannot be read",
-            FROM_PEERS,
-        ),
-    })
+    let mut tombstones = BTreeMap::<ObjectKey, Tombstone>::new();
+    disk.scan(
+        TOMBSTONES,
+        &mut |key, value| match (open::object_key(key, TOMBSTONES), open::tombstone(value)) {
+            (Some(key), Some(removed)) => {
+                tombstones.insert(key, removed);
+            }
+            _ => report.problem(
+                String::from_utf8_lossy(key),
+                "a tombstone cannot be read",
+                FROM_PEERS,
+            ),
+        },
+    )
     .map_err(unreadable)?;
     report.tombstones = tombstones.len();
     disk.scan(UNREADABLE, &mut |key, _| {
@@ -186,6 +187,17 @@ fn check_disk(disk: &dyn Disk, place: &str, options: &OpenOptions) -> Result<Che
             "a start found the record of this object unreadable, and nothing has replaced it yet",
             FROM_PEERS,
         );
+    })
+    .map_err(unreadable)?;
+
+    disk.scan(RESCUED, &mut |disk_key, value| {
+        if let Err(reason) = Rescued::decode(disk_key, value, &seal) {
+            report.problem(
+                String::from_utf8_lossy(disk_key),
+                format!("what was rescued of an object cannot be read: {reason}"),
+                "what a user last wrote of that object through this node is lost, unless it is in a backup",
+            );
+        }
     })
     .map_err(unreadable)?;
 
@@ -206,7 +218,7 @@ fn check_disk(disk: &dyn Disk, place: &str, options: &OpenOptions) -> Result<Che
             Ok(stored) => {
                 *report.objects.entry(key.kind).or_default() += 1;
                 let removed = tombstones.get(&key);
-                if removed.is_some_and(|removed| stored.record.incarnation <= *removed) {
+                if removed.is_some_and(|removed| stored.record.incarnation <= removed.incarnation) {
                     report.problem(
                         named,
                         "it was removed (a tombstone covers it) and is there all the same",
@@ -355,7 +367,7 @@ mod tests {
             assert!(problems[0].place.contains(&key.to_string()), "{problems:?}");
         }
         let problems = spoiled(|disk| {
-            let last = Incarnation::next(0, None).unwrap();
+            let last = crate::incarnation::Incarnation::next(0, None).unwrap();
             disk.write(vec![Write::put(tombstone_key(&key()), last.to_string())])
                 .unwrap();
         })

@@ -14,9 +14,11 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::disk::{Disk, DiskError, Write};
 use crate::document::WrittenChange;
 use crate::frame;
-use crate::index::Change;
+use crate::index::{Change, Stance};
 use crate::quarantine::unreadable_key;
-use crate::record::{META_REVISION, META_ROUND};
+use crate::record::META_REVISION;
+use crate::rescue::Rescued;
+use crate::rounds::Registration;
 use crate::shared::Shared;
 use crate::types::{CommitError, Conflict, Push, View};
 
@@ -28,6 +30,8 @@ const BATCH_BYTES: usize = 8 << 20;
 /// What the commit thread is asked to do.
 pub(crate) enum Job {
     Commit(Box<Commit>),
+    /// Change the registers: after all that was queued before, and before all that comes after.
+    Register(Registration, oneshot::Sender<Result<bool, CommitError>>),
     /// Look whether there is room, and reserve revisions, if there is nothing else to do.
     Reserve,
     /// End after all that was queued before.
@@ -40,9 +44,18 @@ pub(crate) struct Commit {
     pub(crate) change: Change,
     /// A change of this node's own, for its peers.
     pub(crate) fresh: Option<Fresh>,
+    pub(crate) rescued: Option<Arc<Rescued>>,
     pub(crate) conflicts: Vec<Conflict>,
     pub(crate) claim: Option<Claim>,
-    pub(crate) done: oneshot::Sender<Result<Option<View>, CommitError>>,
+    pub(crate) done: oneshot::Sender<Result<Committed, CommitError>>,
+}
+
+/// What became of a change.
+pub(crate) enum Committed {
+    /// It is durable; with the view after it.
+    Shown(Option<View>),
+    /// It was prepared before a register changed, and was dropped: prepare it again.
+    Overtaken,
 }
 
 /// What peers are told of a change of this node.
@@ -61,6 +74,8 @@ pub(crate) struct Claims {
 pub(crate) struct Claim {
     key: ObjectKey,
     claims: Arc<Claims>,
+    /// Of the store before the change was prepared.
+    pub(crate) stance: Stance,
 }
 
 impl Claims {
@@ -80,6 +95,7 @@ impl Claims {
                         return Claim {
                             key: key.clone(),
                             claims: self.clone(),
+                            stance: Stance::default(),
                         };
                     }
                 }
@@ -147,17 +163,45 @@ impl<D: Disk> Committer<D> {
             }
         }
         let closing = batch.closing.take();
+        let registration = batch.registration.take();
+        batch.drop_overtaken(&self.shared);
         let result = match &self.failure {
             Some(reason) => Err(CommitError::Failed(reason.clone())),
             None => batch.write(&mut self.disk, &self.shared),
         };
-        if let (Err(CommitError::Failed(reason)), None) = (&result, &self.failure) {
+        self.came_to(&result);
+        batch.finish(&self.shared, result);
+        if let Some((registration, done)) = registration {
+            let result = self.register(&registration);
+            // Nobody waits any more, if this fails.
+            let _ = done.send(result);
+        }
+        closing.map_or(ControlFlow::Continue(()), ControlFlow::Break)
+    }
+
+    /// Takes in what came of a use of the disk.
+    fn came_to(&mut self, result: &Result<(), CommitError>) {
+        if let (Err(CommitError::Failed(reason)), None) = (result, &self.failure) {
             tracing::error!(error = reason, "the disk failed: no more writes are taken");
             self.failure = Some(reason.clone());
         }
-        self.shared.disk_was(&result);
-        batch.finish(&self.shared, result);
-        closing.map_or(ControlFlow::Continue(()), ControlFlow::Break)
+        self.shared.disk_was(result);
+    }
+
+    /// Changes the registers, if what is held now says so; true if it does.
+    fn register(&mut self, registration: &Registration) -> Result<bool, CommitError> {
+        if let Some(reason) = &self.failure {
+            return Err(CommitError::Failed(reason.clone()));
+        }
+        let decision = self.shared.index().decide(registration);
+        let writes = decision.writes(self.disk.identity());
+        if !writes.is_empty() {
+            let written = self.disk.write(writes).and_then(|()| self.disk.sync());
+            let result = written.map_err(refused);
+            self.came_to(&result);
+            result?;
+        }
+        Ok(self.shared.take_decision(decision))
     }
 
     fn close(mut self, closed: oneshot::Sender<()>) {
@@ -166,6 +210,9 @@ impl<D: Disk> Committer<D> {
             let mut batch = Batch::default();
             batch.take(job);
             let error = CommitError::Failed("the store is closed".to_owned());
+            if let Some((_, done)) = batch.registration.take() {
+                let _ = done.send(Err(error.clone()));
+            }
             batch.finish(&self.shared, Err(error));
         }
         self.shared.index_mut().close();
@@ -187,6 +234,7 @@ struct Batch {
     commits: Vec<Commit>,
     bytes: usize,
     closing: Option<oneshot::Sender<()>>,
+    registration: Option<(Registration, oneshot::Sender<Result<bool, CommitError>>)>,
 }
 
 impl Batch {
@@ -201,12 +249,27 @@ impl Batch {
                 self.commits.push(*commit);
             }
             Job::Reserve => {}
+            Job::Register(registration, done) => self.registration = Some((registration, done)),
             Job::Close(closed) => self.closing = Some(closed),
         }
     }
 
     fn has_room(&self) -> bool {
-        self.bytes < BATCH_BYTES && self.commits.len() < QUEUE_CHANGES && self.closing.is_none()
+        let is_open = self.closing.is_none() && self.registration.is_none();
+        self.bytes < BATCH_BYTES && self.commits.len() < QUEUE_CHANGES && is_open
+    }
+
+    /// Drops what was prepared before a register changed: its stamps may be too low.
+    fn drop_overtaken(&mut self, shared: &Shared) {
+        let stance = shared.index().stance();
+        let is_overtaken = |commit: &mut Commit| {
+            let claim = commit.claim.as_ref();
+            claim.is_some_and(|claim| claim.stance != stance)
+        };
+        for commit in self.commits.extract_if(.., is_overtaken) {
+            drop(commit.claim);
+            let _ = commit.done.send(Ok(Committed::Overtaken));
+        }
     }
 
     fn write(&mut self, disk: &mut impl Disk, shared: &Shared) -> Result<(), CommitError> {
@@ -226,15 +289,6 @@ impl Batch {
         };
         if let Some(reserved) = reserved {
             writes.push(Write::put(META_REVISION, reserved.to_be_bytes()));
-        }
-        let rounds = self.commits.iter().filter_map(|commit| match commit.change {
-            Change::Round(round) => Some(round),
-            Change::Put { .. } | Change::Bury { .. } => None,
-        });
-        if let Some(round) = rounds.max() {
-            // Those that were queued before may have been higher.
-            let round = round.max(shared.index().round());
-            writes.push(Write::put(META_ROUND, u64::from(round).to_be_bytes()));
         }
         if writes.is_empty() {
             return disk.check_room(0).map_err(refused);
@@ -260,7 +314,16 @@ impl Batch {
             if commit.change.is_long() {
                 shared.long.notify_one();
             }
+            let is_removal = matches!(commit.change, Change::Bury { .. });
+            if let Some(rescued) = commit.rescued {
+                // Before the object is seen to be gone.
+                shared.index_mut().rescued.add(rescued);
+                shared.rescues.notify_one();
+            }
             let view = shared.index_mut().publish(commit.change);
+            if is_removal && shared.index().has_many_tombstones() {
+                shared.many_tombstones.notify_one();
+            }
             // Before the claim ends: peers get the changes of a key in order.
             if let Some(fresh) = commit.fresh {
                 push(shared, fresh);
@@ -269,7 +332,7 @@ impl Batch {
             for conflict in commit.conflicts {
                 let _ = shared.conflicts.send(conflict);
             }
-            let _ = commit.done.send(Ok(view));
+            let _ = commit.done.send(Ok(Committed::Shown(view)));
         }
     }
 }
@@ -278,13 +341,21 @@ fn push(shared: &Shared, fresh: Fresh) {
     if shared.pushes.receiver_count() == 0 {
         return;
     }
-    let (record, removed) = {
+    let (header, record, removed) = {
         let index = shared.index();
-        (index.record(&fresh.key), index.removed(&fresh.key))
+        // What cannot be anywhere else stays so, and what builds on it is of no use there.
+        if index.record(&fresh.key).is_some_and(|record| index.is_unsent(&record)) {
+            return;
+        }
+        (
+            index.header(),
+            index.record(&fresh.key),
+            index.tombstone(&fresh.key),
+        )
     };
     let changes = fresh.change.map(|change| vec![change.bytes]).unwrap_or_default();
     let delta = frame::Delta::new(&fresh.key, removed, record.as_deref(), changes);
-    if let Ok(frame) = frame::encode(&frame::Body::Push { items: vec![delta] }) {
+    if let Ok(frame) = frame::encode(header, &frame::Body::Push { items: vec![delta] }) {
         // An error: nobody listens.
         let _: Result<usize, broadcast::error::SendError<Push>> = shared.pushes.send(Push(frame));
     }

@@ -141,7 +141,7 @@ impl Proposal {
     /// Takes a peer's answer: what it does not agree to is left as it is. An answer that cannot be read agrees to nothing.
     pub fn answered(&mut self, answer: &[u8]) {
         let answers = match frame::decode(answer) {
-            Ok(Body::Agree { answers }) if answers.len() == self.items.len() => answers,
+            Ok((_, Body::Agree { answers })) if answers.len() == self.items.len() => answers,
             _ => vec![Agreement::No; self.items.len()],
         };
         for (item, answer) in self.items.iter_mut().zip(&answers) {
@@ -192,7 +192,9 @@ impl Store {
         let body = Body::Propose {
             items: wire.collect(),
         };
-        let frame = frame::encode(&body).ok().filter(|_| !items.is_empty())?;
+        let frame = frame::encode(self.shared.index().header(), &body)
+            .ok()
+            .filter(|_| !items.is_empty())?;
         Some(Proposal { items, frame })
     }
 
@@ -249,8 +251,8 @@ impl Store {
         for item in proposal.items {
             let (permit, claim) = self.claim(&item.key).await?;
             if let Some(prepared) = self.shared.prepare_squash(&item, all_agreed) {
-                finished(Self::enqueue(permit, Some(claim), prepared, Vec::new())).await?;
-                squashed += 1;
+                let done = finished(Self::enqueue(permit, Some(claim), prepared, Vec::new())).await?;
+                squashed += usize::from(done);
             }
             self.shared.promises.forget(&item.key);
         }
@@ -310,6 +312,7 @@ impl crate::shared::Shared {
             epoch,
             generation: carried.generation,
             changes: carried.changes,
+            unsent: record.unsent,
         };
         let squashed = Record::of(&mut carried.document, &contents.birth, standing);
         tracing::debug!(%key, before = record.changes, now = squashed.changes, "history squashed");

@@ -3,7 +3,8 @@
 use schemas::{ObjectKey, hex};
 use sha2::{Digest, Sha256};
 
-use crate::incarnation::Incarnation;
+use crate::frame::Header;
+use crate::incarnation::Tombstone;
 use crate::record::Record;
 
 /// How many buckets keys are spread over: of 10,000 objects, a difference in one costs a summary of 40.
@@ -32,14 +33,17 @@ impl Digests {
     }
 
     /// Takes in, or takes out again, what is held of a key.
-    pub(crate) fn toggle(&mut self, key: &ObjectKey, removed: Option<Incarnation>, record: Option<&Record>) {
+    pub(crate) fn toggle(&mut self, key: &ObjectKey, removed: Option<Tombstone>, record: Option<&Record>) {
         if removed.is_none() && record.is_none() {
             return;
         }
         let mut hasher = Sha256::new();
         hasher.update(key.to_string());
-        for incarnation in [removed, record.map(|record| record.incarnation)] {
-            let incarnation = incarnation.unwrap_or_default();
+        let removed = removed.unwrap_or_default();
+        hasher.update(removed.laid.to_be_bytes());
+        hasher.update(removed.seen);
+        let live = record.map(|record| record.incarnation).unwrap_or_default();
+        for incarnation in [removed.incarnation, live] {
             hasher.update([0]);
             hasher.update(incarnation.round.to_be_bytes());
             hasher.update(incarnation.number.to_be_bytes());
@@ -56,9 +60,10 @@ impl Digests {
     }
 
     /// Returns the hash of everything as hex.
-    pub(crate) fn total(&self, round: u16) -> String {
+    pub(crate) fn total(&self, header: Header) -> String {
         let mut hasher = Sha256::new();
-        hasher.update(round.to_be_bytes());
+        hasher.update(header.round.to_be_bytes());
+        hasher.update(header.floor.to_be_bytes());
         self.buckets.iter().for_each(|bucket| hasher.update(bucket));
         hex(&hasher.finalize()[..16])
     }

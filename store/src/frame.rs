@@ -1,4 +1,4 @@
-//! The frames that stores exchange: a version, then postcard. Pure.
+//! The frames that stores exchange: a version, the registers of the sender ([`Header`]), then postcard. Pure.
 
 use bytes::Bytes;
 use schemas::ObjectKey;
@@ -6,23 +6,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::BucketDigest;
 use crate::epoch::Epoch;
-use crate::incarnation::Incarnation;
+use crate::incarnation::{Incarnation, Tombstone};
 use crate::record::Record;
 use crate::types::SyncError;
 
 /// Version of the protocol, first in each frame (big endian).
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 /// The largest frame. The largest change of 3.5 MB fits; what does not fit travels in a further step.
 pub(crate) const MAX_FRAME_BYTES: usize = 4 << 20;
+
+/// Where the sender stood before it collected what the frame says (`rounds.rs`): a frame that says less than that is refused
+/// more, and never too little.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Header {
+    /// Of new incarnations and tombstones.
+    pub(crate) round: u16,
+    /// Tombstones of rounds below this are dropped. Not above `round`.
+    pub(crate) floor: u16,
+    /// What was agreed on when `floor` was closed; zero, if nothing was yet.
+    pub(crate) closed: Closed,
+}
+
+/// A digest of what all held when a round was closed.
+pub(crate) type Closed = [u8; 16];
+
+/// Version, round, floor, digest.
+pub(crate) const HEADER_BYTES: usize = 4 + 2 + 2 + size_of::<Closed>();
 
 /// What a frame says.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) enum Body {
     /// First step: digests of all buckets.
-    Digests { round: u16, buckets: Vec<BucketDigest> },
+    Digests { buckets: Vec<BucketDigest> },
     /// Second: what the other side holds in buckets that differ.
     Summary {
-        round: u16,
         buckets: Vec<u8>,
         items: Vec<Item>,
         /// More buckets differ than fit.
@@ -30,7 +47,6 @@ pub(crate) enum Body {
     },
     /// Third: what the other side lacks, and what it is asked for.
     Changes {
-        round: u16,
         items: Vec<Delta>,
         wants: Vec<Want>,
         more: bool,
@@ -49,6 +65,10 @@ pub(crate) enum Body {
     Propose { items: Vec<Item> },
     /// To which of those, in their order.
     Agree { answers: Vec<Agreement> },
+    /// Asks to close a round in which all hold this (`rounds.rs`).
+    Close { round: u16, closed: Closed },
+    /// The sender holds the same, and agrees to nobody else's.
+    Agreed { round: u16, closed: Closed },
 }
 
 /// What a replica says to a squash.
@@ -65,7 +85,7 @@ pub(crate) enum Agreement {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Item {
     pub(crate) key: String,
-    pub(crate) removed: Option<Incarnation>,
+    pub(crate) removed: Option<Tombstone>,
     pub(crate) live: Option<Heads>,
 }
 
@@ -81,7 +101,7 @@ pub(crate) struct Heads {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Delta {
     pub(crate) key: String,
-    pub(crate) removed: Option<Incarnation>,
+    pub(crate) removed: Option<Tombstone>,
     pub(crate) live: Option<Changes>,
 }
 
@@ -121,7 +141,7 @@ impl<'de> Deserialize<'de> for Blob {
 impl Delta {
     pub(crate) fn new(
         key: &ObjectKey,
-        removed: Option<Incarnation>,
+        removed: Option<Tombstone>,
         record: Option<&Record>,
         changes: Vec<Vec<u8>>,
     ) -> Self {
@@ -145,23 +165,26 @@ impl Delta {
 }
 
 /// Writes a frame.
-pub(crate) fn encode(body: &Body) -> Result<Bytes, SyncError> {
-    let frame = postcard::to_extend(body, VERSION.to_be_bytes().to_vec())
-        .map_err(|error| SyncError::Malformed(error.to_string()))?;
+pub(crate) fn encode(header: Header, body: &Body) -> Result<Bytes, SyncError> {
+    let mut frame = Vec::with_capacity(HEADER_BYTES);
+    frame.extend(VERSION.to_be_bytes());
+    frame.extend(header.round.to_be_bytes());
+    frame.extend(header.floor.to_be_bytes());
+    frame.extend(header.closed);
+    let frame = postcard::to_extend(body, frame).map_err(|error| SyncError::Malformed(error.to_string()))?;
     Ok(frame.into())
 }
 
 /// Reads a frame, and nothing of one of another version.
-pub(crate) fn decode(frame: &[u8]) -> Result<Body, SyncError> {
+pub(crate) fn decode(frame: &[u8]) -> Result<(Header, Body), SyncError> {
     if frame.len() > MAX_FRAME_BYTES {
         return Err(SyncError::Malformed(format!(
             "{} bytes, at most {MAX_FRAME_BYTES}",
             frame.len()
         )));
     }
-    let Some((version, body)) = frame.split_first_chunk::<4>() else {
-        return Err(SyncError::Malformed("no version".to_owned()));
-    };
+    let malformed = |reason: &str| SyncError::Malformed(reason.to_owned());
+    let (version, rest) = frame.split_first_chunk().ok_or_else(|| malformed("no version"))?;
     let theirs = u32::from_be_bytes(*version);
     if theirs != VERSION {
         return Err(SyncError::Version {
@@ -169,5 +192,17 @@ pub(crate) fn decode(frame: &[u8]) -> Result<Body, SyncError> {
             theirs,
         });
     }
-    postcard::from_bytes(body).map_err(|error| SyncError::Malformed(error.to_string()))
+    let header = rest.split_first_chunk().and_then(|(round, rest)| {
+        let (floor, rest) = rest.split_first_chunk()?;
+        let (closed, body) = rest.split_first_chunk()?;
+        let header = Header {
+            round: u16::from_be_bytes(*round),
+            floor: u16::from_be_bytes(*floor),
+            closed: *closed,
+        };
+        (header.floor <= header.round).then_some((header, body))
+    });
+    let (header, body) = header.ok_or_else(|| malformed("no header"))?;
+    let body = postcard::from_bytes(body).map_err(|error| SyncError::Malformed(error.to_string()))?;
+    Ok((header, body))
 }

@@ -1,6 +1,7 @@
 //! Incarnations of a name, and the uids that are derived from them. Pure.
 //!
-//! A tombstone is the highest removed incarnation of a key; what is at or below it stays removed, whoever brings it.
+//! A tombstone is the highest removed incarnation of a key; what is at or below it stays removed, whoever brings it. When
+//! it may be dropped: `rounds.rs`.
 //! A uid holds its incarnation (masked, so that uids do not look alike), so that a uid can be judged without the object.
 
 use std::fmt;
@@ -29,6 +30,69 @@ impl Incarnation {
             }),
             Some(_) | None => Some(Incarnation { round, number: 1 }),
         }
+    }
+}
+
+/// What is left of a removed object: all that had its key up to an incarnation is gone. Of two the greater stays.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Tombstone {
+    pub(crate) incarnation: Incarnation,
+    /// The round of who laid it, and not below the incarnation's: it is dropped when that round is closed.
+    pub(crate) laid: u16,
+    /// A digest of the heads that the document had where it was removed; zero, if nobody knows.
+    pub(crate) seen: Seen,
+}
+
+/// A digest of a document's heads.
+pub(crate) type Seen = [u8; 8];
+
+impl Tombstone {
+    pub(crate) fn new(incarnation: Incarnation, round: u16, seen: Seen) -> Self {
+        Self {
+            incarnation,
+            laid: round.max(incarnation.round),
+            seen,
+        }
+    }
+}
+
+/// Digests the heads of a document, which are sorted.
+pub(crate) fn seen(heads: &[[u8; 32]]) -> Seen {
+    let mut hasher = Sha256::new();
+    heads.iter().for_each(|head| hasher.update(head));
+    let mut seen = Seen::default();
+    for (byte, digest) in seen.iter_mut().zip(hasher.finalize()) {
+        *byte = digest;
+    }
+    seen
+}
+
+impl fmt::Display for Tombstone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.incarnation, self.laid, hex(&self.seen))
+    }
+}
+
+impl FromStr for Tombstone {
+    type Err = ();
+
+    /// Reads what [`Display`](fmt::Display) writes, or an incarnation alone, as up to format 4.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.split(' ');
+        let incarnation: Incarnation = parts.next().ok_or(())?.parse()?;
+        let (Some(laid), Some(seen), None) = (parts.next(), parts.next(), parts.next()) else {
+            let is_alone = !text.contains(' ');
+            return is_alone
+                .then(|| Self::new(incarnation, 0, Seen::default()))
+                .ok_or(());
+        };
+        let digits = u64::from_str_radix(seen, 16).map_err(|_| ())?;
+        let seen = (seen.len() == 2 * size_of::<Seen>()).then(|| digits.to_be_bytes());
+        Ok(Self::new(
+            incarnation,
+            laid.parse().map_err(|_| ())?,
+            seen.ok_or(())?,
+        ))
     }
 }
 
@@ -142,6 +206,25 @@ mod tests {
         }
         for bad in ["", "x", "00000000-0000-8000-8000-000000000000", "ключ", "-"] {
             assert_eq!(uids.incarnation(&key, bad), None);
+        }
+    }
+
+    #[test]
+    fn a_tombstone_is_read_as_it_was_written_and_as_before() {
+        let incarnation = Incarnation { round: 3, number: 7 };
+        let tombstone = Tombstone::new(incarnation, 5, seen(&[[1; 32]]));
+        assert_eq!(tombstone.to_string().parse(), Ok(tombstone));
+        assert_eq!("3.7".parse(), Ok(Tombstone::new(incarnation, 3, Seen::default())));
+        for bad in [
+            "",
+            "3",
+            "3.7 ",
+            "3.7 5",
+            "3.7 5 12",
+            "3.7 5 0123456789abcdef x",
+            "3.7 5 012345678abcdefg",
+        ] {
+            assert_eq!(bad.parse::<Tombstone>(), Err(()), "{bad}");
         }
     }
 

@@ -12,11 +12,13 @@ use tokio::sync::mpsc;
 
 use crate::compaction::LONG;
 use crate::digest::Digests;
-use crate::incarnation::{Incarnation, Uids};
+use crate::frame::Header;
+use crate::incarnation::{Incarnation, Tombstone, Uids};
 use crate::leaves::compact_map;
 use crate::packed::{Packed, Recent};
 use crate::quarantine::Quarantine;
 use crate::record::{Record, Stored};
+use crate::rescue::{RescueId, Waiting};
 use crate::types::{Gone, Revision, View, WatchEvent};
 use crate::watch::{Past, Scope, Watches};
 
@@ -61,6 +63,13 @@ impl PackedView {
     }
 }
 
+/// What the stamps of a change depend on.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Stance {
+    round: u16,
+    bar: u16,
+}
+
 /// A durable change of the documents.
 #[derive(Debug)]
 pub(crate) enum Change {
@@ -68,22 +77,33 @@ pub(crate) enum Change {
         key: ObjectKey,
         stored: Stored,
         /// Of earlier incarnations, if that is new.
-        removed: Option<Incarnation>,
+        removed: Option<Tombstone>,
     },
     /// Removes all incarnations of a key up to one.
     Bury {
         key: ObjectKey,
-        removed: Incarnation,
+        removed: Tombstone,
     },
-    Round(u16),
+    /// Takes a document away, and leaves no tombstone.
+    TakeAway {
+        key: ObjectKey,
+        incarnation: Incarnation,
+    },
+    /// Drops a tombstone.
+    Unbury {
+        key: ObjectKey,
+        removed: Tombstone,
+    },
+    /// Drops what was rescued, and is safe.
+    Forget(RescueId),
 }
 
 impl Change {
     /// Returns the key whose object this changes.
     pub(crate) fn key(&self) -> Option<&ObjectKey> {
         match self {
-            Self::Put { key, .. } | Self::Bury { key, .. } => Some(key),
-            Self::Round(_) => None,
+            Self::Put { key, .. } | Self::Bury { key, .. } | Self::TakeAway { key, .. } => Some(key),
+            Self::Unbury { .. } | Self::Forget(_) => None,
         }
     }
 
@@ -93,7 +113,7 @@ impl Change {
             Change::Put { stored, .. } => {
                 stored.record.changes >= LONG && stored.record.changes.is_multiple_of(LONG / 2)
             }
-            Change::Bury { .. } | Change::Round(_) => false,
+            Change::Bury { .. } | Change::TakeAway { .. } | Change::Unbury { .. } | Change::Forget(_) => false,
         }
     }
 }
@@ -103,9 +123,16 @@ impl Change {
 pub(crate) struct Index {
     entries: BTreeMap<ObjectKey, Entry>,
     recent: Arc<Recent>,
-    tombstones: BTreeMap<ObjectKey, Incarnation>,
+    tombstones: BTreeMap<ObjectKey, Tombstone>,
     pub(crate) quarantine: Quarantine,
-    round: u16,
+    pub(crate) rescued: Waiting,
+    registers: Header,
+    /// Where a peer stands that this node has to catch up with.
+    target: Option<Header>,
+    /// How often this node has begun to have contact; never zero.
+    contact: u64,
+    /// No other node is in reach.
+    alone: bool,
     digests: Digests,
     watches: Watches,
     uids: Uids,
@@ -123,7 +150,11 @@ impl Index {
             recent: Arc::default(),
             tombstones: BTreeMap::new(),
             quarantine: Quarantine::default(),
-            round: 0,
+            rescued: Waiting::default(),
+            registers: Header::default(),
+            target: None,
+            contact: 1,
+            alone: false,
             digests: Digests::default(),
             watches: Watches::new(counter),
             uids,
@@ -274,12 +305,58 @@ impl Index {
         self.entries.get(key)?.record.clone()
     }
 
-    pub(crate) fn removed(&self, key: &ObjectKey) -> Option<Incarnation> {
+    pub(crate) fn tombstone(&self, key: &ObjectKey) -> Option<Tombstone> {
         self.tombstones.get(key).copied()
     }
 
+    /// Returns the highest removed incarnation.
+    pub(crate) fn removed(&self, key: &ObjectKey) -> Option<Incarnation> {
+        self.tombstone(key).map(|tombstone| tombstone.incarnation)
+    }
+
     pub(crate) fn round(&self) -> u16 {
-        self.round
+        self.registers.round
+    }
+
+    pub(crate) fn tombstones(&self) -> &BTreeMap<ObjectKey, Tombstone> {
+        &self.tombstones
+    }
+
+    pub(crate) fn target(&self) -> Option<Header> {
+        self.target
+    }
+
+    pub(crate) fn contact(&self) -> u64 {
+        self.contact
+    }
+
+    /// Returns below which round documents are not taken from those whose floor is lower: this store's floor, or the one that
+    /// it is catching up with.
+    pub(crate) fn bar(&self) -> u16 {
+        let target = self.target.map_or(0, |target| target.floor);
+        self.registers.floor.max(target)
+    }
+
+    pub(crate) fn stance(&self) -> Stance {
+        Stance {
+            round: self.round(),
+            bar: self.bar(),
+        }
+    }
+
+    /// Returns the stamp of a document that is created now.
+    pub(crate) fn unsent(&self) -> u64 {
+        if self.alone { self.contact } else { 0 }
+    }
+
+    /// Tells whether no other node can have a document.
+    pub(crate) fn is_unsent(&self, record: &Record) -> bool {
+        record.unsent == self.contact
+    }
+
+    /// Returns what begins a frame whose items are collected from now on.
+    pub(crate) fn header(&self) -> Header {
+        self.registers
     }
 
     pub(crate) fn digests(&self) -> &Digests {
@@ -287,18 +364,16 @@ impl Index {
     }
 
     /// Visits what is held of every key that has a document or a tombstone.
-    pub(crate) fn held(
-        &self,
-    ) -> impl Iterator<Item = (&ObjectKey, Option<Incarnation>, Option<&Arc<Record>>)> {
+    pub(crate) fn held(&self) -> impl Iterator<Item = (&ObjectKey, Option<Tombstone>, Option<&Arc<Record>>)> {
         let documents = self.entries.iter().filter_map(|(key, entry)| {
             let record = entry.record.as_ref()?;
-            Some((key, self.removed(key), Some(record)))
+            Some((key, self.tombstone(key), Some(record)))
         });
         let removed = self
             .tombstones
             .iter()
             .filter(|(key, _)| self.entries.get(key).is_none_or(|entry| entry.record.is_none()));
-        documents.chain(removed.map(|(key, incarnation)| (key, Some(*incarnation), None)))
+        documents.chain(removed.map(|(key, tombstone)| (key, Some(*tombstone), None)))
     }
 
     /// Returns the incarnation of a namespace that something created in it now belongs to: its own, or, where it has
@@ -307,7 +382,7 @@ impl Index {
         let key = ObjectKey::cluster(Kind::Namespace, namespace);
         match self.record(&key) {
             Some(record) => Some(record.incarnation),
-            None => Incarnation::next(self.round, self.removed(&key)),
+            None => Incarnation::next(self.round(), self.removed(&key)),
         }
     }
 
@@ -347,14 +422,29 @@ impl Index {
                 self.toggle_digest(&key);
                 self.bury(&key, Some(removed));
                 let held = self.record(&key).map(|record| record.incarnation);
-                if held.is_some_and(|held| held <= removed) {
+                if held.is_some_and(|held| held <= removed.incarnation) {
                     self.take_away(&key);
                 }
                 self.toggle_digest(&key);
                 last
             }
-            Change::Round(round) => {
-                self.round = self.round.max(round);
+            Change::TakeAway { key, incarnation } => {
+                let last = self.get(&key);
+                if self.record(&key).map(|record| record.incarnation) == Some(incarnation) {
+                    self.toggle_digest(&key);
+                    self.take_away(&key);
+                    self.toggle_digest(&key);
+                }
+                last
+            }
+            Change::Unbury { key, removed } => {
+                if self.tombstone(&key) == Some(removed) {
+                    self.unbury(&key);
+                }
+                None
+            }
+            Change::Forget(id) => {
+                self.rescued.forget(&id);
                 None
             }
         }
@@ -369,21 +459,33 @@ impl Index {
         }
     }
 
-    fn bury(&mut self, key: &ObjectKey, removed: Option<Incarnation>) {
+    fn bury(&mut self, key: &ObjectKey, removed: Option<Tombstone>) {
         if let Some(removed) = removed {
             let tombstone = self.tombstones.entry(key.clone()).or_insert(removed);
             *tombstone = removed.max(*tombstone);
         }
     }
 
-    fn toggle_digest(&mut self, key: &ObjectKey) {
-        let record = self.entries.get(key).and_then(|entry| entry.record.clone());
-        self.digests.toggle(key, self.removed(key), record.as_deref());
+    /// Drops a tombstone.
+    fn unbury(&mut self, key: &ObjectKey) {
+        self.toggle_digest(key);
+        self.tombstones.remove(key);
+        self.toggle_digest(key);
     }
 
-    /// Loads a tombstone or a round at start.
-    pub(crate) fn restore(&mut self, round: u16, tombstones: BTreeMap<ObjectKey, Incarnation>) {
-        self.round = round;
+    fn toggle_digest(&mut self, key: &ObjectKey) {
+        let record = self.entries.get(key).and_then(|entry| entry.record.clone());
+        self.digests.toggle(key, self.tombstone(key), record.as_deref());
+    }
+
+    /// Loads tombstones and registers at start.
+    pub(crate) fn restore(
+        &mut self,
+        registers: Header,
+        contact: u64,
+        tombstones: BTreeMap<ObjectKey, Tombstone>,
+    ) {
+        (self.registers, self.contact) = (registers, contact);
         for (key, removed) in tombstones {
             self.toggle_digest(&key);
             self.bury(&key, Some(removed));
@@ -477,6 +579,21 @@ impl Index {
         if is_empty {
             self.entries.remove(key);
         }
+    }
+
+    pub(crate) fn set_registers(&mut self, registers: Header, target: Option<Header>, contact: u64) {
+        (self.registers, self.target, self.contact) = (registers, target, contact);
+    }
+
+    /// Drops tombstones.
+    pub(crate) fn unbury_all(&mut self, keys: &[ObjectKey]) {
+        keys.iter().for_each(|key| self.unbury(key));
+    }
+
+    /// Says whether other nodes are in reach. Alone, there is nobody to catch up with.
+    pub(crate) fn set_alone(&mut self, alone: bool) {
+        self.alone = alone;
+        self.target.take_if(|_| alone);
     }
 
     // -------------------------------------------------------------- revisions

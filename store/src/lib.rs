@@ -28,8 +28,11 @@ mod prepare;
 mod quarantine;
 mod random;
 mod record;
+mod rescue;
+mod rounds;
 mod run_lengths;
 mod seal;
+mod settle;
 mod shared;
 mod sled_disk;
 mod snapshot;
@@ -44,11 +47,13 @@ pub use check::{CheckReport, Problem, check};
 pub use compaction::Proposal;
 pub use history::compare;
 pub use memory_disk::MemoryDisk;
+pub use rescue::{Lost, RescueId, Rescued};
+pub use rounds::Closing;
 pub use snapshot::Snapshot;
 pub use store::Store;
 pub use types::{
     Applied, Author, ChangedFields, CommitError, Conflict, ConflictSide, Difference, DiskState, Exchange,
     FieldChange, Gone, History, HistoryChange, HistoryError, Listing, NodeId, OpenError, OpenOptions,
-    Outcome, Precondition, Push, Revision, Shortage, SyncError, Via, View, Views, WatchEvent, WatchScope,
+    Outcome, Precondition, Push, Revision, Shortage, Standing, SyncError, Via, View, Views, WatchEvent, WatchScope,
     WriteError,
 };

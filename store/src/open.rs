@@ -1,20 +1,23 @@
 //! Opening: reads and checks what a disk holds, and makes the shared state of it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use automerge::ActorId;
 use schemas::ObjectKey;
 use sha2::{Digest, Sha256};
 
 use crate::disk::{Disk, DiskError, Write};
-use crate::incarnation::{Incarnation, Uids};
+use crate::frame::{Closed, Header};
+use crate::incarnation::{Tombstone, Uids};
 use crate::index::{Change, Index, REVISION_BLOCK};
 use crate::quarantine::{self, UNREADABLE};
 use crate::random::random;
 use crate::record::{
-    DOCUMENTS, FORMAT, FORMAT_BEFORE, META_CANARY, META_COPY, META_FORMAT, META_REVISION, META_ROUND, Record,
-    Stored, TOMBSTONES,
+    DOCUMENTS, FORMAT, META_CANARY, META_CONTACT, META_COPY, META_FLOOR, META_FORMAT, META_REVISION, META_ROUND,
+    OLDEST_FORMAT, Record, Stored, TOMBSTONES,
 };
+use crate::rescue::{RESCUED, Rescued};
 use crate::seal::Seal;
 use crate::shared::Shared;
 use crate::types::{OpenError, OpenOptions};
@@ -67,6 +70,8 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
             copy
         }
     };
+    let contact = contact(&meta, disk.identity());
+    writes.push(Write::put(META_CONTACT, contact_record(contact, disk.identity())));
     disk.write(writes).and_then(|()| disk.sync()).map_err(io)?;
 
     let mut hasher = Sha256::new();
@@ -94,7 +99,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
     let mut tombstones = BTreeMap::new();
     disk.scan(
         TOMBSTONES,
-        &mut |disk_key, value| match (object_key(disk_key, TOMBSTONES), incarnation(value)) {
+        &mut |disk_key, value| match (object_key(disk_key, TOMBSTONES), tombstone(value)) {
             (Some(key), Some(removed)) => {
                 tombstones.insert(key, removed);
             }
@@ -102,8 +107,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
         },
     )
     .map_err(io)?;
-    let round = u16::try_from(number(&meta, META_ROUND)).unwrap_or(u16::MAX);
-    index.restore(round, tombstones);
+    index.restore(registers(&meta), contact, tombstones);
     disk.scan(DOCUMENTS, &mut |disk_key, value| {
         let key = object_key(disk_key, DOCUMENTS);
         let stored = match &key {
@@ -132,6 +136,17 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
         }
     })
     .map_err(io)?;
+    disk.scan(
+        RESCUED,
+        &mut |disk_key, value| match Rescued::decode(disk_key, value, &seal) {
+            Ok(rescued) => index.rescued.add(Arc::new(rescued)),
+            Err(reason) => {
+                let key = String::from_utf8_lossy(disk_key);
+                tracing::error!(%key, reason, "what was rescued cannot be read, and is left alone");
+            }
+        },
+    )
+    .map_err(io)?;
     index.forget_history();
     Ok(Shared::new(options.node, uids, seal, index))
 }
@@ -159,7 +174,7 @@ pub(crate) fn check_meta(meta: &BTreeMap<String, Vec<u8>>, seal: &Seal, path: &s
         };
     };
     let found = format.as_slice().try_into().map_or(0, u32::from_be_bytes);
-    if found != FORMAT && found != FORMAT_BEFORE {
+    if !(OLDEST_FORMAT..=FORMAT).contains(&found) {
         return Err(OpenError::Format {
             path,
             found,
@@ -189,6 +204,33 @@ pub(crate) fn object_key(disk_key: &[u8], prefix: &str) -> Option<ObjectKey> {
         .ok()
 }
 
-pub(crate) fn incarnation(value: &[u8]) -> Option<Incarnation> {
+fn registers(meta: &BTreeMap<String, Vec<u8>>) -> Header {
+    let round = u16::try_from(number(meta, META_ROUND)).unwrap_or(u16::MAX);
+    let floor = meta.get(META_FLOOR).and_then(|value| value.split_first_chunk());
+    let (floor, closed) = floor.map_or((0, Closed::default()), |(floor, closed)| {
+        let closed = closed.try_into().unwrap_or_default();
+        (u16::from_be_bytes(*floor), closed)
+    });
+    Header {
+        round: round.max(floor),
+        floor,
+        closed,
+    }
+}
+
+/// Returns how often there was contact. In a copy of a directory nothing is sure to be unsent: once more.
+fn contact(meta: &BTreeMap<String, Vec<u8>>, identity: u64) -> u64 {
+    let record = meta.get(META_CONTACT).and_then(|value| value.split_first_chunk());
+    record.map_or(1, |(contact, place)| {
+        let contact = u64::from_be_bytes(*contact);
+        contact + u64::from(place != identity.to_be_bytes())
+    })
+}
+
+pub(crate) fn contact_record(contact: u64, identity: u64) -> Vec<u8> {
+    [contact.to_be_bytes(), identity.to_be_bytes()].concat()
+}
+
+pub(crate) fn tombstone(value: &[u8]) -> Option<Tombstone> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }

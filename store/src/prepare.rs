@@ -9,11 +9,12 @@ use crate::commit::Fresh;
 use crate::disk::Write;
 use crate::document::{Birth, ChangeAuthor, Contents, Document, WrittenChange};
 use crate::epoch::Epoch;
-use crate::incarnation::{Incarnation, Uids};
+use crate::incarnation::{Incarnation, Tombstone, Uids, seen};
 use crate::index::{Change, set_resource_version};
 use crate::leaves::{self, Leaves};
 use crate::owners::{Operation, Owners};
 use crate::record::{Record, Standing, Stored, document_key, show, tombstone_key};
+use crate::rescue::Rescued;
 use crate::shared::Shared;
 use crate::types::{Author, Precondition, Revision, View, WriteError};
 
@@ -22,6 +23,8 @@ pub(crate) struct Prepared {
     pub(crate) writes: Vec<Write>,
     pub(crate) change: Change,
     pub(crate) fresh: Option<Fresh>,
+    /// What is set aside in the same batch.
+    pub(crate) rescued: Option<Arc<Rescued>>,
 }
 
 impl Prepared {
@@ -140,7 +143,7 @@ impl Shared {
         author: &Author,
         operation: Operation,
     ) -> Result<Prepared, WriteError> {
-        let (incarnation, birth) = {
+        let (incarnation, birth, unsent) = {
             let index = self.index();
             if index.record(key).is_some() {
                 return Err(WriteError::Exists(key.clone()));
@@ -155,7 +158,7 @@ impl Shared {
                 unix_seconds: author.unix_seconds,
                 namespace: namespace.flatten(),
             };
-            (incarnation, birth)
+            (incarnation, birth, index.unsent())
         };
         let leaves = leaves::flatten(key.kind, &stripped(object), &Leaves::new());
         let mut document = Document::new(self.actor(Epoch::default()));
@@ -168,6 +171,7 @@ impl Shared {
             epoch: Epoch::default(),
             generation: 1,
             changes: 1,
+            unsent,
         };
         let record = Record::of(&mut document, &contents.birth, standing);
         self.put(key, record, &contents, Some(written))
@@ -227,15 +231,16 @@ impl Shared {
         precondition: &Precondition,
     ) -> Result<Prepared, WriteError> {
         let (record, _) = self.current(key, precondition)?;
-        Ok(self.burial(key, record.incarnation, true))
+        let removed = Tombstone::new(record.incarnation, self.index().round(), seen(&record.heads));
+        Ok(self.burial(key, removed, true))
     }
 
     /// Removes what is held of `key` up to an incarnation.
-    pub(crate) fn burial(&self, key: &ObjectKey, removed: Incarnation, is_fresh: bool) -> Prepared {
+    pub(crate) fn burial(&self, key: &ObjectKey, removed: Tombstone, is_fresh: bool) -> Prepared {
         let covers = self
             .index()
             .record(key)
-            .is_some_and(|record| record.incarnation <= removed);
+            .is_some_and(|record| record.incarnation <= removed.incarnation);
         let document = covers.then(|| Write::remove(document_key(key)));
         let tombstone = Write::put(tombstone_key(key), tombstone(removed));
         Prepared {
@@ -248,6 +253,7 @@ impl Shared {
                 key: key.clone(),
                 change: None,
             }),
+            rescued: None,
         }
     }
 
@@ -344,6 +350,7 @@ impl Shared {
                 key: key.clone(),
                 change: Some(change),
             }),
+            rescued: None,
         })
     }
 
@@ -368,6 +375,6 @@ impl Shared {
     }
 }
 
-pub(crate) fn tombstone(removed: Incarnation) -> Vec<u8> {
+pub(crate) fn tombstone(removed: Tombstone) -> Vec<u8> {
     removed.to_string().into_bytes()
 }

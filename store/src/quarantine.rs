@@ -15,7 +15,7 @@ use schemas::{ObjectKey, hex};
 use sha2::{Digest, Sha256};
 
 use crate::disk::Write;
-use crate::incarnation::Incarnation;
+use crate::incarnation::{Incarnation, Seen, Tombstone};
 
 pub(crate) const UNREADABLE: &str = "u/";
 const SET_ASIDE: &str = "q/";
@@ -64,8 +64,12 @@ pub(crate) fn set_aside(key: &ObjectKey, disk_key: &[u8], value: &[u8]) -> Vec<W
 }
 
 /// Returns what a deletion of a key removes of which nobody knows what it held.
-pub(crate) fn beyond(round: u16, removed: Option<Incarnation>) -> Option<Incarnation> {
+pub(crate) fn beyond(round: u16, removed: Option<Incarnation>) -> Option<Tombstone> {
     let next = Incarnation::next(round, removed)?;
     let number = next.number.checked_add(REACH)?;
-    Some(Incarnation { number, ..next })
+    Some(Tombstone::new(
+        Incarnation { number, ..next },
+        round,
+        Seen::default(),
+    ))
 }

@@ -3,8 +3,9 @@
 //! | disk key | value |
 //! |---|---|
 //! | `d/` + object key | a document with its incarnation: see [`Record`] |
-//! | `t/` + object key | the highest removed [`Incarnation`] |
-//! | `m/` + word | `format`, `canary`, `copy`, `revision`, `round` |
+//! | `t/` + object key | the [`Tombstone`](crate::incarnation::Tombstone) of what was removed |
+//! | `r/` + object key + `/` + hash | what was rescued of an object: see `rescue.rs` |
+//! | `m/` + word | `format`, `canary`, `copy`, `revision`; `round`, `floor`, `contact`: see `rounds.rs` |
 
 use std::sync::Arc;
 
@@ -21,23 +22,29 @@ use crate::seal::Seal;
 
 /// Version of all that is kept on disk and of how objects are laid out in leaves: it is one higher with each change of the
 /// table of fields, and of this.
-pub(crate) const FORMAT: u32 = 2 + FIELDS_VERSION;
-/// Directories of this format are opened too, and are of ours from then on: records of both can be read.
-pub(crate) const FORMAT_BEFORE: u32 = 3;
+pub(crate) const FORMAT: u32 = 3 + FIELDS_VERSION;
+/// Directories of formats from this on are opened too, and are of ours from then on: records of all can be read.
+pub(crate) const OLDEST_FORMAT: u32 = 3;
 
 pub(crate) const META_FORMAT: &str = "m/format";
 pub(crate) const META_CANARY: &str = "m/canary";
 pub(crate) const META_COPY: &str = "m/copy";
 pub(crate) const META_REVISION: &str = "m/revision";
 pub(crate) const META_ROUND: &str = "m/round";
+/// Floor and digest of its closing.
+pub(crate) const META_FLOOR: &str = "m/floor";
+/// How often this node has begun to have contact, and the identity of the disk.
+pub(crate) const META_CONTACT: &str = "m/contact";
 pub(crate) const DOCUMENTS: &str = "d/";
 pub(crate) const TOMBSTONES: &str = "t/";
 
 /// The first byte of a record.
-const OPEN_BEFORE: u8 = 0;
-const SEALED_BEFORE: u8 = 1;
-const OPEN: u8 = 2;
-const SEALED: u8 = 3;
+const OPEN_3: u8 = 0;
+const SEALED_3: u8 = 1;
+const OPEN_4: u8 = 2;
+const SEALED_4: u8 = 3;
+const OPEN: u8 = 4;
+const SEALED: u8 = 5;
 
 pub(crate) fn document_key(key: &ObjectKey) -> Vec<u8> {
     format!("{DOCUMENTS}{key}").into_bytes()
@@ -63,11 +70,13 @@ pub(crate) struct Record {
     pub(crate) namespace: Option<Incarnation>,
     pub(crate) created_unix_seconds: i64,
     pub(crate) document: Box<[u8]>,
+    /// The time without contact in which it was created here, if no other node can have it (`rounds.rs`); else zero.
+    pub(crate) unsent: u64,
 }
 
-/// A record of [`FORMAT_BEFORE`].
+/// A record of format 3.
 #[derive(Deserialize)]
-struct RecordBefore {
+struct Record3 {
     incarnation: Incarnation,
     _epoch: u32,
     generation: u64,
@@ -84,6 +93,7 @@ pub(crate) struct Standing {
     pub(crate) epoch: Epoch,
     pub(crate) generation: u64,
     pub(crate) changes: u64,
+    pub(crate) unsent: u64,
 }
 
 /// A record that cannot be read.
@@ -105,6 +115,7 @@ impl Record {
             epoch,
             generation,
             changes,
+            unsent,
         } = standing;
         Self {
             incarnation,
@@ -115,6 +126,7 @@ impl Record {
             namespace: birth.namespace,
             created_unix_seconds: birth.unix_seconds,
             document: document.save().into_boxed_slice(),
+            unsent,
         }
     }
 
@@ -124,6 +136,7 @@ impl Record {
             epoch: self.epoch,
             generation: self.generation,
             changes: self.changes,
+            unsent: self.unsent,
         }
     }
 
@@ -147,23 +160,26 @@ impl Record {
     }
 
     pub(crate) fn decode(key: &ObjectKey, value: &[u8], seal: &Seal) -> Result<Self, BadRecord> {
-        let plain = match value.split_first() {
-            Some((&(OPEN | OPEN_BEFORE), plain)) => plain.to_vec(),
-            Some((&(SEALED | SEALED_BEFORE), sealed)) => seal.unseal(&document_key(key), sealed)?,
+        let mut plain = match value.split_first() {
+            Some((&(OPEN | OPEN_4 | OPEN_3), plain)) => plain.to_vec(),
+            Some((&(SEALED | SEALED_4 | SEALED_3), sealed)) => seal.unseal(&document_key(key), sealed)?,
             Some(_) | None => return Err(BadRecord::Encoding("unknown kind of record".to_owned())),
         };
         let encoding = |error: postcard::Error| BadRecord::Encoding(error.to_string());
         match value.first() {
-            Some(&(OPEN_BEFORE | SEALED_BEFORE)) => {
-                let before: RecordBefore = postcard::from_bytes(&plain).map_err(encoding)?;
-                before.now()
+            Some(&(OPEN_3 | SEALED_3)) => {
+                let before: Record3 = postcard::from_bytes(&plain).map_err(encoding)?;
+                return before.now();
             }
-            _ => postcard::from_bytes(&plain).map_err(encoding),
+            // It ends before `unsent`.
+            Some(&(OPEN_4 | SEALED_4)) => plain.push(0),
+            Some(_) | None => {}
         }
+        postcard::from_bytes(&plain).map_err(encoding)
     }
 }
 
-impl RecordBefore {
+impl Record3 {
     fn now(self) -> Result<Record, BadRecord> {
         let changes = Document::load(&self.document, ActorId::random())?.history().len() as u64;
         Ok(Record {
@@ -175,6 +191,7 @@ impl RecordBefore {
             namespace: self.namespace,
             created_unix_seconds: self.created_unix_seconds,
             document: self.document,
+            unsent: 0,
         })
     }
 }

@@ -12,8 +12,9 @@ use crate::epoch::Epoch;
 use crate::incarnation::Uids;
 use crate::index::Index;
 use crate::random::random;
+use crate::rounds::Ballot;
 use crate::seal::Seal;
-use crate::types::{CommitError, Conflict, DiskState, NodeId, Push};
+use crate::types::{CommitError, Conflict, DiskState, NodeId, Push, Standing};
 
 /// Frames that a slow reader of pushes may be behind; the rest it gets by digests.
 const PUSH_FRAMES: usize = 256;
@@ -33,10 +34,17 @@ pub(crate) struct Shared {
     pub(crate) promises: Promises,
     /// Woken when a history has become long.
     pub(crate) long: Arc<Notify>,
+    /// Woken when an object was rescued.
+    pub(crate) rescues: Arc<Notify>,
+    pub(crate) ballot: Ballot,
+    pub(crate) standing: watch::Sender<Standing>,
+    /// Woken when tombstones have become many.
+    pub(crate) many_tombstones: Arc<Notify>,
 }
 
 impl Shared {
     pub(crate) fn new(node: NodeId, uids: Uids, seal: Seal, index: Index) -> Self {
+        let ballot = Ballot::new(index.round());
         Self {
             node,
             uids,
@@ -49,6 +57,10 @@ impl Shared {
             actor: Mutex::new(random()),
             promises: Promises::default(),
             long: Arc::default(),
+            rescues: Arc::default(),
+            ballot,
+            standing: watch::Sender::default(),
+            many_tombstones: Arc::default(),
         }
     }
 

@@ -23,7 +23,7 @@ impl Store {
         let documents = kinds.iter().flat_map(|kind| index.documents(*kind));
         Snapshot {
             documents: documents.map(|(key, document)| (key.clone(), document)).collect(),
-            digest: index.digests().total(index.round()),
+            digest: index.digests().total(index.header()),
         }
     }
 }

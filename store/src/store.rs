@@ -8,7 +8,7 @@ use bytes::Bytes;
 use schemas::{Kind, Object, ObjectKey};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::commit::{Claim, Commit, Committer, Job, QUEUE_CHANGES};
+use crate::commit::{Claim, Commit, Committed, Committer, Job, QUEUE_CHANGES};
 use crate::disk::Disk;
 use crate::frame::{self, Body, Delta};
 use crate::memory_disk::MemoryDisk;
@@ -38,7 +38,7 @@ pub struct Store {
 }
 
 /// The answer to a queued change.
-pub(crate) type Done = oneshot::Receiver<Result<Option<View>, CommitError>>;
+pub(crate) type Done = oneshot::Receiver<Result<Committed, CommitError>>;
 
 impl Store {
     /// Opens the store in a directory, checks what it loads and locks the directory against a second process.
@@ -167,23 +167,23 @@ impl Store {
         self.shared.index_mut().follow(scope, backlog, until)
     }
 
-    /// Tells whether the incarnation of `key` with this uid was removed (by tombstone, never by absence).
+    /// Tells whether the incarnation of `key` with this uid was removed: by a tombstone, or by one that was dropped when all
+    /// knew it; never because it has not arrived yet.
     pub fn is_removed(&self, key: &ObjectKey, uid: &str) -> bool {
-        let removed = self.shared.index().removed(key);
         let incarnation = self.shared.uids.incarnation(key, uid);
-        matches!((incarnation, removed), (Some(incarnation), Some(removed)) if incarnation <= removed)
+        incarnation.is_some_and(|incarnation| self.shared.index().is_removed(key, incarnation))
     }
 
     /// Returns the tombstone of a key that has no document, as a frame for a peer's [`Store::receive`]; None if nothing of
     /// that key was removed, or if there is one again.
     pub fn removal(&self, key: &ObjectKey) -> Option<Bytes> {
-        let removed = {
+        let (header, removed) = {
             let index = self.shared.index();
             let is_gone = index.record(key).is_none() && !index.quarantine.holds(key);
-            index.removed(key).filter(|_| is_gone)?
+            (index.header(), index.tombstone(key).filter(|_| is_gone)?)
         };
         let delta = Delta::new(key, Some(removed), None, Vec::new());
-        frame::encode(&Body::Push { items: vec![delta] }).ok()
+        frame::encode(header, &Body::Push { items: vec![delta] }).ok()
     }
 
     /// Returns the keys whose records could not be read when this store was opened, and that nothing has replaced yet.
@@ -204,11 +204,15 @@ impl Store {
     /// It exists, cannot be stored, or the disk does not take it.
     pub async fn create(&self, object: Object, author: Author) -> Result<View, WriteError> {
         let key = prepare::check(&object)?;
-        let (permit, claim) = self.claim(&key).await?;
-        let prepared = self
-            .shared
-            .prepare_create(&key, &object, &author, Operation::Update)?;
-        self.commit(&key, permit, claim, prepared).await
+        loop {
+            let (permit, claim) = self.claim_to_write(&key).await?;
+            let prepared = self
+                .shared
+                .prepare_create(&key, &object, &author, Operation::Update)?;
+            if let Some(view) = self.commit(&key, permit, claim, prepared).await? {
+                return Ok(view);
+            }
+        }
     }
 
     /// Changes an object: `change` gets the document (without projection) and returns the whole new one; the smallest
@@ -222,12 +226,19 @@ impl Store {
         key: &ObjectKey,
         precondition: &Precondition,
         author: Author,
-        change: impl FnMut(&Object) -> Result<Object, E> + Send,
+        mut change: impl FnMut(&Object) -> Result<Object, E> + Send,
     ) -> Result<View, E> {
-        let (permit, claim) = self.claim(key).await.map_err(WriteError::from)?;
-        match self.shared.prepare_update(key, precondition, &author, change)? {
-            Some(prepared) => Ok(self.commit(key, permit, claim, prepared).await?),
-            None => Ok(self.get(key).ok_or_else(|| WriteError::NotFound(key.clone()))?),
+        loop {
+            let (permit, claim) = self.claim_to_write(key).await?;
+            let prepared = self
+                .shared
+                .prepare_update(key, precondition, &author, &mut change)?;
+            let Some(prepared) = prepared else {
+                return Ok(self.get(key).ok_or_else(|| WriteError::NotFound(key.clone()))?);
+            };
+            if let Some(view) = self.commit(key, permit, claim, prepared).await? {
+                return Ok(view);
+            }
         }
     }
 
@@ -240,13 +251,17 @@ impl Store {
     /// [`WriteError::Owned`] without `force`, where another manager owns a field with another value.
     pub async fn apply(&self, object: Object, author: Author, force: bool) -> Result<Applied, WriteError> {
         let key = prepare::check(&object)?;
-        let (permit, claim) = self.claim(&key).await?;
-        let (outcome, prepared) = self.prepare_apply(&key, &object, &author, force)?;
-        let view = match prepared {
-            Some(prepared) => self.commit(&key, permit, claim, prepared).await?,
-            None => self.get(&key).ok_or(WriteError::NotFound(key))?,
-        };
-        Ok(Applied { outcome, view })
+        loop {
+            let (permit, claim) = self.claim_to_write(&key).await?;
+            let (outcome, prepared) = self.prepare_apply(&key, &object, &author, force)?;
+            let view = match prepared {
+                Some(prepared) => self.commit(&key, permit, claim, prepared).await?,
+                None => Some(self.get(&key).ok_or_else(|| WriteError::NotFound(key.clone()))?),
+            };
+            if let Some(view) = view {
+                return Ok(Applied { outcome, view });
+            }
+        }
     }
 
     /// Computes what [`Store::apply`] would show, and stores nothing. The view is the document without projection.
@@ -297,11 +312,14 @@ impl Store {
         precondition: &Precondition,
         author: Author,
     ) -> Result<View, WriteError> {
-        let (permit, claim) = self.claim(key).await?;
-        let prepared = self.shared.prepare_remove(key, precondition)?;
-        let view = self.commit(key, permit, claim, prepared).await?;
-        tracing::debug!(%key, manager = author.manager, user = author.user, "object removed");
-        Ok(view)
+        loop {
+            let (permit, claim) = self.claim_to_write(key).await?;
+            let prepared = self.shared.prepare_remove(key, precondition)?;
+            if let Some(view) = self.commit(key, permit, claim, prepared).await? {
+                tracing::debug!(%key, manager = author.manager, user = author.user, "object removed");
+                return Ok(view);
+            }
+        }
     }
 
     /// Gives up an object whose record cannot be read: removes all that it can have held, here and on every node that has
@@ -310,42 +328,59 @@ impl Store {
     /// # Errors
     /// The disk does not take it.
     pub async fn give_up(&self, key: &ObjectKey) -> Result<bool, WriteError> {
-        let (permit, claim) = self.claim(key).await?;
-        let removed = {
-            let index = self.shared.index();
-            if !index.quarantine.holds(key) {
-                return Ok(false);
+        loop {
+            let (permit, claim) = self.claim_to_write(key).await?;
+            let removed = {
+                let index = self.shared.index();
+                if !index.quarantine.holds(key) {
+                    return Ok(false);
+                }
+                quarantine::beyond(index.round(), index.removed(key))
+            };
+            let removed = removed.ok_or_else(|| WriteError::Invalid {
+                key: key.to_string(),
+                reason: "this name was used too often".to_owned(),
+            })?;
+            let prepared = self.shared.burial(key, removed, true);
+            if finished(Self::enqueue(permit, Some(claim), prepared, Vec::new())).await? {
+                return Ok(true);
             }
-            quarantine::beyond(index.round(), index.removed(key))
-        };
-        let removed = removed.ok_or_else(|| WriteError::Invalid {
-            key: key.to_string(),
-            reason: "this name was used too often".to_owned(),
-        })?;
-        let prepared = self.shared.burial(key, removed, true);
-        let done = Self::enqueue(permit, Some(claim), prepared, Vec::new());
-        done.await.map_err(|_| closed())??;
-        Ok(true)
+        }
+    }
+
+    /// [`Store::claim`], for a write by somebody who is told what came of it. Members are no part of rounds, and can always be
+    /// written.
+    async fn claim_to_write(&self, key: &ObjectKey) -> Result<(mpsc::Permit<'_, Job>, Claim), WriteError> {
+        let claimed = self.claim(key).await?;
+        if key.kind != Kind::Member && self.shared.index().target().is_some() {
+            return Err(WriteError::CatchingUp(key.clone()));
+        }
+        Ok(claimed)
     }
 
     /// Waits for the right to change `key` and for room in the queue: in this order, so that those who wait for one key
     /// hold no room that others need. The queue is emptied without claims, so that both come.
     pub(crate) async fn claim(&self, key: &ObjectKey) -> Result<(mpsc::Permit<'_, Job>, Claim), CommitError> {
-        let claim = self.shared.claims.claim(key).await;
+        let mut claim = self.shared.claims.claim(key).await;
         let permit = self.permit().await?;
+        claim.stance = self.shared.index().stance();
         Ok((permit, claim))
     }
 
+    /// Waits until a change is durable; None, if it has to be prepared again.
     async fn commit(
         &self,
         key: &ObjectKey,
         permit: mpsc::Permit<'_, Job>,
         claim: Claim,
         prepared: Prepared,
-    ) -> Result<View, WriteError> {
+    ) -> Result<Option<View>, WriteError> {
         let done = Self::enqueue(permit, Some(claim), prepared, Vec::new());
-        let view = done.await.map_err(|_| closed())??;
-        view.ok_or_else(|| WriteError::NotFound(key.clone()))
+        match done.await.map_err(|_| closed())?? {
+            Committed::Shown(Some(view)) => Ok(Some(view)),
+            Committed::Shown(None) => Err(WriteError::NotFound(key.clone())),
+            Committed::Overtaken => Ok(None),
+        }
     }
 
     pub(crate) fn enqueue(
@@ -359,6 +394,7 @@ impl Store {
             writes: prepared.writes,
             change: prepared.change,
             fresh: prepared.fresh,
+            rescued: prepared.rescued,
             conflicts,
             claim,
             done,
@@ -399,7 +435,7 @@ impl Store {
     /// A short hash (hex) of everything this store holds; equal on nodes that hold the same.
     pub fn digest(&self) -> String {
         let index = self.shared.index();
-        index.digests().total(index.round())
+        index.digests().total(index.header())
     }
 
     /// Begins an exchange with a peer whose digest differs.
@@ -439,11 +475,12 @@ impl Store {
     }
 }
 
-/// Waits until a queued change is durable.
-pub(crate) async fn finished(done: Done) -> Result<(), CommitError> {
-    done.await.map_err(|_| closed())?.map(|_| ())
+/// Waits until a queued change is durable; false, if it has to be prepared again.
+pub(crate) async fn finished(done: Done) -> Result<bool, CommitError> {
+    let committed = done.await.map_err(|_| closed())??;
+    Ok(matches!(committed, Committed::Shown(_)))
 }
 
-fn closed() -> CommitError {
+pub(crate) fn closed() -> CommitError {
     CommitError::Failed("the store is closed".to_owned())
 }

@@ -11,21 +11,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use automerge::ChangeHash;
-use schemas::ObjectKey;
+use schemas::{Kind, ObjectKey};
 
 use crate::changed::{LAST_APPLIED, redacted};
 use crate::digest::{BUCKETS, BucketDigest, bucket_of};
 use crate::disk::Write;
 use crate::document::{BadBytes, Clash, Document};
 use crate::epoch::carry_over;
-use crate::frame::{self, Body, Changes, Delta, Heads, Item, MAX_FRAME_BYTES, Want};
-use crate::incarnation::Incarnation;
+use crate::frame::{self, Body, Changes, Delta, Header, Heads, Item, MAX_FRAME_BYTES, Want};
+use crate::incarnation::{Incarnation, Seen, Tombstone};
 use crate::incoming::IncomingChange;
 use crate::index::Change;
 use crate::leaves;
 use crate::path;
 use crate::prepare::{Prepared, tombstone};
 use crate::record::{Record, Standing, tombstone_key};
+use crate::rescue::{Lost, UNSEEN};
+use crate::settle::Theirs;
 use crate::shared::Shared;
 use crate::store::{Done, Store, finished};
 use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, SyncError};
@@ -34,14 +36,14 @@ use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, SyncEr
 const ITEMS_BYTES: usize = 2 << 20;
 /// How many bytes of wants are collected.
 const WANTS_BYTES: usize = 256 << 10;
-/// About what an item of a summary takes beside its key: two incarnations and one head.
-const ITEM_BYTES: usize = 96;
+/// About what an item of a summary takes beside its key: a tombstone, an incarnation and one head.
+const ITEM_BYTES: usize = 112;
 
 /// What a replica has of a key.
 #[derive(Default, Clone)]
-struct Held {
-    removed: Option<Incarnation>,
-    record: Option<Arc<Record>>,
+pub(crate) struct Held {
+    pub(crate) removed: Option<Tombstone>,
+    pub(crate) record: Option<Arc<Record>>,
 }
 
 /// What came of a delta.
@@ -67,42 +69,31 @@ struct TakenAll {
     /// Documents of which the sender has an earlier epoch.
     behind: Vec<ObjectKey>,
     is_carried: bool,
+    /// Some was prepared before a register changed, and is not stored.
+    is_overtaken: bool,
 }
 
 impl Store {
     /// Returns the first frame of an exchange.
     pub(crate) fn first_step(&self) -> Exchange {
         let index = self.shared.index();
-        send(&Body::Digests {
-            round: index.round(),
-            buckets: index.digests().buckets().to_vec(),
-        })
-        .unwrap_or(Exchange::Done)
+        let buckets = index.digests().buckets().to_vec();
+        send(index.header(), &Body::Digests { buckets }).unwrap_or(Exchange::Done)
     }
 
     pub(crate) async fn step(&self, peer: &NodeId, frame: &[u8]) -> Result<Exchange, SyncError> {
-        match frame::decode(frame)? {
-            Body::Digests { round, buckets } => {
-                self.take_round(round).await?;
-                self.summary(round, &buckets)
+        let (theirs, body) = frame::decode(frame)?;
+        self.meet(theirs).await?;
+        let header = self.shared.index().header();
+        match body {
+            // It needs to see what the peer holds, and not the other way round.
+            Body::Digests { .. } if self.can_settle(theirs) => Ok(self.first_step()),
+            Body::Digests { buckets } => self.summary(theirs, &buckets),
+            Body::Summary { buckets, items, more } => {
+                self.compare(peer, theirs, &buckets, items, more).await
             }
-            Body::Summary {
-                round,
-                buckets,
-                items,
-                more,
-            } => {
-                self.take_round(round).await?;
-                self.compare(peer, &buckets, items, more).await
-            }
-            Body::Changes {
-                round,
-                items,
-                wants,
-                more,
-            } => {
-                self.take_round(round).await?;
-                let taken = self.take(peer, items).await?;
+            Body::Changes { items, wants, more } => {
+                let taken = self.take(peer, theirs, items).await?;
                 let progress = taken.progress;
                 if !taken.wants.is_empty() {
                     tracing::debug!(%peer, documents = taken.wants.len(), "changes without their causes");
@@ -112,18 +103,21 @@ impl Store {
                 if items.is_empty() && !more {
                     return Ok(Exchange::Done);
                 }
-                send(&Body::Answer {
+                self.note_sending(&items).await?;
+                let answer = Body::Answer {
                     items,
                     more,
                     progress,
-                })
+                };
+                send(header, &answer)
             }
             Body::Answer {
                 items,
                 more,
                 progress,
             } => {
-                let taken = self.take(peer, items).await?;
+                let taken = self.take(peer, theirs, items).await?;
+                let more = more || self.can_settle(theirs);
                 Ok(if taken.is_carried || more && (progress || taken.progress) {
                     self.first_step()
                 } else {
@@ -131,29 +125,30 @@ impl Store {
                 })
             }
             Body::Push { items } => {
-                let TakenAll { wants, behind, .. } = self.take(peer, items).await?;
+                let TakenAll { wants, behind, .. } = self.take(peer, theirs, items).await?;
                 let whole = behind.iter().filter_map(|key| self.whole(key)).collect();
                 let (items, more) = fit(whole);
                 if wants.is_empty() && items.is_empty() {
                     return Ok(Exchange::Done);
                 }
-                send(&Body::Changes {
-                    round: self.shared.index().round(),
-                    items,
-                    wants,
-                    more,
-                })
+                self.note_sending(&items).await?;
+                send(header, &Body::Changes { items, wants, more })
             }
-            Body::Propose { items } => send(&Body::Agree {
-                answers: self.agree(&items),
-            }),
-            // Goes to who proposed: `Proposal::answered`.
-            Body::Agree { .. } => Ok(Exchange::Done),
+            Body::Propose { items } => {
+                let answers = self.agree(&items);
+                send(header, &Body::Agree { answers })
+            }
+            Body::Close { round, closed } => match self.agree_to_close(peer, round, closed) {
+                Some(agreed) => send(header, &agreed),
+                None => Ok(Exchange::Done),
+            },
+            // Goes to who proposed: `Proposal::answered`, `Closing::answered`.
+            Body::Agree { .. } | Body::Agreed { .. } => Ok(Exchange::Done),
         }
     }
 
     /// Answers digests with what is held in the buckets that differ.
-    fn summary(&self, round: u16, theirs: &[BucketDigest]) -> Result<Exchange, SyncError> {
+    fn summary(&self, header: Header, theirs: &[BucketDigest]) -> Result<Exchange, SyncError> {
         if theirs.len() != BUCKETS {
             return Err(SyncError::Malformed(format!(
                 "{} buckets, not {BUCKETS}",
@@ -165,7 +160,8 @@ impl Store {
         let differing: Vec<u8> = (0..=u8::MAX)
             .filter(|at| ours[usize::from(*at)] != theirs[usize::from(*at)])
             .collect();
-        if differing.is_empty() && round >= index.round() {
+        let ours_is = index.header();
+        if differing.is_empty() && header.round >= ours_is.round && header.floor >= ours_is.floor {
             return Ok(Exchange::Done);
         }
         let mut by_bucket: BTreeMap<u8, Vec<Item>> =
@@ -184,6 +180,18 @@ impl Store {
                 });
             }
         }
+        // Who catches up must not take for gone what cannot be read.
+        for key in index.quarantine.keys() {
+            let unreadable = Item {
+                key: key.to_string(),
+                removed: None,
+                live: None,
+            };
+            let is_held = index.tombstone(key).is_some() || index.record(key).is_some();
+            if let Some(items) = by_bucket.get_mut(&(bucket_of(key) as u8)).filter(|_| !is_held) {
+                items.push(unreadable);
+            }
+        }
         let (mut buckets, mut items, mut bytes, mut more) = (Vec::new(), Vec::new(), 0, false);
         for (bucket, found) in by_bucket {
             bytes += found
@@ -197,23 +205,21 @@ impl Store {
             buckets.push(bucket);
             items.extend(found);
         }
-        send(&Body::Summary {
-            round: index.round(),
-            buckets,
-            items,
-            more,
-        })
+        let summary = Body::Summary { buckets, items, more };
+        send(index.header(), &summary)
     }
 
     /// Takes tombstones from a summary and says what each side lacks.
     async fn compare(
         &self,
         peer: &NodeId,
+        their_header: Header,
         buckets: &[u8],
         items: Vec<Item>,
         mut more: bool,
     ) -> Result<Exchange, SyncError> {
-        let mut theirs: BTreeMap<ObjectKey, (Option<Incarnation>, Option<Heads>)> = BTreeMap::new();
+        let header = self.shared.index().header();
+        let mut theirs: BTreeMap<ObjectKey, Theirs> = BTreeMap::new();
         let mut tombstones = Vec::new();
         for item in items {
             // A kind that this version does not know is kept by those who do.
@@ -229,24 +235,32 @@ impl Store {
             }
             theirs.insert(key, (item.removed, item.live));
         }
-        let progress = self.take(peer, tombstones).await?.progress;
+        let taken = self.take(peer, their_header, tombstones).await?;
+        let mut progress = taken.progress;
         let buckets: BTreeSet<u8> = buckets.iter().copied().collect();
-        let ours: BTreeMap<ObjectKey, Held> = {
-            let index = self.shared.index();
-            let held = index
-                .held()
-                .filter(|(key, ..)| buckets.contains(&(bucket_of(key) as u8)));
-            held.map(|(key, removed, record)| {
-                let record = record.cloned();
-                (key.clone(), Held { removed, record })
-            })
-            .collect()
-        };
+        let mut ours = self.held_in(&buckets);
+        if self.can_settle(their_header) {
+            let is_partial = more || taken.is_overtaken;
+            progress |= self.settle(their_header, &ours, &theirs, is_partial).await?;
+            more |= self.can_settle(their_header);
+            ours = self.held_in(&buckets);
+        }
         let keys: BTreeSet<&ObjectKey> = ours.keys().chain(theirs.keys()).collect();
         let (mut deltas, mut wants, mut bytes, mut want_bytes) = (Vec::new(), Vec::new(), 0, 0);
         for key in keys {
-            let mine = ours.get(key).cloned().unwrap_or_default();
+            let mut mine = ours.get(key).cloned().unwrap_or_default();
             let (removed, live) = theirs.get(key).cloned().unwrap_or_default();
+            let incarnation = live.as_ref().map(|live| live.incarnation);
+            let (_, takes_live) = self
+                .shared
+                .index()
+                .admitted(key, their_header.floor, None, incarnation);
+            let live = live.filter(|_| takes_live);
+            // Nor would the peer take it from us.
+            mine.record.take_if(|record| {
+                let is_old = record.incarnation.round < their_header.floor && key.kind != Kind::Member;
+                header.floor < their_header.floor && is_old && Some(record.incarnation) != incarnation
+            });
             let (delta, want) = self.shared.difference(key, &mine, removed, live.as_ref());
             if (bytes > ITEMS_BYTES || want_bytes > WANTS_BYTES) && (delta.is_some() || want.is_some()) {
                 more = true;
@@ -266,12 +280,13 @@ impl Store {
                 Exchange::Done
             });
         }
-        send(&Body::Changes {
-            round: self.shared.index().round(),
+        self.note_sending(&deltas).await?;
+        let changes = Body::Changes {
             items: deltas,
             wants,
             more,
-        })
+        };
+        send(header, &changes)
     }
 
     /// Returns what is wanted, and whether another exchange has something to bring: what did not fit, or what the peer
@@ -292,7 +307,7 @@ impl Store {
             }
             let (removed, record) = {
                 let index = self.shared.index();
-                (index.removed(&key), index.record(&key))
+                (index.tombstone(&key), index.record(&key))
             };
             let mut changes = Vec::new();
             let is_earlier =
@@ -319,37 +334,35 @@ impl Store {
         (deltas, more || cut)
     }
 
-    async fn take_round(&self, round: u16) -> Result<(), SyncError> {
-        if round <= self.shared.index().round() {
-            return Ok(());
-        }
-        let permit = self.permit().await?;
-        let prepared = Prepared {
-            // Written with the change: of several at once, the highest.
-            writes: Vec::new(),
-            change: Change::Round(round),
-            fresh: None,
-        };
-        finished(Self::enqueue(permit, None, prepared, Vec::new())).await?;
-        Ok(())
+    /// Returns what is held in some buckets.
+    fn held_in(&self, buckets: &BTreeSet<u8>) -> BTreeMap<ObjectKey, Held> {
+        let index = self.shared.index();
+        let held = index
+            .held()
+            .filter(|(key, ..)| buckets.contains(&(bucket_of(key) as u8)));
+        held.map(|(key, removed, record)| {
+            let record = record.cloned();
+            (key.clone(), Held { removed, record })
+        })
+        .collect()
     }
 
     /// Returns all that is held of a key.
     fn whole(&self, key: &ObjectKey) -> Option<Delta> {
         let (removed, record) = {
             let index = self.shared.index();
-            (index.removed(key), index.record(key)?)
+            (index.tombstone(key), index.record(key)?)
         };
         let (changes, _) = self.shared.changes_after(key, &record, &[]);
         Some(Delta::new(key, removed, Some(&record), changes))
     }
 
     /// Stores what is new and well formed in deltas, and waits until it is durable.
-    async fn take(&self, peer: &NodeId, deltas: Vec<Delta>) -> Result<TakenAll, SyncError> {
+    async fn take(&self, peer: &NodeId, theirs: Header, deltas: Vec<Delta>) -> Result<TakenAll, SyncError> {
         let mut pending = Vec::new();
         let mut all = TakenAll::default();
         for delta in deltas {
-            match self.take_delta(peer, &delta).await {
+            match self.take_delta(peer, theirs, &delta).await {
                 Ok(taken) => {
                     pending.extend(taken.done);
                     all.wants.extend(taken.want);
@@ -366,12 +379,12 @@ impl Store {
         }
         all.progress = !pending.is_empty();
         for done in pending {
-            finished(done).await?;
+            all.is_overtaken |= !finished(done).await?;
         }
         Ok(all)
     }
 
-    async fn take_delta(&self, peer: &NodeId, delta: &Delta) -> Result<Taken, TakeError> {
+    async fn take_delta(&self, peer: &NodeId, theirs: Header, delta: &Delta) -> Result<Taken, TakeError> {
         // A kind that this version does not know is kept by those who do.
         let Ok(key) = delta.key.parse::<ObjectKey>() else {
             return Ok(Taken::default());
@@ -393,7 +406,7 @@ impl Store {
             want,
             is_behind,
             is_carried,
-        } = self.shared.prepare_delta(&key, delta, &changes)?;
+        } = self.shared.prepare_delta(&key, theirs, delta, &changes)?;
         let done = prepared.map(|prepared| Self::enqueue(permit, Some(claim), prepared, conflicts));
         Ok(Taken {
             done,
@@ -430,10 +443,10 @@ impl Shared {
         &self,
         key: &ObjectKey,
         mine: &Held,
-        their_removed: Option<Incarnation>,
+        their_removed: Option<Tombstone>,
         their_live: Option<&Heads>,
     ) -> (Option<Delta>, Option<Want>) {
-        let buried = mine.removed.max(their_removed);
+        let buried = mine.removed.max(their_removed).map(|buried| buried.incarnation);
         let is_alive = |incarnation: Incarnation| buried.is_none_or(|buried| incarnation > buried);
         let record = mine
             .record
@@ -509,22 +522,29 @@ impl Shared {
     fn prepare_delta(
         &self,
         key: &ObjectKey,
+        theirs: Header,
         delta: &Delta,
         changes: &[IncomingChange],
     ) -> Result<Delivery, TakeError> {
-        let (known_removed, record) = {
+        let incarnation = delta.live.as_ref().map(|live| live.incarnation);
+        let (known_removed, record, (their_removed, takes_live)) = {
             let index = self.index();
-            (index.removed(key), index.record(key))
+            let admitted = index.admitted(key, theirs.floor, delta.removed, incarnation);
+            (index.tombstone(key), index.record(key), admitted)
         };
-        let mut removed = known_removed.max(delta.removed);
+        let mut removed = known_removed.max(their_removed);
+        let buried = removed.map(|removed| removed.incarnation);
         let live = delta
             .live
             .as_ref()
-            .filter(|live| Some(live.incarnation) > removed);
-        let record = record.filter(|record| Some(record.incarnation) > removed);
+            .filter(|live| takes_live && Some(live.incarnation) > buried);
+        let record = record.filter(|record| Some(record.incarnation) > buried);
         // A newer incarnation says that the older was removed.
         let replaced = match (&record, live) {
-            (Some(record), Some(live)) if record.incarnation < live.incarnation => Some(record.incarnation),
+            (Some(record), Some(live)) if record.incarnation < live.incarnation => {
+                let round = self.index().round();
+                Some(Tombstone::new(record.incarnation, round, Seen::default()))
+            }
             _ => None,
         };
         let base = record.filter(|_| replaced.is_none());
@@ -581,7 +601,7 @@ impl Shared {
             .filter(|change| change.base.is_none() || is_base(change))
             .collect();
         let actor = self.actor(live.epoch);
-        let mut is_carried = false;
+        let (mut is_carried, mut is_doubtful) = (false, false);
         let (mut document, mut standing) = match base {
             Some(base) if base.epoch == live.epoch => (base.load(actor)?, base.standing()),
             Some(base) => {
@@ -599,14 +619,13 @@ impl Shared {
                 let mut old = base.load(self.actor(base.epoch))?;
                 let carried = carry_over(&mut old, base.epoch, squashed, actor)?;
                 is_carried = carried.any;
-                if carried.is_doubtful {
-                    tracing::warn!(%key, "a copy of this object that was away for too long gives way to that of the others");
-                }
+                is_doubtful = carried.is_doubtful;
                 let standing = Standing {
                     incarnation: live.incarnation,
                     epoch: live.epoch,
                     generation: carried.generation,
                     changes: carried.changes,
+                    unsent: base.unsent,
                 };
                 (carried.document, standing)
             }
@@ -616,6 +635,7 @@ impl Shared {
                     epoch: live.epoch,
                     generation: 0,
                     changes: 0,
+                    unsent: 0,
                 };
                 (Document::new(actor), standing)
             }
@@ -638,12 +658,17 @@ impl Shared {
             });
         }
         let contents = document.contents();
+        standing.unsent = 0;
         standing.generation += merged.spec_changes;
         standing.changes += merged.fresh;
         let record = Record::of(&mut document, &contents.birth, standing);
-        let prepared = self
+        let mut prepared = self
             .put(key, record, &contents, None)
             .map_err(|error| BadBytes(error.to_string()))?;
+        if let Some(base) = base.filter(|_| is_doubtful) {
+            tracing::warn!(%key, "a copy of this object that was away for too long gives way to that of the others");
+            self.rescue(&mut prepared, key, base, Lost::SquashedAway, UNSEEN)?;
+        }
         let conflicts = merged
             .clashes
             .into_iter()
@@ -686,8 +711,8 @@ impl Shared {
     }
 }
 
-fn send(body: &Body) -> Result<Exchange, SyncError> {
-    frame::encode(body).map(Exchange::Send)
+fn send(header: Header, body: &Body) -> Result<Exchange, SyncError> {
+    frame::encode(header, body).map(Exchange::Send)
 }
 
 /// Keeps what fits a frame: of a document with a long history at least the first change, since the rest builds on it.

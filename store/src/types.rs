@@ -144,6 +144,21 @@ pub enum Via {
     Controller,
 }
 
+/// What a node does that was away while its peers dropped tombstones (`rounds.rs`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Standing {
+    /// It compares all that it holds with its peers, and takes no writes until then.
+    pub catching_up: bool,
+    /// How often that began since the start.
+    pub catch_ups: u64,
+    /// Objects that no peer can have had, and that were created again.
+    pub replayed: u64,
+    /// Objects with edits of users that were set aside.
+    pub rescued: u64,
+    /// Objects that the peers do not have any more, with those that were set aside.
+    pub taken_away: u64,
+}
+
 /// What must hold of the stored object for a write to happen. Empty: anything.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Precondition {
@@ -203,6 +218,11 @@ pub enum WriteError {
         "{0} cannot be made: what this node held under that name cannot be read, and no other node has brought it yet; delete it to give it up"
     )]
     Unreadable(ObjectKey),
+    /// This node was away for too long and compares what it holds with its peers; the write may succeed in a moment.
+    #[error(
+        "{0} was not written: this node was away while old deletions were forgotten, and takes no writes until it has caught up with the others"
+    )]
+    CatchingUp(ObjectKey),
     /// The object cannot be stored: too large, nested too deeply, no name.
     #[error("{key}: {reason}")]
     Invalid { key: String, reason: String },

@@ -5,7 +5,7 @@ use std::path::Path;
 use schemas::Kind;
 
 use super::*;
-use crate::frame::{self, Body};
+use crate::frame::{self, Body, Header};
 use crate::{CommitError, DiskState, OpenError, Revision};
 
 #[tokio::test]
@@ -42,7 +42,11 @@ async fn of_rounds_that_come_at_once_the_highest_is_kept() {
     let store = Store::open_in_memory(disk.clone(), options("a")).unwrap();
     let frame = |round| {
         let buckets = store.shared.index().digests().buckets().to_vec();
-        frame::encode(&Body::Digests { round, buckets }).unwrap()
+        let header = Header {
+            round,
+            ..Header::default()
+        };
+        frame::encode(header, &Body::Digests { buckets }).unwrap()
     };
     let peer = NodeId("b".to_owned());
     let (high, low) = (frame(5), frame(4));
@@ -171,11 +175,11 @@ async fn a_cancelled_write_frees_its_key() {
     assert_ne!(done.revision, Revision::default());
 }
 
-/// Made by the version before: a Deployment with six changes, a confidential object, and a name that was removed twice.
-#[tokio::test]
-async fn a_directory_of_the_format_before_is_opened_and_goes_on() {
+/// Opens a store that an earlier version made.
+fn fixture(format: u32) -> (tempfile::TempDir, Store) {
     let directory = tempfile::tempdir().unwrap();
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tests/fixtures/format-3.tar.gz");
+    let fixture =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/tests/fixtures/format-{format}.tar.gz"));
     let unpacked = std::process::Command::new("tar")
         .arg("xzf")
         .arg(fixture)
@@ -184,26 +188,41 @@ async fn a_directory_of_the_format_before_is_opened_and_goes_on() {
         .status()
         .unwrap();
     assert!(unpacked.success());
-    let path = directory.path().join("store");
-    let store = Store::open(&path, options("a")).unwrap();
-    let key = key_of(&deployment("web"));
-    let view = store.get(&key).unwrap();
-    assert_eq!(view.object.uid(), "3d9f80a4-ba0c-8670-92c8-a897b67dc198");
-    assert_eq!(view.object.generation(), 6);
-    assert_eq!(view.object.pointer("/spec/replicas"), Some(&json!(7)));
-    assert_eq!(store.shared.index().record(&key).unwrap().changes, 6);
-    let token = store.get(&ObjectKey::cluster(Kind::ApiToken, "one")).unwrap();
-    assert_eq!(token.object.pointer("/spec/secret"), Some(&json!("hunter2")));
-    let gone = key_of(&deployment("gone"));
-    assert!(store.get(&gone).is_none());
-    edit(&store, &key, |object| object.set(&["spec", "replicas"], 8)).await;
-    let again = store.create(deployment("gone"), author("x")).await.unwrap();
-    let incarnation = store.shared.uids.incarnation(&gone, again.object.uid());
-    assert_eq!(incarnation.map(|incarnation| incarnation.number), Some(3));
-    let digest = store.digest();
-    store.close().await;
-    drop(store);
-    let store = Store::open(&path, options("a")).unwrap();
-    assert_eq!(store.digest(), digest);
-    assert_eq!(store.get(&key).unwrap().object.generation(), 7);
+    let store = Store::open(&directory.path().join("store"), options("a")).unwrap();
+    (directory, store)
+}
+
+/// Each has a Deployment with six changes, a confidential object, and a name that was removed twice; that of format 4 also
+/// a squashed history.
+#[tokio::test]
+async fn directories_of_earlier_formats_are_opened_and_go_on() {
+    for format in [3, 4] {
+        let (directory, store) = fixture(format);
+        let key = key_of(&deployment("web"));
+        let view = store.get(&key).unwrap();
+        assert_eq!(view.object.uid(), "3d9f80a4-ba0c-8670-92c8-a897b67dc198");
+        assert_eq!(view.object.generation(), 6);
+        assert_eq!(view.object.pointer("/spec/replicas"), Some(&json!(7)));
+        assert_eq!(store.shared.index().record(&key).unwrap().changes, 6);
+        let token = store.get(&ObjectKey::cluster(Kind::ApiToken, "one")).unwrap();
+        assert_eq!(token.object.pointer("/spec/secret"), Some(&json!("hunter2")));
+        if format == 4 {
+            let long = key_of(&deployment("long"));
+            assert_eq!(store.shared.index().record(&long).unwrap().changes, 9);
+            edit(&store, &long, |object| object.set(&["spec", "replicas"], 8)).await;
+            assert_eq!(store.shared.index().record(&long).unwrap().changes, 10);
+        }
+        let gone = key_of(&deployment("gone"));
+        assert!(store.get(&gone).is_none());
+        edit(&store, &key, |object| object.set(&["spec", "replicas"], 8)).await;
+        let again = store.create(deployment("gone"), author("x")).await.unwrap();
+        let incarnation = store.shared.uids.incarnation(&gone, again.object.uid());
+        assert_eq!(incarnation.map(|incarnation| incarnation.number), Some(3));
+        let digest = store.digest();
+        store.close().await;
+        drop(store);
+        let store = Store::open(&directory.path().join("store"), options("a")).unwrap();
+        assert_eq!(store.digest(), digest);
+        assert_eq!(store.get(&key).unwrap().object.generation(), 7);
+    }
 }

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::SyncError;
+use crate::frame::{HEADER_BYTES, VERSION};
 use crate::incoming::IncomingChange;
 
 /// Two replicas of one object.
@@ -443,7 +444,10 @@ async fn nonsense_is_refused_and_nothing_panics() {
         &[][..],
         &[0, 0, 0, 1],
         &[0; 4],
-        &[0, 0, 0, 1, 200],
+        &VERSION.to_be_bytes(),
+        // A floor above the round.
+        &[&VERSION.to_be_bytes()[..], &[0, 1, 0, 2], &[0; 17]].concat(),
+        &[&VERSION.to_be_bytes()[..], &[0; 20], &[200]].concat(),
         &vec![0; 5 << 20],
     ] {
         assert!(b.receive(&peer, frame).await.is_err());
@@ -451,7 +455,7 @@ async fn nonsense_is_refused_and_nothing_panics() {
     let mut pushes = a.pushes();
     edit(&a, &key, |object| object.set(&["spec", "replicas"], 6)).await;
     let push = pushes.recv().await.unwrap().0;
-    for at in 4..push.len() {
+    for at in HEADER_BYTES..push.len() {
         let mut bad = push.to_vec();
         bad[at] ^= 0x55;
         let _ = b.receive(&peer, &bad).await;
