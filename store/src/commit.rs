@@ -344,7 +344,10 @@ fn push(shared: &Shared, fresh: Fresh) {
     let (header, record, removed) = {
         let index = shared.index();
         // What cannot be anywhere else stays so, and what builds on it is of no use there.
-        if index.record(&fresh.key).is_some_and(|record| index.is_unsent(&record)) {
+        if index
+            .record(&fresh.key)
+            .is_some_and(|record| index.is_unsent(&record))
+        {
             return;
         }
         (

@@ -80,20 +80,14 @@ pub(crate) enum Change {
         removed: Option<Tombstone>,
     },
     /// Removes all incarnations of a key up to one.
-    Bury {
-        key: ObjectKey,
-        removed: Tombstone,
-    },
+    Bury { key: ObjectKey, removed: Tombstone },
     /// Takes a document away, and leaves no tombstone.
     TakeAway {
         key: ObjectKey,
         incarnation: Incarnation,
     },
     /// Drops a tombstone.
-    Unbury {
-        key: ObjectKey,
-        removed: Tombstone,
-    },
+    Unbury { key: ObjectKey, removed: Tombstone },
     /// Drops what was rescued, and is safe.
     Forget(RescueId),
 }
@@ -113,7 +107,9 @@ impl Change {
             Change::Put { stored, .. } => {
                 stored.record.changes >= LONG && stored.record.changes.is_multiple_of(LONG / 2)
             }
-            Change::Bury { .. } | Change::TakeAway { .. } | Change::Unbury { .. } | Change::Forget(_) => false,
+            Change::Bury { .. } | Change::TakeAway { .. } | Change::Unbury { .. } | Change::Forget(_) => {
+                false
+            }
         }
     }
 }

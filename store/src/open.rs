@@ -14,8 +14,8 @@ use crate::index::{Change, Index, REVISION_BLOCK};
 use crate::quarantine::{self, UNREADABLE};
 use crate::random::random;
 use crate::record::{
-    DOCUMENTS, FORMAT, META_CANARY, META_CONTACT, META_COPY, META_FLOOR, META_FORMAT, META_REVISION, META_ROUND,
-    OLDEST_FORMAT, Record, Stored, TOMBSTONES,
+    DOCUMENTS, FORMAT, META_CANARY, META_CONTACT, META_COPY, META_FLOOR, META_FORMAT, META_REVISION,
+    META_ROUND, OLDEST_FORMAT, Record, Stored, TOMBSTONES,
 };
 use crate::rescue::{RESCUED, Rescued};
 use crate::seal::Seal;

@@ -90,7 +90,10 @@ impl Decision {
         }
         if self.registers.floor != header.floor {
             let floor = self.registers.floor.to_be_bytes();
-            writes.push(Write::put(META_FLOOR, [&floor[..], &self.registers.closed].concat()));
+            writes.push(Write::put(
+                META_FLOOR,
+                [&floor[..], &self.registers.closed].concat(),
+            ));
         }
         if self.contact != contact {
             writes.push(Write::put(META_CONTACT, contact_record(self.contact, identity)));
@@ -200,7 +203,10 @@ impl Index {
             }
             _ => true,
         };
-        let below = self.tombstones().iter().filter(|(_, removed)| removed.laid < round);
+        let below = self
+            .tombstones()
+            .iter()
+            .filter(|(_, removed)| removed.laid < round);
         let droppable = below.filter(|(key, removed)| is_droppable(key, removed));
         droppable.map(|(key, _)| key.clone()).collect()
     }
@@ -214,8 +220,7 @@ impl Index {
             && incarnation.round < self.header().floor
             && self.target().is_none()
             && !self.quarantine.holds(key);
-        by_tombstone
-            || is_closed && self.record(key).map(|record| record.incarnation) != Some(incarnation)
+        by_tombstone || is_closed && self.record(key).map(|record| record.incarnation) != Some(incarnation)
     }
 
     /// Tells whether tombstones have become many, now and then.

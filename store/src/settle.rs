@@ -47,9 +47,8 @@ impl Index {
                 (false, false) => None,
             }
         });
-        let takes_live = live.is_none_or(|live| {
-            live.round >= bar || held == Some(live) || self.quarantine.holds(key)
-        });
+        let takes_live =
+            live.is_none_or(|live| live.round >= bar || held == Some(live) || self.quarantine.holds(key));
         (removed, takes_live)
     }
 }

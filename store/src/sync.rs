@@ -89,9 +89,7 @@ impl Store {
             // It needs to see what the peer holds, and not the other way round.
             Body::Digests { .. } if self.can_settle(theirs) => Ok(self.first_step()),
             Body::Digests { buckets } => self.summary(theirs, &buckets),
-            Body::Summary { buckets, items, more } => {
-                self.compare(peer, theirs, &buckets, items, more).await
-            }
+            Body::Summary { buckets, items, more } => self.compare(peer, theirs, &buckets, items, more).await,
             Body::Changes { items, wants, more } => {
                 let taken = self.take(peer, theirs, items).await?;
                 let progress = taken.progress;

@@ -14,7 +14,7 @@ use super::node::{Done, Executed, Intent, Node, Outcome, Purpose};
 use super::world::World;
 use crate::{Author, Precondition, Store, Via, View, WriteError};
 
-const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+const NAMES: [&str; 3] = ["a", "b", "c"];
 const LABELS: [&str; 3] = ["x", "y", "z"];
 const CONTAINERS: [&str; 3] = ["web", "log", "aux"];
 /// A namespace that comes and goes.

@@ -118,7 +118,7 @@ impl World {
             duplication: [0.0, 0.1].choose(&mut random).copied().unwrap_or_default(),
             longest_delay_ms: [20, 200, 3000].choose(&mut random).copied().unwrap_or(20),
             trouble_ms: [150, 400, 1500].choose(&mut random).copied().unwrap_or(400),
-            long: random.random_range(4..16),
+            long: random.random_range(3..10),
             kept: random.random_range(1..4),
         };
         let mut world = Self {
@@ -634,7 +634,7 @@ impl World {
                 let live = record.map(|record| (record.incarnation, record.epoch));
                 let seen = watched.entry(key.clone()).or_default();
                 present.insert(key.clone());
-                seen.gone = seen.gone.max(removed);
+                seen.gone = seen.gone.max(removed.map(|removed| removed.incarnation));
                 if let (Some((before, epoch)), Some((now, later))) = (seen.live, live) {
                     if before < now {
                         seen.gone = seen.gone.max(Some(before));
