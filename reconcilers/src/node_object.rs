@@ -90,7 +90,7 @@ fn status(node: &NodeState, previous: Option<&Object>, unix_seconds: i64) -> Val
     }
     put_condition(&mut status, &previous, ready(node), unix_seconds);
     put_condition(&mut status, &previous, disk_pressure(node), unix_seconds);
-    if let Some(condition) = unreadable(node) {
+    for condition in [unreadable(node), rescued(node)].into_iter().flatten() {
         put_condition(&mut status, &previous, condition, unix_seconds);
     }
     // Heartbeats are gossip: what is shown changes when something changed.
@@ -150,6 +150,15 @@ fn unreadable(node: &NodeState) -> Option<Value> {
     (node.liveness == Liveness::Alive && count > 0).then(|| {
         let message = format!("{count} records of the store cannot be read, and no other node has brought the objects again yet: see the agent's log");
         condition("StoreIncomplete", "True", "RecordsUnreadable", &message)
+    })
+}
+
+/// Ours: shown as long as files lie in the node's folder `rescued`.
+fn rescued(node: &NodeState) -> Option<Value> {
+    let count = node.facts.rescued;
+    (node.liveness == Liveness::Alive && count > 0).then(|| {
+        let message = format!("{count} objects that were changed through this node could not be kept as they were: look at the files in rescued/ of its data directory, and remove them");
+        condition("Rescued", "True", "EditsNotKept", &message)
     })
 }
 
@@ -227,11 +236,13 @@ mod tests {
         full.facts.disk_full = "the disk of /data is full".into();
         full.facts.store_error = "the disk failed".into();
         full.facts.unreadable_records = 2;
+        full.facts.rescued = 3;
         let in_trouble = shown(&full, None, Some(&object), EPOCH + 30);
         for (condition, status, reason) in [
             ("/status/conditions/0", "False", "StoreFailed"),
             ("/status/conditions/1", "True", "KubeletHasDiskPressure"),
             ("/status/conditions/2", "True", "RecordsUnreadable"),
+            ("/status/conditions/3", "True", "EditsNotKept"),
         ] {
             assert_eq!(in_trouble.str_at(&format!("{condition}/status")), status);
             assert_eq!(in_trouble.str_at(&format!("{condition}/reason")), reason);

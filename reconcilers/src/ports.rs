@@ -114,6 +114,8 @@ pub struct NodeFacts {
     pub store_error: String,
     /// Records of its store that cannot be read, and that no other node has brought again yet.
     pub unreadable_records: u32,
+    /// Objects with edits of users that it could not keep, and that nobody has looked at yet.
+    pub rescued: u32,
     /// It serves the ingress (`--enable-ingress`).
     pub ingress: bool,
     /// Which Git repository, branch and path it was told to follow, as a hash; empty: none. Nodes with the same share

@@ -45,7 +45,14 @@ pub(super) fn set_aside(directory: &Path) -> Result<()> {
     let aside = directory.join("left");
     _ = fs::remove_dir_all(&aside);
     fs::create_dir(&aside)?;
-    for name in ["store", "backups", "gitops", "api.token", "admin.kubeconfig"] {
+    for name in [
+        "store",
+        "backups",
+        "rescued",
+        "gitops",
+        "api.token",
+        "admin.kubeconfig",
+    ] {
         let from = directory.join(name);
         if from.exists() {
             fs::rename(&from, aside.join(name)).with_context(|| format!("cannot move {}", from.display()))?;

@@ -8,6 +8,7 @@ use reconcilers::ports::{Announcer, NodeFacts};
 use schemas::hex;
 use sha2::{Digest, Sha256};
 use store::{DiskState, Store};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -50,6 +51,7 @@ pub(super) fn node_facts(config: &Config, engine: &Engine, store: &Store) -> Nod
         disk_full: String::new(),
         store_error: String::new(),
         unreadable_records: 0,
+        rescued: 0,
         ingress: config.flags.enable_ingress,
         gitops: followed(&config.flags),
         revision_tag: Some(store.revision().tag()),
@@ -72,6 +74,7 @@ pub(super) async fn watch_node(
     store: Store,
     announcer: Arc<dyn Announcer>,
     mut facts: NodeFacts,
+    mut rescued: watch::Receiver<u32>,
     shutdown: CancellationToken,
 ) {
     let mut interval = tokio::time::interval(LOOK_INTERVAL);
@@ -85,6 +88,7 @@ pub(super) async fn watch_node(
                 answer.err().map(|error| error.to_string()).unwrap_or_default()
             }
             Ok(()) = disk.changed() => facts.podman_error.clone(),
+            Ok(()) = rescued.changed() => facts.podman_error.clone(),
         };
         let (disk_full, store_error) = match &*disk.borrow_and_update() {
             DiskState::Well => (String::new(), String::new()),
@@ -92,8 +96,9 @@ pub(super) async fn watch_node(
             DiskState::Failed(reason) => (String::new(), format!("the store takes no writes: {reason}")),
         };
         let unreadable = u32::try_from(store.unreadable().len()).unwrap_or(u32::MAX);
-        let mut changed = facts.unreadable_records != unreadable;
-        facts.unreadable_records = unreadable;
+        let files = *rescued.borrow_and_update();
+        let mut changed = (facts.unreadable_records, facts.rescued) != (unreadable, files);
+        (facts.unreadable_records, facts.rescued) = (unreadable, files);
         for (now, before, what, well) in [
             (
                 podman_error,

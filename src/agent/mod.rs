@@ -14,6 +14,7 @@ mod listen;
 mod logging;
 mod reconcile;
 mod removal;
+mod rescued;
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -300,7 +301,17 @@ impl Agent {
         reconcilers.start().await;
         info!("names and routes are in place");
         let spawn = |name, task: BoxFuture<'static, ()>| tasks.spawn(essential.clone().watch(name, task));
-        let watching = facts::watch_node(podman.clone(), store.clone(), announcer, facts, working.clone());
+        let (count_rescued, rescued) = watch::channel(0);
+        let export = rescued::Export::new(&state, &config.data_dir, count_rescued);
+        spawn("rescue", export.run(working.clone()).boxed());
+        let watching = facts::watch_node(
+            podman.clone(),
+            store.clone(),
+            announcer,
+            facts,
+            rescued,
+            working.clone(),
+        );
         spawn("node watch", watching.boxed());
         spawn("events", {
             let (events, working) = (events.clone(), working.clone());

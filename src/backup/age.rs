@@ -100,12 +100,12 @@ impl Identity {
             .map_err(|_| AgeError::Header("it was changed"))?;
         open_payload(&file_key, header.payload)
     }
-}
 
-#[cfg(test)]
-impl Identity {
     /// Seals bytes for this identity.
-    pub(crate) fn seal(&self, plain: &[u8]) -> io::Result<Vec<u8>> {
+    ///
+    /// # Errors
+    /// Of the key, never of these bytes.
+    pub fn seal(&self, plain: &[u8]) -> io::Result<Vec<u8>> {
         let mut sealer = Sealer::new(self, Vec::new())?;
         sealer.write_all(plain)?;
         sealer.finish()

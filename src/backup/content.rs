@@ -39,6 +39,11 @@ pub fn portable(document: &Object) -> Option<Object> {
     if document.controller().is_some() || document.is_terminating() {
         return None;
     }
+    Some(apart(document))
+}
+
+/// Returns a document without what ties it to this cluster, and as if nobody had asked to delete it.
+pub fn apart(document: &Object) -> Object {
     let mut object = document.clone();
     for field in meta::SERVER_FIELDS.into_iter().chain(["ownerReferences"]) {
         object.remove(&["metadata", field]);
@@ -47,5 +52,5 @@ pub fn portable(document: &Object) -> Option<Object> {
     if object.kind() == Some(Kind::Pod) {
         object.remove(&["spec", "nodeName"]);
     }
-    Some(object)
+    object
 }

@@ -10,7 +10,7 @@ mod report;
 mod stream;
 
 pub use age::{AgeError, BadIdentity, Identity, is_sealed};
-pub use content::{is_backed_up, portable, snapshot};
+pub use content::{apart, is_backed_up, portable, snapshot};
 pub use periodic::{PeriodicError, PeriodicFiles, is_backup_name};
 pub use report::{Action, Entry, Line};
 pub use stream::{

@@ -25,7 +25,7 @@ pub(super) fn require(path: &Path) -> Result<String, Error> {
 ///
 /// # Errors
 /// [`Error::File`], naming the path.
-pub fn write(path: &Path, content: &str) -> Result<(), Error> {
+pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<(), Error> {
     let temporary = path.with_added_extension("new");
     // A leftover of a crash may have another mode: `mode` below only applies to a file that is created.
     remove(&temporary)?;
@@ -35,7 +35,7 @@ pub fn write(path: &Path, content: &str) -> Result<(), Error> {
         .mode(0o600)
         .open(&temporary)
         .map_err(|source| failed("create", &temporary, source))?;
-    file.write_all(content.as_bytes())
+    file.write_all(content.as_ref())
         .and_then(|()| file.sync_all())
         .map_err(|source| failed("write", &temporary, source))?;
     fs::rename(&temporary, path).map_err(|source| failed("replace", path, source))?;

@@ -39,11 +39,11 @@ pub(crate) struct Tombstone {
     pub(crate) incarnation: Incarnation,
     /// The round of who laid it, and not below the incarnation's: it is dropped when that round is closed.
     pub(crate) laid: u16,
-    /// A digest of the heads that the document had where it was removed; zero, if nobody knows.
+    /// A digest of the last edits that the document had where it was removed; zero, if nobody knows.
     pub(crate) seen: Seen,
 }
 
-/// A digest of a document's heads.
+/// A digest of the last edits in a document: `rescue.rs`.
 pub(crate) type Seen = [u8; 8];
 
 impl Tombstone {
@@ -54,17 +54,6 @@ impl Tombstone {
             seen,
         }
     }
-}
-
-/// Digests the heads of a document, which are sorted.
-pub(crate) fn seen(heads: &[[u8; 32]]) -> Seen {
-    let mut hasher = Sha256::new();
-    heads.iter().for_each(|head| hasher.update(head));
-    let mut seen = Seen::default();
-    for (byte, digest) in seen.iter_mut().zip(hasher.finalize()) {
-        *byte = digest;
-    }
-    seen
 }
 
 impl fmt::Display for Tombstone {
@@ -212,7 +201,7 @@ mod tests {
     #[test]
     fn a_tombstone_is_read_as_it_was_written_and_as_before() {
         let incarnation = Incarnation { round: 3, number: 7 };
-        let tombstone = Tombstone::new(incarnation, 5, seen(&[[1; 32]]));
+        let tombstone = Tombstone::new(incarnation, 5, [1; 8]);
         assert_eq!(tombstone.to_string().parse(), Ok(tombstone));
         assert_eq!("3.7".parse(), Ok(Tombstone::new(incarnation, 3, Seen::default())));
         for bad in [

@@ -384,11 +384,17 @@ impl Index {
 
     pub(crate) fn orphaned_by_namespace(&self) -> Vec<ObjectKey> {
         let orphaned = self.entries.iter().filter(|(key, entry)| {
-            let created_in = entry.record.as_ref().and_then(|record| record.namespace);
-            let removed = self.removed(&ObjectKey::cluster(Kind::Namespace, &key.namespace));
-            created_in.is_some_and(|created_in| removed.is_some_and(|removed| created_in <= removed))
+            let record = entry.record.as_ref();
+            record.is_some_and(|record| self.is_orphan(key, record))
         });
         orphaned.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Tells whether the namespace that an object was created in was removed.
+    pub(crate) fn is_orphan(&self, key: &ObjectKey, record: &Record) -> bool {
+        let removed = self.removed(&ObjectKey::cluster(Kind::Namespace, &key.namespace));
+        let created_in = record.namespace;
+        created_in.is_some_and(|created_in| removed.is_some_and(|removed| created_in <= removed))
     }
 
     // -------------------------------------------------------------- changing

@@ -9,14 +9,14 @@ use crate::commit::Fresh;
 use crate::disk::Write;
 use crate::document::{Birth, ChangeAuthor, Contents, Document, WrittenChange};
 use crate::epoch::Epoch;
-use crate::incarnation::{Incarnation, Tombstone, Uids, seen};
+use crate::incarnation::{Incarnation, Tombstone, Uids};
 use crate::index::{Change, set_resource_version};
 use crate::leaves::{self, Leaves};
 use crate::owners::{Operation, Owners};
 use crate::record::{Record, Standing, Stored, document_key, show, tombstone_key};
-use crate::rescue::Rescued;
+use crate::rescue::{Lost, Rescued, UNSEEN};
 use crate::shared::Shared;
-use crate::types::{Author, Precondition, Revision, View, WriteError};
+use crate::types::{Author, Precondition, Revision, Via, View, WriteError};
 
 /// A change that is ready to be committed.
 pub(crate) struct Prepared {
@@ -229,10 +229,20 @@ impl Shared {
         &self,
         key: &ObjectKey,
         precondition: &Precondition,
+        author: &Author,
     ) -> Result<Prepared, WriteError> {
         let (record, _) = self.current(key, precondition)?;
-        let removed = Tombstone::new(record.incarnation, self.index().round(), seen(&record.heads));
-        Ok(self.burial(key, removed, true))
+        // Who removed the namespace had seen nothing of what came into it afterwards, and what collects it decides nothing.
+        let is_collected = author.via == Via::Controller && self.index().is_orphan(key, &record);
+        let document = self.load(key, &record).filter(|_| !is_collected);
+        let seen = document.map_or(UNSEEN, |mut document| document.seen());
+        let removed = Tombstone::new(record.incarnation, self.index().round(), seen);
+        let mut prepared = self.burial(key, removed, true);
+        if is_collected {
+            self.rescue(&mut prepared, key, &record, Lost::Deleted, seen)
+                .map_err(|error| internal(key, error))?;
+        }
+        Ok(prepared)
     }
 
     /// Removes what is held of `key` up to an incarnation.

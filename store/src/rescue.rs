@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use crate::disk::Write;
 use crate::document::{BadBytes, ChangeAuthor, Document};
 use crate::epoch::lasting_id;
+use crate::incarnation::Seen;
 use crate::index;
 use crate::leaves;
 use crate::prepare::Prepared;
@@ -30,7 +31,7 @@ use crate::record::{Record, show};
 use crate::seal::Seal;
 use crate::shared::Shared;
 use crate::store::{Store, finished};
-use crate::types::CommitError;
+use crate::types::{CommitError, Via};
 
 pub(crate) const RESCUED: &str = "r/";
 /// So many rescued objects wait for the agent at most, if it keeps up. More are kept all the same: each takes less than the
@@ -41,14 +42,19 @@ const SEALED: u8 = 1;
 /// The leaf that says that an object is being deleted.
 const MARK: &str = "metadata/deletionTimestamp";
 
-/// A short hash of the last edits in a document.
-pub(crate) type Seen = [u8; 8];
-/// Of a deletion that does not say what the deleter saw.
+/// Of a deletion that does not say which last edits the deleter saw.
 pub(crate) const UNSEEN: Seen = [0; 8];
 
 /// Names one rescued object in its store: object key, `/`, hash.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RescueId(String);
+
+impl RescueId {
+    /// Returns the hash at its end (hex).
+    pub fn hash(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or_default()
+    }
+}
 
 impl fmt::Display for RescueId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -75,7 +81,7 @@ pub struct Rescued {
     pub why: Lost,
     /// As this node had it, without projection; with uid.
     pub object: Object,
-    /// Who made the last edit through this node; empty, if that is not known any more.
+    /// Who made the last edit through this node; empty, if nobody proved who they are, or it is not known any more.
     pub user: String,
     /// The field manager of that edit.
     pub manager: String,
@@ -203,36 +209,49 @@ struct Edit {
     author: ChangeAuthor,
 }
 
-/// Returns the edits on which no other edit builds. The request to delete an object is none: it is made for what it builds
-/// on, and goes with that.
+/// Returns the edits on which no other edit builds.
 fn last_edits(history: &[Change]) -> Vec<Edit> {
     let mut built_on: BTreeSet<ChangeHash> = BTreeSet::new();
     let mut last = Vec::new();
     // Effects before causes.
     for change in history.iter().rev() {
-        let author = change
-            .message()
-            .and_then(|message| serde_json::from_str(message).ok());
-        let by_user =
-            author.filter(|author: &ChangeAuthor| !author.user.is_empty() || author.dropped.is_some());
         let is_built_on = built_on.contains(&change.hash());
-        if is_built_on || by_user.is_some() {
+        let author = if is_built_on { None } else { editor(change) };
+        if is_built_on || author.is_some() {
             built_on.extend(change.deps());
         }
-        if let Some(author) = by_user.filter(|_| !is_built_on && !is_mark(change)) {
-            last.push(Edit {
-                id: lasting_id(change.actor_id(), change.seq()),
-                author,
-            });
-        }
+        last.extend(author.map(|author| Edit {
+            id: lasting_id(change.actor_id(), change.seq()),
+            author,
+        }));
     }
     last.sort_unstable_by(|one, other| one.id.cmp(&other.id));
     last
 }
 
-fn is_mark(change: &Change) -> bool {
-    let mut operations = change.decode().operations.into_iter();
-    operations.any(|operation| matches!(&operation.key, Key::Map(path) if path == MARK))
+/// Returns who made a change, if it is an edit: what came from outside. A base may stand for edits. What has nobody's name on
+/// it counts too: without authentication all has.
+fn editor(change: &Change) -> Option<ChangeAuthor> {
+    let said: ChangeAuthor = serde_json::from_str(change.message()?).ok()?;
+    let author = ChangeAuthor {
+        unix_seconds: change.timestamp(),
+        ..said
+    };
+    if author.dropped.is_some() {
+        return Some(author);
+    }
+    let is_edit = match author.via {
+        Some(Via::Apply | Via::Api) => true,
+        // A controller decides anew, and the repository is applied again.
+        Some(Via::GitOps | Via::Controller) => false,
+        None => !author.user.is_empty(),
+    };
+    // Who asks for a deletion loses nothing by it.
+    let is_mark = || {
+        let mut operations = change.decode().operations.into_iter();
+        operations.any(|operation| matches!(&operation.key, Key::Map(path) if path == MARK))
+    };
+    (is_edit && !is_mark()).then_some(author)
 }
 
 fn seen(edits: &[Edit]) -> Seen {

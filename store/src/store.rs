@@ -314,7 +314,7 @@ impl Store {
     ) -> Result<View, WriteError> {
         loop {
             let (permit, claim) = self.claim_to_write(key).await?;
-            let prepared = self.shared.prepare_remove(key, precondition)?;
+            let prepared = self.shared.prepare_remove(key, precondition, &author)?;
             if let Some(view) = self.commit(key, permit, claim, prepared).await? {
                 tracing::debug!(%key, manager = author.manager, user = author.user, "object removed");
                 return Ok(view);

@@ -525,7 +525,7 @@ impl Shared {
         changes: &[IncomingChange],
     ) -> Result<Delivery, TakeError> {
         let incarnation = delta.live.as_ref().map(|live| live.incarnation);
-        let (known_removed, record, (their_removed, takes_live)) = {
+        let (known_removed, held, (their_removed, takes_live)) = {
             let index = self.index();
             let admitted = index.admitted(key, theirs.floor, delta.removed, incarnation);
             (index.tombstone(key), index.record(key), admitted)
@@ -536,7 +536,7 @@ impl Shared {
             .live
             .as_ref()
             .filter(|live| takes_live && Some(live.incarnation) > buried);
-        let record = record.filter(|record| Some(record.incarnation) > buried);
+        let record = held.clone().filter(|record| Some(record.incarnation) > buried);
         // A newer incarnation says that the older was removed.
         let replaced = match (&record, live) {
             (Some(record), Some(live)) if record.incarnation < live.incarnation => {
@@ -567,6 +567,16 @@ impl Shared {
                 Some(writes) => writes.push(Write::put(tombstone_key(key), tombstone(removed))),
                 None => delivery.prepared = Some(self.burial(key, removed, false)),
             }
+        }
+        if let (Some(prepared), Some(gone)) = (&mut delivery.prepared, held)
+            && removed.is_some_and(|removed| gone.incarnation <= removed.incarnation)
+        {
+            // Who removed a later one may have seen nothing of this.
+            let of_it = delta
+                .removed
+                .filter(|removed| removed.incarnation == gone.incarnation);
+            let seen = of_it.map_or(UNSEEN, |removed| removed.seen);
+            self.rescue(prepared, key, &gone, Lost::Deleted, seen)?;
         }
         Ok(delivery)
     }

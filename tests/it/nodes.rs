@@ -174,3 +174,63 @@ fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
     });
     assert!(!cluster.psctl(1, &["get", "namespace", "refused"]).ok);
 }
+
+#[test]
+fn an_edit_that_a_deletion_elsewhere_took_away_is_in_a_file_that_can_be_applied() {
+    needs_hosts!();
+    let cluster = Cluster::with_agents(2);
+    let service = |side: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: shop, labels: {{side: {side}}}}}, spec: {{selector: {{app: shop}}, ports: [{{port: 80}}]}}}}"
+        )
+    };
+    cluster.apply(1, &service("a"));
+    cluster.wait_for("the service on node 2", Duration::from_secs(60), |cluster| {
+        let ran = cluster.psctl(2, &["get", "service", "shop"]);
+        if ran.ok { Ok(()) } else { Err(ran) }
+    });
+    cluster.cut(2);
+    cluster.apply(2, &service("b"));
+    cluster
+        .psctl(1, &["delete", "service", "shop"])
+        .expect("psctl delete");
+    cluster.heal();
+
+    let folder = cluster.data(2).join("rescued");
+    let file = cluster.wait_for("a rescued file", Duration::from_secs(60), |_| {
+        let entries = fs::read_dir(&folder).map_err(|error| error.to_string())?;
+        let names = entries.map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = names
+            .filter(|path| path.extension().is_some_and(|it| it == "yaml"))
+            .collect();
+        files
+            .pop()
+            .filter(|_| files.is_empty())
+            .ok_or(format!("{files:?}"))
+    });
+    let described = |host: usize, words: &[&str], are_there: bool| {
+        cluster.wait_for("what psctl describe says", Duration::from_secs(60), |cluster| {
+            let said = cluster.psctl(host, &["describe", "node", "node2"]).stdout;
+            if words.iter().all(|word| said.contains(word) == are_there) {
+                Ok(())
+            } else {
+                Err(said)
+            }
+        });
+    };
+    described(1, &["Rescued", "rescued/"], true);
+    let events = cluster.psctl(1, &["get", "events"]).expect("psctl get events");
+    assert!(events.contains("Rescued") && events.contains("shop"), "{events}");
+    assert!(!cluster.data(1).join("rescued").exists(), "node 1 lost nothing");
+
+    cluster
+        .psctl(1, &["get", "service", "shop"])
+        .refuses(1, &["not found"]);
+    cluster
+        .psctl(1, &["apply", "-f", file.to_str().unwrap()])
+        .expect("psctl apply of the file");
+    let again = cluster.get(1, &["service", "shop"]);
+    assert_eq!(text(&again, "/metadata/labels/side"), "b");
+    fs::remove_file(file).unwrap();
+    described(1, &["rescued/"], false);
+}

@@ -7,6 +7,8 @@ mod history;
 mod properties;
 mod quarantine;
 mod replicas;
+mod rescue;
+mod rounds;
 mod simulation;
 mod watching;
 mod writing;

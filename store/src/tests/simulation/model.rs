@@ -44,6 +44,8 @@ pub(super) struct Written {
     pub(super) stamp: u64,
     pub(super) seen: Seen,
     pub(super) effects: BTreeMap<String, Effect>,
+    /// Made by a user: what controllers make they make again.
+    pub(super) is_users: bool,
     pub(super) is_acknowledged: bool,
 }
 
@@ -70,6 +72,20 @@ enum Removal {
 struct History {
     writes: Vec<Written>,
     removal: Removal,
+    /// Which writes were set aside when a copy was given up.
+    rescued: Seen,
+}
+
+impl History {
+    /// Returns an acknowledged write of a user that is neither in an object that holds so much, nor set aside.
+    fn lost(&self, held: &Seen) -> Option<&Written> {
+        let at = |seen: &Seen, node| seen.get(&node).copied().unwrap_or_default();
+        self.writes.iter().find(|written| {
+            let is_kept =
+                at(held, written.node) >= written.stamp || at(&self.rescued, written.node) >= written.stamp;
+            written.is_acknowledged && written.is_users && !is_kept
+        })
+    }
 }
 
 /// An object as a replica shows it at the end.
@@ -133,8 +149,8 @@ pub(super) struct Model {
     objects: BTreeMap<(ObjectKey, String), History>,
     /// Creations that may have happened, of which nobody learned the uid.
     nameless: BTreeMap<ObjectKey, Vec<Written>>,
-    /// Objects of which a rescued copy was kept.
-    rescued: BTreeSet<(ObjectKey, String)>,
+    /// Objects that a node held to be gone.
+    gone: BTreeSet<(ObjectKey, String)>,
 }
 
 impl Model {
@@ -161,10 +177,46 @@ impl Model {
         self.objects.entry((key.clone(), uid.to_owned())).or_default()
     }
 
-    /// Tells whether somebody may have removed an object.
-    pub(super) fn may_be_removed(&self, key: &ObjectKey, uid: &str) -> bool {
+    /// A copy of an object was set aside.
+    pub(super) fn rescued(&mut self, key: &ObjectKey, uid: &str, seen: Seen) {
+        let rescued = &mut self.history(key, uid).rescued;
+        for (node, stamp) in seen {
+            let last = rescued.entry(node).or_default();
+            *last = stamp.max(*last);
+        }
+    }
+
+    /// An object may have been made again under another uid: true, if all that it holds is from the one before.
+    pub(super) fn replayed(&mut self, key: &ObjectKey, uid: &str, again: &str, seen: &Seen) -> bool {
+        let history = self.history(key, uid);
+        let is_of_history = |(node, stamp): (&usize, &u64)| {
+            let mut writes = history.writes.iter();
+            writes.any(|written| (written.node, written.stamp) == (*node, *stamp))
+        };
+        if !seen.iter().all(is_of_history) {
+            return false;
+        }
+        history.removal = history.removal.max(Removal::Possible);
+        let writes = history.writes.clone();
+        self.history(key, again).writes.extend(writes);
+        true
+    }
+
+    /// An object was held to be gone, and must not come back.
+    pub(super) fn must_be_gone(&mut self, key: &ObjectKey, uid: &str) {
+        self.gone.insert((key.clone(), uid.to_owned()));
+    }
+
+    /// Tells whether somebody may have removed an object, or given it up.
+    pub(super) fn may_be_gone(&self, key: &ObjectKey, uid: &str) -> bool {
         let history = self.objects.get(&(key.clone(), uid.to_owned()));
-        history.is_some_and(|history| history.removal > Removal::No)
+        history.is_some_and(|history| history.removal > Removal::No || !history.rescued.is_empty())
+    }
+
+    /// Tells whether a write was set aside.
+    pub(super) fn is_rescued(&self, key: &ObjectKey, uid: &str, node: usize, stamp: u64) -> bool {
+        let history = self.objects.get(&(key.clone(), uid.to_owned()));
+        history.is_some_and(|history| history.rescued.get(&node).is_some_and(|last| *last >= stamp))
     }
 
     /// Tells whether somebody may have removed any object of a name.
@@ -185,16 +237,12 @@ impl Model {
         removed_by: &BTreeSet<(ObjectKey, String)>,
     ) {
         for ((key, uid), history) in &mut self.objects {
-            let is_known = removed(key, uid);
-            if history.removal == Removal::Acknowledged
-                && !is_known
-                && removed_by.contains(&(key.clone(), uid.clone()))
-            {
-                history.removal = Removal::Possible;
+            if removed_by.contains(&(key.clone(), uid.clone())) && !removed(key, uid) {
+                history.removal = history.removal.min(Removal::Possible);
             }
             let held = held(key, uid);
             let of_node = history.writes.iter_mut().filter(|written| written.node == node);
-            for written in of_node.filter(|written| written.stamp > held && !is_known) {
+            for written in of_node.filter(|written| written.stamp > held) {
                 written.is_acknowledged = false;
             }
         }
@@ -213,13 +261,19 @@ impl Model {
                         .map_err(|error| format!("{key} {uid}: {error}"))?;
                 }
                 (None, Removal::No) => {
-                    let is_kept = self.rescued.contains(&(key.clone(), uid.clone()));
-                    if !is_kept && history.writes.iter().any(|written| written.is_acknowledged) {
-                        return Err(format!("{key} {uid} is gone, and nobody removed it"));
+                    if let Some(lost) = history.lost(&Seen::new()) {
+                        return Err(format!(
+                            "{key} {uid} is gone, nobody removed it, and it was not set aside: {lost:?}"
+                        ));
                     }
                 }
                 (None, Removal::Possible | Removal::Acknowledged) => {}
             }
+        }
+        let is_shown =
+            |(key, uid): &&(ObjectKey, String)| shown.get(key).is_some_and(|shown| shown.uid == *uid);
+        if let Some((key, uid)) = self.gone.iter().find(is_shown) {
+            return Err(format!("{key} {uid} was held to be gone and is there"));
         }
         for (key, shown) in shown {
             let is_known = self.objects.contains_key(&(key.clone(), shown.uid.clone()));
@@ -231,14 +285,11 @@ impl Model {
     }
 
     fn judge_object(&self, key: &ObjectKey, history: &History, shown: &Shown) -> Result<(), String> {
-        for written in history.writes.iter().filter(|written| written.is_acknowledged) {
-            let held = shown.seen.get(&written.node).copied().unwrap_or_default();
-            if held < written.stamp {
-                return Err(format!(
-                    "acknowledged and lost: {written:?}, of node {} it has {held}",
-                    written.node
-                ));
-            }
+        if let Some(lost) = history.lost(&shown.seen) {
+            return Err(format!(
+                "acknowledged and lost: {lost:?}; it holds {:?}",
+                shown.seen
+            ));
         }
         let nameless = self.nameless.get(key).into_iter().flatten();
         let writes: Vec<&Written> = history.writes.iter().chain(nameless).collect();

@@ -1,6 +1,6 @@
 //! A node: a store whose commits the simulation drives, on a disk in memory, and what users of it were told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,8 +16,8 @@ use crate::epoch::Epoch;
 use crate::incarnation::Incarnation;
 use crate::tests::options;
 use crate::{
-    CommitError, Conflict, Exchange, MemoryDisk, NodeId, OpenError, Precondition, Proposal, Push, Store,
-    SyncError, View, WriteError,
+    Closing, CommitError, Conflict, Exchange, MemoryDisk, NodeId, OpenError, Precondition, Proposal, Push,
+    RescueId, Standing, Store, SyncError, View, WriteError,
 };
 
 /// What a task of a store came to.
@@ -25,6 +25,8 @@ pub(super) enum Outcome {
     User(Result<View, WriteError>),
     Frame(Result<Exchange, SyncError>),
     Squash(Result<usize, CommitError>),
+    Propose(Result<Option<Closing>, CommitError>),
+    Close(Result<bool, CommitError>),
 }
 
 /// What a write found and did, once it was its turn.
@@ -67,7 +69,12 @@ pub(super) enum Purpose {
         from: usize,
         proposal: u64,
     },
-    Squash,
+    /// Its proposal to close a round is being prepared, for these peers.
+    Propose {
+        peers: Vec<usize>,
+    },
+    /// Something that nobody waits for.
+    Own,
 }
 
 pub(super) struct Task {
@@ -78,9 +85,13 @@ pub(super) struct Task {
 /// A proposal that was sent and is being answered.
 pub(super) struct Asking {
     pub(super) number: u64,
-    pub(super) proposal: Proposal,
+    pub(super) what: Asked,
     pub(super) silent: Vec<usize>,
-    pub(super) is_everyone: bool,
+}
+
+pub(super) enum Asked {
+    Squash { proposal: Proposal, is_everyone: bool },
+    Close(Closing),
 }
 
 /// What happens with the next commit.
@@ -103,6 +114,8 @@ pub(super) struct Agent {
     pub(super) is_commit_due: bool,
     pub(super) fate: Fate,
     pub(super) asking: Option<Asking>,
+    /// As it was when it was last looked at.
+    pub(super) standing: Standing,
 }
 
 /// What the last write that was acknowledged left of a key.
@@ -137,6 +150,8 @@ pub(super) struct Node {
     pub(super) revision: u64,
     pub(super) acknowledged: BTreeMap<ObjectKey, Acknowledged>,
     pub(super) watched: BTreeMap<ObjectKey, Watched>,
+    pub(super) rescued: BTreeSet<RescueId>,
+    pub(super) tombstones: usize,
 }
 
 impl Node {
@@ -154,6 +169,8 @@ impl Node {
             revision: 0,
             acknowledged: BTreeMap::new(),
             watched: BTreeMap::new(),
+            rescued: BTreeSet::new(),
+            tombstones: 0,
         }
     }
 
@@ -169,6 +186,7 @@ impl Node {
             is_commit_due: false,
             fate: Fate::Well,
             asking: None,
+            standing: Standing::default(),
         });
         Ok(())
     }

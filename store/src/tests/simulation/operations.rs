@@ -32,10 +32,15 @@ fn stamped(object: &mut Object, node: usize, stamp: u64) {
     );
 }
 
+/// Returns the list, which is not there any more where its elements were removed at the same time.
 fn containers(object: &mut Object) -> &mut Vec<Value> {
+    let path = ["spec", "template", "spec", "containers"];
+    if object.pointer("/spec/template/spec/containers").is_none() {
+        object.set(&path, json!([]));
+    }
     object.0["spec"]["template"]["spec"]["containers"]
         .as_array_mut()
-        .expect("every object has the list")
+        .expect("it is a list in all objects")
 }
 
 /// A new object, and what it sets.
@@ -222,6 +227,7 @@ impl World {
             stamp,
             seen: model::Seen::new(),
             effects,
+            is_users: true,
             is_acknowledged: false,
         };
         let author = self.author(node, "admin");
@@ -271,6 +277,7 @@ impl World {
                         stamp,
                         seen: model::seen(object),
                         effects,
+                        is_users: !user.is_empty(),
                         is_acknowledged: false,
                     };
                     *seen_by_us.lock().unwrap_or_else(PoisonError::into_inner) = Some(Done {
@@ -317,7 +324,10 @@ impl World {
             let uid = owner["uid"].as_str().unwrap_or_default();
             if store.is_removed(&key, uid) {
                 self.counters.bump("owned objects collected");
-                if !self.model.may_be_removed(&key, uid) {
+                if !self.model.may_be_gone(&key, uid) && store.floor() > 0 {
+                    // It never came here while its round was open, and must not come any more.
+                    self.model.must_be_gone(&key, uid);
+                } else if !self.model.may_be_gone(&key, uid) {
                     self.fail(format!(
                         "{} is collected on node {node}, and nobody removed its owner {key} {uid}",
                         view.key

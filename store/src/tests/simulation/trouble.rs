@@ -158,7 +158,7 @@ impl World {
         let key = ObjectKey::cluster(Kind::Member, &self.nodes[node].id.0);
         if let Some(agent) = &mut self.nodes[by].agent {
             let store = agent.store.clone();
-            agent.begin(Purpose::Squash, async move {
+            agent.begin(Purpose::Own, async move {
                 let removed = store
                     .remove(&key, &Precondition::default(), author("membership"))
                     .await;

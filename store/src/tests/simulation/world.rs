@@ -10,7 +10,7 @@ use schemas::{Kind, Object, ObjectKey};
 use sha2::{Digest, Sha256};
 
 use super::model::{self, Effect, Model};
-use super::node::{Acknowledged, Asking, Fate, Intent, Node, Outcome, Purpose, Watched};
+use super::node::{Acknowledged, Asked, Fate, Intent, Node, Outcome, Purpose};
 use super::operations::take;
 use crate::random::seed;
 use crate::tests::author;
@@ -28,10 +28,10 @@ pub(super) enum Event {
     Operate,
     Exchange { node: usize },
     Propose,
+    Close,
     Trouble,
     Restart { node: usize },
     Room { node: usize },
-    Join,
     Heal,
 }
 
@@ -83,6 +83,8 @@ pub(super) struct Weather {
     /// Histories of so many changes are squashed, but for the last ones.
     pub(super) long: u64,
     pub(super) kept: usize,
+    /// So many tombstones are worth closing a round.
+    pub(super) many: usize,
 }
 
 pub(super) struct World {
@@ -102,7 +104,7 @@ pub(super) struct World {
     pub(super) nodes_max: usize,
     pub(super) is_healed: bool,
     pub(super) proposals: u64,
-    events: BTreeMap<(u64, u64), Event>,
+    pub(super) events: BTreeMap<(u64, u64), Event>,
     event: u64,
     failure: Option<String>,
     pub(super) trace: Sha256,
@@ -120,6 +122,7 @@ impl World {
             trouble_ms: [150, 400, 1500].choose(&mut random).copied().unwrap_or(400),
             long: random.random_range(3..10),
             kept: random.random_range(1..4),
+            many: random.random_range(1..20),
         };
         let mut world = Self {
             random,
@@ -154,7 +157,12 @@ impl World {
             world.drain();
         }
         world.is_healed = false;
-        for (event, after_ms) in [(Event::Operate, 1), (Event::Propose, 100), (Event::Trouble, 200)] {
+        for (event, after_ms) in [
+            (Event::Operate, 1),
+            (Event::Propose, 100),
+            (Event::Close, 300),
+            (Event::Trouble, 200),
+        ] {
             world.after(after_ms, event);
         }
         for node in 0..nodes {
@@ -182,7 +190,7 @@ impl World {
         let member = Object::new(&ObjectKey::cluster(Kind::Member, &self.nodes[node].id.0));
         if let Some(agent) = &mut self.nodes[at].agent {
             let store = agent.store.clone();
-            agent.begin(Purpose::Squash, async move {
+            agent.begin(Purpose::Own, async move {
                 Outcome::Squash(match store.create(member, author("membership")).await {
                     Ok(_) | Err(WriteError::Exists(_)) => Ok(0),
                     Err(WriteError::Commit(error)) => Err(error),
@@ -260,6 +268,9 @@ impl World {
                 let peers: Vec<usize> = (0..self.nodes.len())
                     .filter(|at| self.is_connected(node, *at))
                     .collect();
+                if let Some(agent) = &self.nodes[node].agent {
+                    agent.store.set_alone(peers.is_empty());
+                }
                 if let Some(peer) = peers.choose(&mut self.random).copied() {
                     self.exchange(node, peer);
                 }
@@ -271,12 +282,16 @@ impl World {
                 let ms = self.random.random_range(50..600);
                 self.after(ms, Event::Propose);
             }
+            Event::Close => {
+                self.propose_closing();
+                let ms = self.random.random_range(100..2000);
+                self.after(ms, Event::Close);
+            }
             Event::Trouble => {
                 self.trouble();
                 let ms = self.random.random_range(0..2 * self.weather.trouble_ms);
                 self.after(ms, Event::Trouble);
             }
-            Event::Join => self.join(),
             Event::Heal => self.side.fill(0),
         }
     }
@@ -304,7 +319,7 @@ impl World {
 
     // ------------------------------------------------------------ the network
 
-    fn send(&mut self, from: usize, to: usize, content: Content) {
+    pub(super) fn send(&mut self, from: usize, to: usize, content: Content) {
         if !self.is_healed && self.chance(self.weather.loss) {
             self.counters.bump("messages lost");
             return;
@@ -480,10 +495,17 @@ impl World {
                     self.send(node, from, Content::Agree { bytes, proposal });
                 }
             }
-            (Purpose::Squash, Outcome::Squash(Ok(squashed))) => {
+            (Purpose::Own, Outcome::Squash(Ok(squashed))) => {
                 self.counters.add("histories squashed", squashed as u64)
             }
-            (Purpose::Squash, Outcome::Squash(Err(_))) => {}
+            (Purpose::Own, Outcome::Squash(Err(_))) => {}
+            (Purpose::Propose { peers }, Outcome::Propose(Ok(Some(closing)))) => {
+                self.counters.bump("rounds proposed");
+                let bytes = closing.frame();
+                self.ask(node, peers, bytes, Asked::Close(closing));
+            }
+            (Purpose::Own, Outcome::Close(Ok(true))) => self.counters.bump("rounds closed"),
+            (Purpose::Own, Outcome::Close(_)) | (Purpose::Propose { .. }, Outcome::Propose(_)) => {}
             _ => self.fail("an outcome of another task".to_owned()),
         }
     }
@@ -513,6 +535,7 @@ impl World {
             Err(WriteError::Commit(CommitError::Full(_))) => {
                 self.counters.bump("writes refused by full disks")
             }
+            Err(WriteError::CatchingUp(_)) => self.counters.bump("writes refused while catching up"),
             Err(WriteError::Conflict { .. }) => self.counters.bump("conditional writes refused"),
             Err(WriteError::Exists(_) | WriteError::NotFound(_)) => self.counters.bump("writes refused"),
             Err(error) => self.fail(format!("node {node} refuses a write: {error}")),
@@ -610,174 +633,5 @@ impl World {
                 ));
             }
         }
-    }
-
-    /// Looks at all that a node holds: what is gone stays gone, and revisions grow.
-    pub(super) fn watch(&mut self, node: usize) {
-        let Some(store) = self.store(node) else {
-            return;
-        };
-        let revision = store.revision().0;
-        let mut failures = Vec::new();
-        if revision < self.nodes[node].revision {
-            failures.push(format!(
-                "revision {revision} on node {node} comes after {}",
-                self.nodes[node].revision
-            ));
-        }
-        let mut epochs = 0;
-        let watched = &mut self.nodes[node].watched;
-        {
-            let index = store.shared.index();
-            let mut present = BTreeSet::new();
-            for (key, removed, record) in index.held() {
-                let live = record.map(|record| (record.incarnation, record.epoch));
-                let seen = watched.entry(key.clone()).or_default();
-                present.insert(key.clone());
-                seen.gone = seen.gone.max(removed.map(|removed| removed.incarnation));
-                if let (Some((before, epoch)), Some((now, later))) = (seen.live, live) {
-                    if before < now {
-                        seen.gone = seen.gone.max(Some(before));
-                    }
-                    epochs += u64::from(before == now && epoch < later);
-                    if before == now && epoch > later {
-                        failures.push(format!("{key} on node {node} goes back to an earlier epoch"));
-                    }
-                }
-                if let (Some((before, _)), None) = (seen.live, live) {
-                    seen.gone = seen.gone.max(Some(before));
-                }
-                if live.is_some_and(|(incarnation, _)| Some(incarnation) <= seen.gone) {
-                    failures.push(format!(
-                        "{key} on node {node}: {live:?} is back, {:?} was gone",
-                        seen.gone
-                    ));
-                }
-                seen.live = live;
-            }
-            for (_, seen) in watched.iter_mut().filter(|(key, _)| !present.contains(*key)) {
-                let Watched { live, gone } = seen;
-                *gone = (*gone).max(live.take().map(|(incarnation, _)| incarnation));
-            }
-        }
-        self.counters.add("epoch changes", epochs);
-        self.note(|| format!("node {node} is at {revision}, {}", store.digest()));
-        failures.into_iter().for_each(|failure| self.fail(failure));
-    }
-
-    /// After a restart: all that was acknowledged here is there.
-    pub(super) fn check_durable(&mut self, node: usize) {
-        let Some(store) = self.store(node) else {
-            return;
-        };
-        let mut failures = Vec::new();
-        for (key, acknowledged) in &self.nodes[node].acknowledged {
-            let view = store.get(key);
-            let now = view.as_ref().map(|view| view.object.uid());
-            match acknowledged {
-                Acknowledged::Holds { uid, stamp } if now == Some(uid.as_str()) => {
-                    let held = view.and_then(|view| model::seen(&view.object).get(&node).copied());
-                    if held.unwrap_or_default() < *stamp {
-                        failures.push(format!("write {stamp} to {key} on node {node} was acknowledged and is lost: it has {held:?}"));
-                    }
-                }
-                Acknowledged::Holds { uid, .. } if !self.model.may_be_removed(key, uid) => {
-                    failures.push(format!("{key} {uid} on node {node} was acknowledged and is lost"));
-                }
-                Acknowledged::Removed { uid } if now == Some(uid.as_str()) => {
-                    failures.push(format!(
-                        "{key} {uid} on node {node} was removed, acknowledged, and is there again"
-                    ));
-                }
-                Acknowledged::Holds { .. } | Acknowledged::Removed { .. } => {}
-            }
-        }
-        failures.into_iter().for_each(|failure| self.fail(failure));
-    }
-
-    // ------------------------------------------------------------ squashing
-
-    /// A node that sees a majority proposes to squash long histories. Any node: that only one does is for speed.
-    fn propose(&mut self) {
-        let ready: Vec<usize> = (0..self.nodes.len()).filter(|at| self.is_ready(*at)).collect();
-        let Some(node) = ready.choose(&mut self.random).copied() else {
-            return;
-        };
-        let Some(store) = self.store(node) else {
-            return;
-        };
-        let admitted: BTreeSet<String> = store
-            .list(Kind::Member, None)
-            .items
-            .into_iter()
-            .map(|view| view.key.name)
-            .collect();
-        // It may not have heard yet that somebody is there.
-        let present: Vec<usize> = (0..self.nodes.len())
-            .filter(|other| {
-                admitted.contains(&self.nodes[*other].id.0)
-                    && (*other == node || self.is_connected(node, *other))
-            })
-            .collect();
-        let present: Vec<usize> = present
-            .into_iter()
-            .filter(|other| *other == node || !self.chance(0.05))
-            .collect();
-        if !present.contains(&node) || present.len() * 2 <= admitted.len() {
-            return;
-        }
-        let Some(proposal) = store.propose_beyond(self.weather.long, self.weather.kept) else {
-            return;
-        };
-        self.proposals += 1;
-        let (number, bytes) = (self.proposals, proposal.frame());
-        let silent: Vec<usize> = present.iter().copied().filter(|other| *other != node).collect();
-        for peer in &silent {
-            self.send(
-                node,
-                *peer,
-                Content::Ask {
-                    bytes: bytes.clone(),
-                    proposal: number,
-                },
-            );
-        }
-        let is_everyone = present.len() == admitted.len();
-        if let Some(agent) = &mut self.nodes[node].agent {
-            agent.asking = Some(Asking {
-                number,
-                proposal,
-                silent,
-                is_everyone,
-            });
-        }
-        self.squash_if_agreed(node);
-    }
-
-    fn agreed(&mut self, node: usize, peer: usize, number: u64, answer: &[u8]) {
-        let Some(agent) = &mut self.nodes[node].agent else {
-            return;
-        };
-        if let Some(asking) = agent.asking.as_mut().filter(|asking| asking.number == number)
-            && let Some(at) = asking.silent.iter().position(|silent| *silent == peer)
-        {
-            asking.silent.remove(at);
-            asking.proposal.answered(answer);
-            self.squash_if_agreed(node);
-        }
-    }
-
-    fn squash_if_agreed(&mut self, node: usize) {
-        let Some(agent) = &mut self.nodes[node].agent else {
-            return;
-        };
-        let Some(asking) = agent.asking.take_if(|asking| asking.silent.is_empty()) else {
-            return;
-        };
-        let store = agent.store.clone();
-        agent.begin(Purpose::Squash, async move {
-            Outcome::Squash(store.squash(asking.proposal, asking.is_everyone).await)
-        });
-        self.go_on(node);
     }
 }
