@@ -5,7 +5,7 @@ set -euo pipefail
 declare -A packages=(
     [podman]=podman [runc]=runc [catatonit]=catatonit [netavark]=netavark
     [ip]=iproute2 [nft]=nftables [iptables]=iptables [dig]=dnsutils [cmake]=cmake [gcc]=gcc [curl]=curl [git]=git [busybox]=busybox-static
-    [newuidmap]=uidmap [nsenter]=util-linux [make]=make [age]=age
+    [newuidmap]=uidmap [nsenter]=util-linux [make]=make [age]=age [strace]=strace
 )
 # Programs that are not on everybody's PATH.
 declare -A places=([netavark]=/usr/lib/podman/netavark [catatonit]=/usr/bin/catatonit)

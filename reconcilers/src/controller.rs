@@ -7,6 +7,8 @@ mod act;
 #[cfg(test)]
 mod fixture;
 mod garbage;
+#[cfg(test)]
+mod merged_tests;
 mod network;
 mod node_objects;
 mod queue;

@@ -25,5 +25,6 @@ pub mod service;
 pub mod status;
 #[cfg(any(test, feature = "testing"))]
 pub mod suite;
+pub mod validity;
 pub mod workload;
 pub mod zone;

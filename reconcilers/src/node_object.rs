@@ -5,6 +5,7 @@
 use schemas::quantity::Quantity;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Map, Value, json};
+use store::PROTOCOL;
 
 use crate::nodes::NodeState;
 use crate::ports::{Liveness, NodeFacts};
@@ -90,7 +91,10 @@ fn status(node: &NodeState, previous: Option<&Object>, unix_seconds: i64) -> Val
     }
     put_condition(&mut status, &previous, ready(node), unix_seconds);
     put_condition(&mut status, &previous, disk_pressure(node), unix_seconds);
-    for condition in [unreadable(node), rescued(node)].into_iter().flatten() {
+    for condition in [unreadable(node), other_protocol(node), stale(node), rescued(node)]
+        .into_iter()
+        .flatten()
+    {
         put_condition(&mut status, &previous, condition, unix_seconds);
     }
     // Heartbeats are gossip: what is shown changes when something changed.
@@ -153,12 +157,30 @@ fn unreadable(node: &NodeState) -> Option<Value> {
     })
 }
 
+/// Ours: shown while a node that was away for too long catches up.
+fn stale(node: &NodeState) -> Option<Value> {
+    (node.liveness == Liveness::Alive && node.facts.catching_up).then(|| {
+        let message = "it was away while old deletions were forgotten, and takes no writes until it has compared what it holds with the others";
+        condition("Stale", "True", "CatchingUp", message)
+    })
+}
+
 /// Ours: shown as long as files lie in the node's folder `rescued`.
 fn rescued(node: &NodeState) -> Option<Value> {
     let count = node.facts.rescued;
     (node.liveness == Liveness::Alive && count > 0).then(|| {
         let message = format!("{count} objects that were changed through this node could not be kept as they were: look at the files in rescued/ of its data directory, and remove them");
         condition("Rescued", "True", "EditsNotKept", &message)
+    })
+}
+
+/// Ours: shown of a node whose store does not talk to this one's, after an upgrade of some of the agents.
+fn other_protocol(node: &NodeState) -> Option<Value> {
+    let theirs = node.facts.store_protocol?;
+    (theirs != PROTOCOL).then(|| {
+        let agent = &node.facts.agent_version;
+        let message = format!("its agent ({agent}) speaks version {theirs} of the stores' protocol, that of the node you ask {PROTOCOL}: no changes travel between them until all agents are of one release");
+        condition("StoreUnreachable", "True", "OtherProtocol", &message)
     })
 }
 
@@ -237,16 +259,22 @@ mod tests {
         full.facts.store_error = "the disk failed".into();
         full.facts.unreadable_records = 2;
         full.facts.rescued = 3;
+        full.facts.catching_up = true;
         let in_trouble = shown(&full, None, Some(&object), EPOCH + 30);
         for (condition, status, reason) in [
             ("/status/conditions/0", "False", "StoreFailed"),
             ("/status/conditions/1", "True", "KubeletHasDiskPressure"),
             ("/status/conditions/2", "True", "RecordsUnreadable"),
-            ("/status/conditions/3", "True", "EditsNotKept"),
+            ("/status/conditions/3", "True", "CatchingUp"),
+            ("/status/conditions/4", "True", "EditsNotKept"),
         ] {
             assert_eq!(in_trouble.str_at(&format!("{condition}/status")), status);
             assert_eq!(in_trouble.str_at(&format!("{condition}/reason")), reason);
         }
+        let mut older = alive.clone();
+        older.facts.store_protocol = Some(PROTOCOL - 1);
+        let older = shown(&older, None, Some(&object), EPOCH + 30);
+        assert_eq!(older.str_at("/status/conditions/2/reason"), "OtherProtocol");
         assert_eq!(object.str_at("/status/conditions/1/status"), "False");
         assert_eq!(object.pointer("/status/conditions/2"), None);
         let dead = alive.liveness(Liveness::Dead, Moment::default());

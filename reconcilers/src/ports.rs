@@ -116,6 +116,8 @@ pub struct NodeFacts {
     pub unreadable_records: u32,
     /// Objects with edits of users that it could not keep, and that nobody has looked at yet.
     pub rescued: u32,
+    /// It was away while old deletions were forgotten, and compares what it holds with the others: it takes no writes.
+    pub catching_up: bool,
     /// It serves the ingress (`--enable-ingress`).
     pub ingress: bool,
     /// Which Git repository, branch and path it was told to follow, as a hash; empty: none. Nodes with the same share
@@ -123,6 +125,8 @@ pub struct NodeFacts {
     pub gitops: String,
     /// Of its store: what tells the versions that it gives from those of other nodes.
     pub revision_tag: Option<u16>,
+    /// Of its store: [`store::PROTOCOL`].
+    pub store_protocol: Option<u32>,
 }
 
 /// The outgoing side of the observed plane: this node's own key-values in gossip.

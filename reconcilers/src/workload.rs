@@ -24,6 +24,17 @@ pub struct Tree {
 }
 
 impl Tree {
+    /// Drops what has a fault, and what plans for that: it stays as it is.
+    pub fn holding_still(mut self, has_fault: impl Fn(&Object) -> bool) -> Self {
+        let holds_still = |object: &Object| !object.is_terminating() && has_fault(object);
+        let before = self.replica_sets.len();
+        self.replica_sets.retain(|set| !holds_still(&set.object));
+        let is_whole = self.replica_sets.len() == before;
+        self.deployment
+            .take_if(|deployment| !is_whole || holds_still(deployment));
+        self
+    }
+
     /// Drops what is wanted, so that planning only takes the last steps for what is being deleted.
     pub fn ending(self) -> Self {
         let sets = self.replica_sets.into_iter();

@@ -315,7 +315,7 @@ impl World {
         if let Some(agent) = &mut self.hosts[index].agent {
             loop {
                 match agent.pushes.try_recv() {
-                    Ok(Push(bytes)) => fresh.push(bytes),
+                    Ok(push) => fresh.extend(agent.store.push_frame(&[push])),
                     Err(broadcast::error::TryRecvError::Lagged(_)) => {}
                     Err(_) => break,
                 }

@@ -52,9 +52,11 @@ pub(super) fn node_facts(config: &Config, engine: &Engine, store: &Store) -> Nod
         store_error: String::new(),
         unreadable_records: 0,
         rescued: 0,
+        catching_up: false,
         ingress: config.flags.enable_ingress,
         gitops: followed(&config.flags),
         revision_tag: Some(store.revision().tag()),
+        store_protocol: Some(store::PROTOCOL),
     }
 }
 
@@ -78,7 +80,7 @@ pub(super) async fn watch_node(
     shutdown: CancellationToken,
 ) {
     let mut interval = tokio::time::interval(LOOK_INTERVAL);
-    let mut disk = store.disk();
+    let (mut disk, mut standing) = (store.disk(), store.standing());
     loop {
         let podman_error = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -89,6 +91,7 @@ pub(super) async fn watch_node(
             }
             Ok(()) = disk.changed() => facts.podman_error.clone(),
             Ok(()) = rescued.changed() => facts.podman_error.clone(),
+            Ok(()) = standing.changed() => facts.podman_error.clone(),
         };
         let (disk_full, store_error) = match &*disk.borrow_and_update() {
             DiskState::Well => (String::new(), String::new()),
@@ -97,8 +100,10 @@ pub(super) async fn watch_node(
         };
         let unreadable = u32::try_from(store.unreadable().len()).unwrap_or(u32::MAX);
         let files = *rescued.borrow_and_update();
-        let mut changed = (facts.unreadable_records, facts.rescued) != (unreadable, files);
-        (facts.unreadable_records, facts.rescued) = (unreadable, files);
+        let catching_up = standing.borrow_and_update().catching_up;
+        let now = (unreadable, files, catching_up);
+        let mut changed = (facts.unreadable_records, facts.rescued, facts.catching_up) != now;
+        (facts.unreadable_records, facts.rescued, facts.catching_up) = now;
         for (now, before, what, well) in [
             (
                 podman_error,

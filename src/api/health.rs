@@ -75,6 +75,7 @@ pub(crate) async fn health(State(state): State<ApiState>) -> Response {
         "version": state.build.version,
         "missing": missing,
         "unreadable_records": state.store.unreadable().len(),
+        "catching_up": state.store.standing().borrow().catching_up,
     });
     (code(missing.is_empty()), Json(body)).into_response()
 }

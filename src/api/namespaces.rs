@@ -25,7 +25,8 @@ pub async fn ensure_namespaces(store: &Store, unix_seconds: i64) -> Result<(), W
         };
         match store.create(Object::new(&key), author).await {
             // One that cannot be read is brought by a peer, or was given up by nobody yet.
-            Ok(_) | Err(WriteError::Exists(_) | WriteError::Unreadable(_)) => {}
+            // Who catches up gets them from those who have them.
+            Ok(_) | Err(WriteError::Exists(_) | WriteError::Unreadable(_) | WriteError::CatchingUp(_)) => {}
             Err(error) => return Err(error),
         }
     }

@@ -290,8 +290,10 @@ impl From<WriteError> for ApiError {
             WriteError::Exists(key) => Self::exists(&key),
             WriteError::NotFound(key) => Self::not_found(&key),
             WriteError::Conflict { key, .. } => Self::modified(&key),
-            // kubectl tries again for a while: a peer may bring it.
-            WriteError::Unreadable(ref key) => Self::unavailable(error.to_string()).about(key),
+            // kubectl tries again for a while: a peer may bring it, or what is lacking.
+            WriteError::Unreadable(ref key) | WriteError::CatchingUp(ref key) => {
+                Self::unavailable(error.to_string()).about(key)
+            }
             WriteError::Owned { key, fields } => owned(&key, &fields),
             WriteError::Invalid { key, reason } => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,

@@ -153,14 +153,8 @@ impl Admission {
         certified: Option<NodeId>,
         request: JoinRequest,
     ) -> Result<JoinAnswer, Refused> {
-        if request.protocol != PROTOCOL {
-            return Err(refuse(
-                StatusCode::BAD_REQUEST,
-                format!(
-                    "this node speaks version {PROTOCOL} of the join protocol, the joiner {}",
-                    request.protocol
-                ),
-            ));
+        if let Some(reason) = request.other_version() {
+            return Err(refuse(StatusCode::BAD_REQUEST, reason));
         }
         if let Some(rule) = names::dns_subdomain(&request.node_name) {
             let name = request.node_name.escape_debug();

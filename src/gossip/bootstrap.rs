@@ -440,6 +440,7 @@ async fn join_cluster(
     let key = own.is_none().then(|| node_key(config)).transpose()?;
     let request = join::JoinRequest {
         protocol: join::PROTOCOL,
+        store_protocol: store::PROTOCOL,
         certificate_request: key.as_ref().map(certificates::request).transpose()?,
         node_name: config.node_name.clone(),
         host_name: config.host_name.clone(),

@@ -64,7 +64,7 @@ impl Sync {
     }
 
     /// Who has to agree; None if this node is not the one to propose, or too few are there.
-    fn electorate(&self) -> Option<Electorate> {
+    pub(super) fn electorate(&self) -> Option<Electorate> {
         let admitted = members::list(&self.store);
         let cluster = self.cluster.borrow().clone();
         let is_present = |node: &&NodeId| {
@@ -104,8 +104,9 @@ enum Outcome {
     NotAgreed,
 }
 
-struct Electorate {
-    others: Vec<NodeId>,
+/// Who has to agree to what one node proposes.
+pub(super) struct Electorate {
+    pub(super) others: Vec<NodeId>,
     /// All that are admitted are present.
-    is_everyone: bool,
+    pub(super) is_everyone: bool,
 }

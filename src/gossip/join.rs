@@ -47,6 +47,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 #[serde(rename_all = "camelCase")]
 pub(super) struct JoinRequest {
     pub(super) protocol: u32,
+    /// [`store::PROTOCOL`].
+    #[serde(default)]
+    pub(super) store_protocol: u32,
     /// PEM; None if the joiner showed a certificate of the cluster's CA while connecting.
     pub(super) certificate_request: Option<String>,
     pub(super) node_name: String,
@@ -57,6 +60,21 @@ pub(super) struct JoinRequest {
     pub(super) key_fingerprint: Option<String>,
     /// Range of all pods, which must be the cluster's.
     pub(super) pod_cidr: IpNet,
+}
+
+impl JoinRequest {
+    /// Tells why this release cannot admit the joiner's.
+    pub(super) fn other_version(&self) -> Option<String> {
+        let of = |what, ours, theirs| {
+            (ours != theirs).then(|| {
+                format!(
+                    "this node speaks version {ours} of {what}, the joiner {theirs}: run one release of podman-swarm-agent on both"
+                )
+            })
+        };
+        of("the join protocol", PROTOCOL, self.protocol)
+            .or_else(|| of("the stores' protocol", store::PROTOCOL, self.store_protocol))
+    }
 }
 
 /// What an admitted node is given.
@@ -280,6 +298,32 @@ mod tests {
             ("node1:port", None),
         ] {
             assert_eq!(host_of(address), host, "{address}");
+        }
+    }
+
+    #[test]
+    fn an_agent_of_another_release_is_told_so() {
+        let request = |protocol, store_protocol| JoinRequest {
+            protocol,
+            store_protocol,
+            certificate_request: None,
+            node_name: "node2".into(),
+            host_name: "node2".into(),
+            address: "10.0.0.2".parse().unwrap(),
+            gossip_port: 7946,
+            key_fingerprint: None,
+            pod_cidr: "10.244.0.0/16".parse().unwrap(),
+        };
+        assert_eq!(request(PROTOCOL, store::PROTOCOL).other_version(), None);
+        for (request, what) in [
+            (request(PROTOCOL + 1, store::PROTOCOL), "join protocol"),
+            (request(PROTOCOL, store::PROTOCOL - 1), "stores' protocol"),
+        ] {
+            let reason = request.other_version().unwrap();
+            assert!(
+                reason.contains(what) && reason.contains("one release"),
+                "{reason}"
+            );
         }
     }
 }

@@ -27,6 +27,7 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::admission::Admission;
+use super::conduct::Conduct;
 use super::connections::{PING_INTERVAL, PING_TIMEOUT, Peers};
 use super::join::{self, JoinRequest, Refusal};
 use super::{certificates, members};
@@ -66,6 +67,7 @@ pub(super) struct PeerServer {
     pub(super) store: Store,
     pub(super) admission: Admission,
     pub(super) peers: watch::Receiver<Arc<Peers>>,
+    pub(super) conduct: Conduct,
 }
 
 /// The identity that a connection's certificate proves, if it has one.
@@ -212,6 +214,7 @@ async fn members_only(
         return refusal(StatusCode::UNAUTHORIZED, "a member's certificate is needed");
     };
     if !members::is_admitted(&server.store, &node) {
+        server.conduct.forget(&node);
         return match server.store.removal(&members::key(&node)) {
             // The tombstone is the proof: a node that has joined again since then is not met by it.
             Some(removal) => (REMOVED, removal).into_response(),
@@ -233,6 +236,10 @@ async fn sync(
     let Caller::Peer(node) = caller else {
         return refusal(StatusCode::UNAUTHORIZED, "a member's certificate is needed");
     };
+    let _turn = match server.conduct.begin(&node) {
+        Ok(turn) => turn,
+        Err(reason) => return refusal(StatusCode::TOO_MANY_REQUESTS, reason.to_string()),
+    };
     let frame = match read(body, FRAME_LIMIT).await {
         Ok(frame) => frame,
         Err(response) => return response,
@@ -242,6 +249,9 @@ async fn sync(
         Ok(Exchange::Done) => StatusCode::NO_CONTENT.into_response(),
         Err(error) => {
             warn!(%node, %error, "refused a frame of sync");
+            if matches!(error, SyncError::Malformed(_)) && server.conduct.was_bad(&node) {
+                warn!(%node, "this member sends nonsense: its frames are not read for a while");
+            }
             let status = match error {
                 SyncError::Malformed(_) | SyncError::Version { .. } => StatusCode::BAD_REQUEST,
                 SyncError::Commit(CommitError::Full(_)) => StatusCode::INSUFFICIENT_STORAGE,

@@ -20,6 +20,7 @@ use tracing::{debug, error, info, warn};
 
 use super::admission::Admission;
 use super::bootstrap::{Config, Sockets, forget};
+use super::conduct::Conduct;
 use super::connections::{Connections, Peers};
 use super::credentials::Credentials;
 use super::datagram::GossipKey;
@@ -96,6 +97,8 @@ pub async fn prepare(
     if reported.is_empty() && store.removal(&members::key(&me)).is_some() {
         return Err(Error::Removed);
     }
+    // Until gossip hears somebody.
+    store.set_alone(true);
     admit_self(config, &credentials, &store).await?;
     Ok(Prepared {
         config: config.clone(),
@@ -157,6 +160,7 @@ impl Prepared {
         // A joiner's store is empty at first.
         let caught_up = watch::Sender::new(members::list(&store).contains_key(&me));
         let server = PeerServer {
+            conduct: Conduct::default(),
             store: store.clone(),
             admission: Admission::new(
                 store.clone(),

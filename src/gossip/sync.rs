@@ -13,12 +13,13 @@ use futures::FutureExt;
 use http::{Request, StatusCode};
 use rand::seq::IteratorRandom;
 use reconcilers::ports::{Clock, Cluster, Liveness, Moment};
-use store::{Exchange, NodeId, Store, SyncError};
+use store::{Exchange, NodeId, Push, Store, SyncError};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, warn};
 
 use super::connections::{Connections, Peers};
@@ -29,8 +30,8 @@ use super::peer_server::{FRAME_LIMIT, REMOVED, SYNC_PATH};
 use super::published::{Announcements, DIGEST};
 use crate::relay::{Relay, RelayError};
 
-/// Pushes under way to one peer; with more, the digests repair all that was dropped in one exchange.
-const PUSHES_PER_PEER: usize = 64;
+/// How many bytes of changes are joined before the last: with the largest change a frame stays below [`FRAME_LIMIT`].
+const PUSH_BYTES: usize = 256 << 10;
 /// A push that takes longer is for a peer in trouble.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Exchanges that this node begins at a time.
@@ -96,6 +97,8 @@ impl Sync {
         tasks.spawn(self.clone().announce_digest());
         tasks.spawn(self.clone().repair());
         tasks.spawn(self.clone().compact());
+        tasks.spawn(self.clone().close_rounds());
+        tasks.spawn(self.clone().tell_contact());
         tasks.spawn(async move {
             // A start asks right away, and does not wait for gossip to show who differs. Ends by itself.
             self.exchange_with_one(|_| true).await;
@@ -114,47 +117,58 @@ impl Sync {
         tasks.shutdown().await;
     }
 
-    /// Sends every fresh frame to all live peers at once.
+    /// Sends every fresh change to all live peers at once.
     async fn push(self) {
-        let mut pushes = self.store.pushes();
-        let mut permits: HashMap<NodeId, Arc<Semaphore>> = HashMap::new();
-        let mut sending = JoinSet::new();
+        let mut peers = self.peers.clone();
+        let mut pushing: HashMap<NodeId, AbortOnDropHandle<()>> = HashMap::new();
         loop {
-            let frame = tokio::select! {
-                Some(_) = sending.join_next() => continue,
-                frame = pushes.recv() => match frame {
-                    Ok(push) => push.0,
-                    Err(RecvError::Lagged(frames)) => {
-                        debug!(frames, "pushes were lost, digests will repair");
-                        continue;
-                    }
-                    Err(RecvError::Closed) => return,
-                },
-            };
-            let peers = self.peers.borrow().clone();
-            permits.retain(|node, _| peers.contains_key(node));
-            for node in peers.iter().filter(|(_, peer)| peer.live).map(|(node, _)| node) {
-                let permits = permits
-                    .entry(node.clone())
-                    .or_insert_with(|| Arc::new(Semaphore::new(PUSHES_PER_PEER)));
-                let Ok(permit) = permits.clone().try_acquire_owned() else {
-                    continue;
-                };
-                let (sync, node, frame) = (self.clone(), node.clone(), frame.clone());
-                sending.spawn(async move {
-                    let _permit = permit;
-                    match sync.send(&node, frame, PUSH_TIMEOUT).await {
-                        // The peer misses what this builds on: go on as an exchange.
-                        Ok(Some(answer)) => {
-                            if let Err(error) = sync.exchange(&node, Some(answer)).await {
-                                debug!(%node, %error, "an exchange after a push failed");
-                            }
-                        }
-                        Ok(None) => {}
-                        Err(error) => debug!(%node, %error, "a push was not taken"),
-                    }
+            let now = peers.borrow_and_update().clone();
+            let is_live = |node: &NodeId| now.get(node).is_some_and(|peer| peer.live);
+            pushing.retain(|node, task| is_live(node) && !task.is_finished());
+            for node in now.keys().filter(|node| is_live(node)) {
+                pushing.entry(node.clone()).or_insert_with(|| {
+                    let push = self.clone().push_to(node.clone(), self.store.pushes());
+                    AbortOnDropHandle::new(tokio::spawn(push))
                 });
             }
+            if peers.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Sends fresh changes to one peer in their order: one frame at a time, with all that came meanwhile in the next. So a
+    /// peer sees what this node writes as this node does.
+    async fn push_to(self, node: NodeId, mut pushes: broadcast::Receiver<Push>) {
+        let mut joined = Vec::new();
+        loop {
+            match pushes.recv().await {
+                Ok(push) => joined.push(push),
+                Err(RecvError::Lagged(lost)) => {
+                    debug!(%node, lost, "pushes were lost, digests will repair");
+                    continue;
+                }
+                Err(RecvError::Closed) => return,
+            }
+            while joined.iter().map(Push::bytes).sum::<usize>() < PUSH_BYTES {
+                match pushes.try_recv() {
+                    Ok(push) => joined.push(push),
+                    Err(_) => break,
+                }
+            }
+            if let Err(error) = self.push_frame(&node, &joined).await {
+                debug!(%node, %error, "a push was not taken");
+            }
+            joined.clear();
+        }
+    }
+
+    async fn push_frame(&self, node: &NodeId, pushes: &[Push]) -> Result<(), ExchangeError> {
+        let frame = self.store.push_frame(pushes)?;
+        match self.send(node, frame, PUSH_TIMEOUT).await? {
+            // The peer misses what this builds on: go on as an exchange.
+            Some(answer) => self.exchange(node, Some(answer)).await,
+            None => Ok(()),
         }
     }
 
@@ -210,7 +224,7 @@ impl Sync {
                     peer.live && (differs || is_new(node))
                 })
             };
-            if peers.values().any(|peer| peer.live && peer.digest == ours) {
+            if peers.values().any(|peer| peer.live && peer.digest == ours) && !self.is_catching_up() {
                 self.caught_up.send_replace(true);
             }
             differing.retain(|node, one| one.running || differs(node));
@@ -251,9 +265,13 @@ impl Sync {
 
     /// Exchanges all that differs with a peer. Where writes never cease, digests are never equal, and this alone tells that
     /// a joiner has arrived.
-    async fn catch_up(&self, node: &NodeId) -> Result<(), ExchangeError> {
+    pub(super) async fn catch_up(&self, node: &NodeId) -> Result<(), ExchangeError> {
         let began = self.clock.now();
         self.exchange(node, None).await?;
+        // What this node holds is not all decided yet: the next exchange goes on.
+        if self.is_catching_up() {
+            return Ok(());
+        }
         self.exchanged.send_modify(|exchanged| {
             exchanged.insert(node.clone(), began);
         });
@@ -263,6 +281,10 @@ impl Sync {
                 .send_if_modified(|caught_up| !std::mem::replace(caught_up, true));
         }
         Ok(())
+    }
+
+    fn is_catching_up(&self) -> bool {
+        self.store.standing().borrow().catching_up
     }
 
     /// Runs an exchange to its end; `answer`: one that is under way.

@@ -358,8 +358,7 @@ fn push(shared: &Shared, fresh: Fresh) {
     };
     let changes = fresh.change.map(|change| vec![change.bytes]).unwrap_or_default();
     let delta = frame::Delta::new(&fresh.key, removed, record.as_deref(), changes);
-    if let Ok(frame) = frame::encode(header, &frame::Body::Push { items: vec![delta] }) {
-        // An error: nobody listens.
-        let _: Result<usize, broadcast::error::SendError<Push>> = shared.pushes.send(Push(frame));
-    }
+    let delta = Arc::new(delta);
+    // An error: nobody listens.
+    let _: Result<usize, broadcast::error::SendError<Push>> = shared.pushes.send(Push { header, delta });
 }

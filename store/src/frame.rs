@@ -10,8 +10,8 @@ use crate::incarnation::{Incarnation, Tombstone};
 use crate::record::Record;
 use crate::types::SyncError;
 
-/// Version of the protocol, first in each frame (big endian).
-pub(crate) const VERSION: u32 = 3;
+/// Version of the protocol, first in each frame (big endian). Stores of two versions do not talk.
+pub const VERSION: u32 = 3;
 /// The largest frame. The largest change of 3.5 MB fits; what does not fit travels in a further step.
 pub(crate) const MAX_FRAME_BYTES: usize = 4 << 20;
 
@@ -154,6 +154,20 @@ impl Delta {
             key: key.to_string(),
             removed,
             live,
+        }
+    }
+
+    /// Tells whether the other is of the same history, so that both can be stored at once.
+    pub(crate) fn goes_on_with(&self, other: &Delta) -> bool {
+        let history = |delta: &Delta| delta.live.as_ref().map(|live| (live.incarnation, live.epoch));
+        self.key == other.key && history(self).is_some() && history(self) == history(other)
+    }
+
+    /// Takes in what [goes on](Delta::goes_on_with) with this.
+    pub(crate) fn append(&mut self, other: &Delta) {
+        self.removed = self.removed.max(other.removed);
+        if let (Some(live), Some(other)) = (&mut self.live, &other.live) {
+            live.changes.extend_from_slice(&other.changes);
         }
     }
 

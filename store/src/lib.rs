@@ -45,6 +45,7 @@ mod watch;
 
 pub use check::{CheckReport, Problem, check};
 pub use compaction::Proposal;
+pub use frame::VERSION as PROTOCOL;
 pub use history::compare;
 pub use memory_disk::MemoryDisk;
 pub use rescue::{Lost, RescueId, Rescued};

@@ -300,6 +300,14 @@ impl Ballot {
         let ballot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *ballot == (round, Some(proposer.clone()))
     }
+
+    /// Agrees to nobody's from now on.
+    fn spoil(&self, round: u16) {
+        let mut ballot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if round >= ballot.0 {
+            *ballot = (round, None);
+        }
+    }
 }
 
 /// A round that this node would close.
@@ -308,6 +316,8 @@ pub struct Closing {
     closed: Closed,
     frame: Bytes,
     is_agreed: bool,
+    /// Somebody will never agree to it.
+    is_refused: bool,
 }
 
 impl Closing {
@@ -316,13 +326,14 @@ impl Closing {
         self.frame.clone()
     }
 
-    /// Takes a peer's answer; what cannot be read does not agree.
+    /// Takes a peer's answer; none (no bytes), or one that cannot be read, does not agree.
     pub fn answered(&mut self, answer: &[u8]) {
-        let agreed = Body::Agreed {
-            round: self.round,
-            closed: self.closed,
-        };
-        self.is_agreed &= frame::decode(answer).is_ok_and(|(_, answer)| answer == agreed);
+        match frame::decode(answer) {
+            Ok((_, Body::Agreed { round, closed })) if round == self.round => {
+                self.is_agreed &= closed == self.closed;
+            }
+            Ok(_) | Err(_) => (self.is_agreed, self.is_refused) = (false, true),
+        }
     }
 
     /// Tells whether all who answered agreed.
@@ -411,20 +422,23 @@ impl Store {
             closed,
             frame,
             is_agreed: true,
+            is_refused: false,
         }))
     }
 
-    /// Answers who would close a round: nothing, if this node does not agree.
+    /// Answers who would close a round: with another digest, if this node does not hold the same now; with nothing, if it
+    /// will never agree.
     pub(crate) fn agree_to_close(&self, peer: &NodeId, round: u16, closed: Closed) -> Option<Body> {
         let index = self.shared.index();
-        let is_next = index.round() == round && index.bar() < round && index.target().is_none();
-        // Cast first: what is held may be the same when it is asked again.
-        let agrees = is_next && self.shared.ballot.cast(round, peer) && index.holds(round, closed);
+        let is_next = index.round() == round && index.bar() < round;
+        let agrees = is_next && self.shared.ballot.cast(round, peer);
+        let holds = index.target().is_none() && index.holds(round, closed);
+        let closed = if holds { closed } else { closed.map(|byte| !byte) };
         agrees.then_some(Body::Agreed { round, closed })
     }
 
     /// Closes a round that all present nodes agreed to, if they and this one are a majority of the admitted and this one
-    /// holds what it held. False: it was not agreed on, or is overtaken.
+    /// holds what it held. False: it was not agreed on, or is overtaken. What is dropped instead is tried again, as it is.
     ///
     /// # Errors
     /// The disk does not take it.
@@ -433,8 +447,12 @@ impl Store {
             round,
             closed,
             is_agreed,
+            is_refused,
             ..
         } = closing;
+        if is_refused {
+            self.shared.ballot.spoil(round);
+        }
         Ok(is_agreed && self.register(Registration::Close(round, closed)).await?)
     }
 

@@ -168,6 +168,8 @@ impl Disk for SledDisk {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -200,6 +202,78 @@ mod tests {
             SledDisk::open(folder.path()),
             Err(OpenError::Damaged { .. })
         ));
+    }
+
+    /// Copies the files of a directory as they are now.
+    fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        let mut folders = vec![folder.to_owned()];
+        while let Some(one) = folders.pop() {
+            for entry in std::fs::read_dir(one).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    let place = path.strip_prefix(folder).unwrap().to_owned();
+                    files.insert(place, std::fs::read(path).unwrap());
+                }
+            }
+        }
+        files
+    }
+
+    #[test]
+    fn a_write_that_was_torn_takes_nothing_with_it() {
+        const WRITTEN: usize = 200;
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = SledDisk::open(folder.path()).unwrap();
+        for number in 0..WRITTEN {
+            disk.write(vec![Write::put(format!("d/{number}"), "v".repeat(700))])
+                .unwrap();
+            disk.sync().unwrap();
+        }
+        let before = files(folder.path());
+        let last = (0..10).map(|number| Write::put(format!("last/{number}"), "w".repeat(2000)));
+        disk.write(last.collect()).unwrap();
+        disk.sync().unwrap();
+        let after = files(folder.path());
+        drop(disk);
+        let differing: Vec<(&PathBuf, usize)> = after
+            .iter()
+            .flat_map(|(place, bytes)| {
+                let old = before.get(place);
+                let differs = move |at: &usize| old.and_then(|old| old.get(*at)) != bytes.get(*at);
+                (0..bytes.len()).filter(differs).map(move |at| (place, at))
+            })
+            .collect();
+        assert!(differing.len() > 20_000, "{}", differing.len());
+        // How many bytes of the last write reached the disk, and what is in the place of the others.
+        for (kept, filler) in (0..=16).flat_map(|part| [(part, None), (part, Some(0)), (part, Some(0xa5))]) {
+            let mut torn = after.clone();
+            for (place, at) in &differing[differing.len() * kept / 16..] {
+                let old = before.get(*place).and_then(|old| old.get(*at)).copied();
+                torn.get_mut(*place).unwrap()[*at] = filler.or(old).unwrap_or_default();
+            }
+            let copy = tempfile::tempdir().unwrap();
+            for (place, bytes) in torn {
+                let path = copy.path().join(place);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, bytes).unwrap();
+            }
+            let disk = SledDisk::open(copy.path()).unwrap();
+            let count = |prefix: &str| {
+                let mut count = 0;
+                disk.scan(prefix, &mut |_, _| count += 1).unwrap();
+                count
+            };
+            assert_eq!(count("d/"), WRITTEN, "{kept}/16 kept, filled with {filler:?}");
+            let last = count("last/");
+            assert!(
+                last == 0 || last == 10,
+                "{last} of one batch: {kept}/16 kept, filled with {filler:?}"
+            );
+            assert!(kept < 16 || last == 10);
+        }
     }
 
     #[test]

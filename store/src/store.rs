@@ -422,9 +422,26 @@ impl Store {
 
     // -------------------------------------------------------------- sync
 
-    /// Frames with this node's fresh changes, to push to live peers at once. A slow reader loses frames; digests repair it.
+    /// This node's fresh changes, to push to live peers at once. A slow reader loses some; digests repair it.
     pub fn pushes(&self) -> broadcast::Receiver<Push> {
         self.shared.pushes.subscribe()
+    }
+
+    /// Returns a frame with changes that a peer takes in this order.
+    ///
+    /// # Errors
+    /// They cannot be encoded.
+    pub fn push_frame(&self, pushes: &[Push]) -> Result<Bytes, SyncError> {
+        let mut items: Vec<Delta> = Vec::with_capacity(pushes.len());
+        for Push { delta, .. } in pushes {
+            match items.last_mut() {
+                Some(last) if last.goes_on_with(delta) => last.append(delta),
+                Some(_) | None => items.push(Delta::clone(delta)),
+            }
+        }
+        // That of the oldest: what was closed since then may cover it.
+        let header = pushes.iter().map(|push| push.header).min_by_key(|header| header.floor);
+        frame::encode(header.unwrap_or_default(), &Body::Push { items })
     }
 
     /// Conflicts in which a value that a user wrote through this node lost. A slow reader loses some.

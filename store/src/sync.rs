@@ -248,6 +248,7 @@ impl Store {
         for key in keys {
             let mut mine = ours.get(key).cloned().unwrap_or_default();
             let (removed, live) = theirs.get(key).cloned().unwrap_or_default();
+            let is_unreadable = theirs.contains_key(key) && removed.is_none() && live.is_none();
             let incarnation = live.as_ref().map(|live| live.incarnation);
             let (_, takes_live) = self
                 .shared
@@ -257,7 +258,8 @@ impl Store {
             // Nor would the peer take it from us.
             mine.record.take_if(|record| {
                 let is_old = record.incarnation.round < their_header.floor && key.kind != Kind::Member;
-                header.floor < their_header.floor && is_old && Some(record.incarnation) != incarnation
+                let is_other = Some(record.incarnation) != incarnation;
+                header.floor < their_header.floor && is_old && is_other && !is_unreadable
             });
             let (delta, want) = self.shared.difference(key, &mine, removed, live.as_ref());
             if (bytes > ITEMS_BYTES || want_bytes > WANTS_BYTES) && (delta.is_some() || want.is_some()) {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::Value;
 
+use crate::frame::{Delta, Header};
 use crate::index::PackedView;
 
 /// Identity of a node: the hex SHA-256 of its public key (64 characters).
@@ -291,9 +292,20 @@ pub enum WatchEvent {
     Deleted { view: View },
 }
 
-/// A frame that carries fresh changes of this node, to be sent to every live peer at once.
+/// A fresh change of this node, to be sent to every live peer at once: [`Store::push_frame`](crate::Store::push_frame).
 #[derive(Clone, Debug)]
-pub struct Push(pub Bytes);
+pub struct Push {
+    /// Of the store when the change was made.
+    pub(crate) header: Header,
+    pub(crate) delta: Arc<Delta>,
+}
+
+impl Push {
+    /// Returns about how many bytes this takes in a frame.
+    pub fn bytes(&self) -> usize {
+        self.delta.bytes()
+    }
+}
 
 /// What to do next in an exchange with a peer.
 #[derive(Clone, Debug)]

@@ -721,3 +721,41 @@ fn health_is_503_until_the_node_has_joined() {
     cluster.heal();
     cluster.wait_healthy(2);
 }
+
+#[test]
+fn a_write_is_synced_before_it_is_acknowledged() {
+    needs_hosts!();
+    let cluster = Cluster::with_agents(1);
+    let trace = cluster.data(1).join("trace");
+    let script = format!(
+        "strace -f -y -s 400 -e trace=pwrite64,fdatasync,write,writev,sendto -o {trace} -p $(pgrep -x podman-swarm-ag) &
+         for i in {{1..300}}; do
+             grep -q TracerPid:.*[1-9] /proc/$(pgrep -x podman-swarm-ag)/status && break; sleep 0.1
+         done
+         curl -sf -o {trace}.answer http://127.0.0.1:8080/api/v1/namespaces -H \"Authorization: Bearer $(cat {data}/api.token)\" \\
+             -H 'Content-Type: application/json' -d '{{\"metadata\": {{\"name\": \"traced\"}}}}'
+         kill %1; wait",
+        trace = trace.display(),
+        data = cluster.data(1).display(),
+    );
+    let ran = cluster.exec(1, &["bash", "-c", &script]);
+    let trace = std::fs::read_to_string(trace).unwrap_or_default();
+    let lines: Vec<&str> = trace.lines().collect();
+    let after = |from: usize, what: &str, is: &dyn Fn(&str) -> bool| {
+        let found = lines[from..].iter().position(|line| is(line));
+        found.map_or_else(|| panic!("{what}: {ran:?} {trace}"), |at| from + at)
+    };
+    // Of several threads, a call may be told in two lines.
+    let written = after(0, "the write of the record", &|line| {
+        line.contains("pwrite64") && line.contains("sled/db") && line.contains("d/namespaces//traced")
+    });
+    let synced = after(written, "its sync", &|line| {
+        line.contains("fdatasync") && line.ends_with("= 0")
+    });
+    let answered = after(0, "the answer", &|line| line.contains("HTTP/1.1 201 Created"));
+    assert!(
+        synced < answered,
+        "{}",
+        lines[written..=synced.max(answered)].join("\n")
+    );
+}

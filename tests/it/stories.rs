@@ -390,7 +390,7 @@ fn an_update_keeps_within_its_bounds() {
             };
             let mut alive = look();
             if ready(&alive) < 5 || alive.len() > 8 {
-                // Changes of two objects may come to a node in the other order; a pod too many would stay for longer.
+                // Readiness comes by gossip, and later than a deletion that it allowed; a pod too many would stay for longer.
                 std::thread::sleep(Duration::from_millis(150));
                 alive = look();
             }

@@ -11,10 +11,12 @@ use serde_json::{Value, json};
 use store::{WatchEvent, WatchScope};
 
 use super::{Context, Next, ReconcileError, Reconciler, Trigger};
+use crate::ownership::Holding;
 use crate::placement::Placement;
 use crate::pod_state::{Graces, Host};
-use crate::ports::Cluster;
+use crate::ports::{Cluster, EventKind, EventRecord};
 use crate::status::{PodKnowledge, deployment_status, pod_status, replica_set_status};
+use crate::validity::{Faults, MERGED_INVALID, show_fault};
 
 /// What one run computes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -33,6 +35,7 @@ pub struct Statuses {
     context: Context,
     graces: Graces,
     seen: Mutex<Seen>,
+    faults: Faults,
 }
 
 /// What was known when events were last mapped to keys.
@@ -49,6 +52,7 @@ impl Statuses {
             context,
             graces,
             seen: Mutex::default(),
+            faults: Faults::default(),
         }
     }
 
@@ -157,7 +161,7 @@ impl Statuses {
         let mut again = None;
         for set in &tree.replica_sets {
             if let Some(key) = set.object.key() {
-                self.show(&key, replica_set_status(set, now));
+                self.show_checked(&key, &set.object, replica_set_status(set, now));
             }
             let min_ready = crate::replica_set::min_ready_seconds(&set.object);
             for pod in &set.pods {
@@ -171,10 +175,33 @@ impl Statuses {
         }
         if let Some(deployment) = &tree.deployment {
             let (status, deadline) = deployment_status(deployment, &tree.replica_sets, now);
-            self.show(key, status);
+            self.show_checked(key, deployment, status);
             again = [again, deadline].into_iter().flatten().min();
         }
         again.map_or(Next::Done, Next::After)
+    }
+
+    /// Shows a status, and that the object is not valid, if it is not. Who works for it tells that in an Event.
+    fn show_checked(&self, key: &ObjectKey, object: &Object, mut status: Value) {
+        let context = &self.context;
+        let (fault, now) = (self.faults.of(object), context.clock.unix_seconds());
+        let told = show_fault(&mut status, object, fault.as_deref(), now);
+        if let Some(message) = told.filter(|_| self.is_told_here(object)) {
+            context.events.event(EventRecord {
+                key: key.clone(),
+                uid: object.uid().to_owned(),
+                kind: EventKind::Warning,
+                reason: MERGED_INVALID,
+                message,
+                component: "deployment-controller",
+            });
+        }
+        self.show(key, status);
+    }
+
+    fn is_told_here(&self, object: &Object) -> bool {
+        let root = self.context.root(object);
+        root.is_some_and(|root| self.context.holding(&root) != Holding::Other)
     }
 
     fn show(&self, key: &ObjectKey, status: Value) {

@@ -16,6 +16,7 @@ use crate::ownership::Holding;
 use crate::placement::Placement;
 use crate::pod_state::Graces;
 use crate::ports::{EventKind, EventRecord};
+use crate::validity::Faults;
 use crate::workload::plan;
 
 /// The controller of Deployments, ReplicaSets and the placement of Pods.
@@ -27,6 +28,7 @@ pub struct Workloads {
     node_specs: Mutex<HashMap<ObjectKey, Value>>,
     /// What was last reported of pods that fit nowhere, by root; forgotten with them.
     reported: Mutex<HashMap<ObjectKey, BTreeMap<ObjectKey, String>>>,
+    faults: Faults,
 }
 
 impl Workloads {
@@ -41,6 +43,7 @@ impl Workloads {
             nodes_seen: Mutex::default(),
             node_specs: Mutex::default(),
             reported: Mutex::default(),
+            faults: Faults::default(),
         }
     }
 
@@ -55,6 +58,7 @@ impl Workloads {
         if namespace.is_some_and(|namespace| namespace.is_terminating()) {
             tree = tree.ending();
         }
+        tree = tree.holding_still(|object| self.faults.of(object).is_some());
         let placement = Placement::new(&nodes, pods.iter().map(AsRef::as_ref));
         plan(tree, placement, now)
     }
@@ -191,6 +195,18 @@ mod tests {
     /// How long a state may take; thousands of times what it takes.
     const DEADLINE: Duration = Duration::from_secs(20);
 
+    /// The spec of a ReplicaSet.
+    fn replicas(count: u32) -> Value {
+        json!({
+            "replicas": count,
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {
+                "metadata": {"labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "c", "image": "web:1"}]},
+            },
+        })
+    }
+
     #[tokio::test]
     async fn a_node_whose_deletion_was_missed_wakes_all_once() {
         let fixture = Fixture::new(2);
@@ -242,10 +258,7 @@ mod tests {
             .find(|key| fixture.context.holding(key) == Holding::Mine)
             .unwrap();
         let mut set = schemas::Object::new(&key);
-        set.set(
-            &["spec"],
-            json!({"replicas": 6, "template": {"spec": {"containers": [{"name": "c", "image": "web:1"}]}}}),
-        );
+        set.set(&["spec"], replicas(6));
         fixture.store.create(set, author()).await.unwrap();
         let workloads = Workloads::new(fixture.context.clone(), Graces::default());
         workloads.reconcile(&key).await.unwrap();
@@ -274,12 +287,7 @@ mod tests {
         fixture.admit().await;
         let key = ObjectKey::new(Kind::ReplicaSet, "default", "web");
         let mut set = schemas::Object::new(&key);
-        let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {}});
-        let selector = json!({"matchLabels": {"app": "web"}});
-        set.set(
-            &["spec"],
-            json!({"replicas": 2, "selector": selector, "template": template}),
-        );
+        set.set(&["spec"], replicas(2));
         fixture.store.create(set, author()).await.unwrap();
         let workloads = Workloads::new(fixture.context.clone(), Graces::default());
         workloads.reconcile(&key).await.unwrap();
@@ -307,7 +315,7 @@ mod tests {
         fixture.admit().await;
         let key = ObjectKey::new(Kind::ReplicaSet, "default", "web");
         let mut set = schemas::Object::new(&key);
-        set.set(&["spec"], json!({"replicas": 1, "template": {"spec": {}}}));
+        set.set(&["spec"], replicas(1));
         fixture.store.create(set, author()).await.unwrap();
         let workloads = Workloads::new(fixture.context.clone(), Graces::default());
         for _ in 0..3 {
@@ -319,7 +327,10 @@ mod tests {
             .collect();
         let pods = fixture.context.objects(Kind::Pod, None);
         let expected: Vec<_> = pods.iter().map(|pod| pod.uid()).collect();
-        assert_eq!(uids, expected);
+        assert_eq!(
+            (uids.len(), uids),
+            (1, expected.into_iter().map(str::to_owned).collect())
+        );
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -351,7 +351,7 @@ async fn run(replicas: usize, steps: Vec<Step>) {
         perform(&mut nodes, &frames, &mut removed, step).await;
         for node in &mut nodes {
             while let Ok(push) = node.pushes.try_recv() {
-                frames.push(push.0);
+                frames.push(node.store.push_frame(&[push]).unwrap());
             }
         }
     }

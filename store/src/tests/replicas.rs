@@ -4,10 +4,13 @@ use schemas::Kind;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use bytes::Bytes;
+use tokio::sync::broadcast;
+
 use super::*;
-use crate::SyncError;
 use crate::frame::{HEADER_BYTES, VERSION};
 use crate::incoming::IncomingChange;
+use crate::{Push, SyncError, WatchScope};
 
 /// Two replicas of one object.
 async fn pair(object: &Object) -> (Store, Store, ObjectKey) {
@@ -278,6 +281,47 @@ async fn a_lost_value_is_told_once_where_it_was_written() {
     assert_ne!(conflict.winner.node, conflict.loser.node);
 }
 
+/// The next fresh change, as a frame.
+async fn pushed(store: &Store, pushes: &mut broadcast::Receiver<Push>) -> Bytes {
+    store.push_frame(&[pushes.recv().await.unwrap()]).unwrap()
+}
+
+#[tokio::test]
+async fn pushes_are_joined_in_their_order() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    let mut pushes = a.pushes();
+    for replicas in [5, 6, 7] {
+        edit(&a, &key, |object| object.set(&["spec", "replicas"], replicas)).await;
+    }
+    let other = a.create(deployment("other"), author("x")).await.unwrap().key;
+    edit(&a, &key, |object| object.set(&["spec", "replicas"], 8)).await;
+    a.remove(&other, &Precondition::default(), author("x"))
+        .await
+        .unwrap();
+    let mut joined = Vec::new();
+    while let Ok(push) = pushes.try_recv() {
+        joined.push(push);
+    }
+    assert_eq!(joined.len(), 6);
+    let scope = WatchScope {
+        kinds: vec![Kind::Deployment],
+        namespace: None,
+    };
+    let mut seen = b.watch(scope, Some(b.revision())).unwrap();
+    let answer = b
+        .receive(&NodeId("a".to_owned()), &a.push_frame(&joined).unwrap())
+        .await
+        .unwrap();
+    assert!(matches!(answer, Exchange::Done));
+    assert_eq!(a.digest(), b.digest());
+    let mut events = Vec::new();
+    while let Ok(event) = seen.try_recv() {
+        events.push(event);
+    }
+    // Of one object what follows one another is one change.
+    assert_eq!(events.len(), 4, "{events:?}");
+}
+
 #[tokio::test]
 async fn pushes_carry_fresh_changes_and_ask_for_what_they_build_on() {
     let (a, b, key) = pair(&deployment("web")).await;
@@ -285,8 +329,8 @@ async fn pushes_carry_fresh_changes_and_ask_for_what_they_build_on() {
     let (from_a, from_b) = (NodeId("a".to_owned()), NodeId("b".to_owned()));
     edit(&a, &key, |object| object.set(&["spec", "replicas"], 5)).await;
     edit(&a, &key, |object| object.set(&["spec", "replicas"], 6)).await;
-    let lost = pushes.recv().await.unwrap().0;
-    let second = pushes.recv().await.unwrap().0;
+    let lost = pushed(&a, &mut pushes).await;
+    let second = pushed(&a, &mut pushes).await;
     let Exchange::Send(request) = b.receive(&from_a, &second).await.unwrap() else {
         panic!("b lacks the first")
     };
@@ -304,7 +348,8 @@ async fn pushes_carry_fresh_changes_and_ask_for_what_they_build_on() {
     a.remove(&key, &Precondition::default(), author("x"))
         .await
         .unwrap();
-    b.receive(&from_a, &pushes.recv().await.unwrap().0).await.unwrap();
+    let removal = pushed(&a, &mut pushes).await;
+    b.receive(&from_a, &removal).await.unwrap();
     assert!(b.get(&key).is_none());
     assert_eq!(a.digest(), b.digest());
 }
@@ -454,7 +499,7 @@ async fn nonsense_is_refused_and_nothing_panics() {
     }
     let mut pushes = a.pushes();
     edit(&a, &key, |object| object.set(&["spec", "replicas"], 6)).await;
-    let push = pushes.recv().await.unwrap().0;
+    let push = pushed(&a, &mut pushes).await;
     for at in HEADER_BYTES..push.len() {
         let mut bad = push.to_vec();
         bad[at] ^= 0x55;

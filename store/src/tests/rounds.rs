@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use proptest::sample::Index;
 use schemas::Kind;
 
 use super::properties::cases;
@@ -48,7 +47,8 @@ impl Nodes {
     fn keep_pushes(&mut self) {
         for (number, pushes) in self.pushes.iter_mut().enumerate() {
             while let Ok(push) = pushes.try_recv() {
-                self.frames.push((number, push.0));
+                let frame = self.stores[number].push_frame(&[push]).unwrap();
+                self.frames.push((number, frame));
             }
         }
     }
@@ -97,7 +97,7 @@ impl Nodes {
                 .unwrap()
             {
                 Exchange::Send(answer) => closing.answered(&answer),
-                Exchange::Done => return false,
+                Exchange::Done => closing.answered(&[]),
             }
         }
         self.stores[at].close_round(closing).await.unwrap()
@@ -280,7 +280,7 @@ async fn what_nobody_else_can_have_had_is_created_again_and_the_rest_is_set_asid
         .iter()
         .map(|rescued| rescued.key.clone())
         .collect();
-    assert_eq!(rescued, [shared.key, nowhere.key]);
+    assert_eq!(rescued, [nowhere.key, shared.key]);
     assert!(nodes.stores[1].orphaned_by_namespace().is_empty());
     assert_eq!(nodes.stores[2].standing().borrow().replayed, 3);
 }
@@ -291,10 +291,8 @@ async fn what_was_sent_to_anybody_is_not_created_again() {
     nodes.stores[2].set_alone(true);
     let alone = create(&nodes.stores[2], "alone").await;
     nodes.stores[2].set_alone(false);
-    nodes.keep_pushes();
-    let (_, push) = nodes.frames.last().unwrap().clone();
     assert!(
-        nodes.frames.iter().all(|(from, _)| *from != 2) || push.is_empty(),
+        nodes.pushes[2].try_recv().is_err(),
         "what is created alone is not pushed"
     );
     nodes.exchange(2, 1).await;
@@ -315,9 +313,10 @@ async fn a_node_that_has_to_catch_up_takes_no_writes_and_reads_go_on() {
     remove(&nodes.stores[0], &views[0].key).await;
     nodes.exchange(0, 1).await;
     assert!(nodes.close_and_tell(0, &FIRST_TWO, 1).await);
-    create(&nodes.stores[0], "new").await;
     nodes.keep_pushes();
-    let push = nodes.frames.last().unwrap().1.clone();
+    create(&nodes.stores[0], "new").await;
+    let push = nodes.pushes[0].recv().await.unwrap();
+    let push = nodes.stores[0].push_frame(&[push]).unwrap();
     let third = nodes.stores[2].clone();
     let mut standing = third.standing();
     third.receive(&id(0), &push).await.unwrap();
@@ -376,7 +375,7 @@ async fn one_proposer_closes_a_round() {
     let mut again = nodes.stores[1].propose_closing_beyond(1).await.unwrap().unwrap();
     assert_eq!(nodes.stores[1].round(), 1, "it is tried again");
     assert!(!ask(&nodes.stores[2], 1, &mut again).await);
-    nodes.restart(1);
+    assert!(!nodes.stores[1].close_round(again).await.unwrap());
     assert!(nodes.close_and_tell(1, &ALL, 1).await);
     nodes.exchange_all().await;
     nodes.assert_equal();
@@ -553,25 +552,25 @@ async fn writes_go_on_while_rounds_are_closed() {
 /// What happens to one of the nodes in a generated history.
 #[derive(Clone, Debug)]
 enum Step {
-    Create(Index, Index),
-    Remove(Index, Index),
-    Edit(Index, Index),
-    Exchange(Index, Index),
-    Deliver(Index, Index),
-    Close(Index, Vec<bool>),
-    Alone(Index, bool),
-    Restart(Index),
+    Create(usize, usize),
+    Remove(usize, usize),
+    Edit(usize, usize),
+    Exchange(usize, usize),
+    Deliver(usize, usize),
+    Close(usize, Vec<bool>),
+    Alone(usize, bool),
+    Restart(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let at = || any::<Index>();
+    let at = || 0..60_usize;
     let hear = || prop::collection::vec(prop::bool::weighted(0.7), 5);
     prop_oneof![
         5 => (at(), at()).prop_map(|(a, b)| Step::Create(a, b)),
         5 => (at(), at()).prop_map(|(a, b)| Step::Remove(a, b)),
         2 => (at(), at()).prop_map(|(a, b)| Step::Edit(a, b)),
         5 => (at(), at()).prop_map(|(a, b)| Step::Exchange(a, b)),
-        4 => (at(), at()).prop_map(|(a, b)| Step::Deliver(a, b)),
+        4 => (0..1000_usize, at()).prop_map(|(a, b)| Step::Deliver(a, b)),
         4 => (at(), hear()).prop_map(|(a, hear)| Step::Close(a, hear)),
         1 => (at(), any::<bool>()).prop_map(|(a, alone)| Step::Alone(a, alone)),
         1 => at().prop_map(Step::Restart),
@@ -591,9 +590,9 @@ struct Told {
     labels: usize,
 }
 
-fn key_of_step(at: Index) -> ObjectKey {
+fn key_of_step(at: usize) -> ObjectKey {
     let names = ["a", "b", "c", "d", "e", "f", "g"];
-    match *at.get(&names) {
+    match names[at % names.len()] {
         "f" => ObjectKey::cluster(Kind::Namespace, "default"),
         "g" => ObjectKey::new(Kind::Service, "default", "g"),
         name => ObjectKey::cluster(Kind::Node, name),
@@ -608,7 +607,7 @@ async fn perform(nodes: &mut Nodes, told: &mut Told, step: Step) {
             told.labels += 1;
             let label = format!("l{}", told.labels);
             object.set(&["metadata", "labels", "id"], label.as_str());
-            match at.get(&nodes.stores).create(object, author("x")).await {
+            match nodes.stores[at % count].create(object, author("x")).await {
                 Ok(view) => {
                     let uid = view.object.uid().to_owned();
                     let created = told.created.entry(uid).or_insert((view.key, BTreeSet::new()));
@@ -620,7 +619,7 @@ async fn perform(nodes: &mut Nodes, told: &mut Told, step: Step) {
         }
         Step::Remove(at, key) => {
             let key = key_of_step(key);
-            let store = at.get(&nodes.stores);
+            let store = &nodes.stores[at % count];
             match store.remove(&key, &Precondition::default(), author("x")).await {
                 Ok(view) => {
                     told.dead.extend(view.object.label("id").map(str::to_owned));
@@ -631,7 +630,7 @@ async fn perform(nodes: &mut Nodes, told: &mut Told, step: Step) {
             }
         }
         Step::Edit(at, key) => {
-            let store = at.get(&nodes.stores);
+            let store = &nodes.stores[at % count];
             told.labels += 1;
             let label = told.labels.to_string();
             let result: Result<View, WriteError> = store
@@ -652,12 +651,12 @@ async fn perform(nodes: &mut Nodes, told: &mut Told, step: Step) {
             ));
         }
         Step::Exchange(from, to) => {
-            nodes.exchange(from.index(count), to.index(count)).await;
+            nodes.exchange(from % count, to % count).await;
         }
         Step::Deliver(frame, to) => {
             if !nodes.frames.is_empty() {
-                let (from, frame) = frame.get(&nodes.frames).clone();
-                let to = to.index(count);
+                let (from, frame) = nodes.frames[frame % nodes.frames.len()].clone();
+                let to = to % count;
                 if from != to
                     && let Exchange::Send(answer) = nodes.stores[to].receive(&id(from), &frame).await.unwrap()
                 {
@@ -666,10 +665,10 @@ async fn perform(nodes: &mut Nodes, told: &mut Told, step: Step) {
             }
         }
         Step::Close(at, hear) => {
-            nodes.close(at.index(count), &hear, 1).await;
+            nodes.close(at % count, &hear, 1).await;
         }
-        Step::Alone(at, alone) => at.get(&nodes.stores).set_alone(alone),
-        Step::Restart(at) => nodes.restart(at.index(count)),
+        Step::Alone(at, alone) => nodes.stores[at % count].set_alone(alone),
+        Step::Restart(at) => nodes.restart(at % count),
     }
     nodes.keep_pushes();
 }
@@ -726,7 +725,10 @@ async fn run(count: usize, steps: Vec<Step>) {
     for store in &nodes.stores {
         store.set_alone(false);
     }
-    nodes.close_and_tell(0, &[true; 5][..count], 1).await;
+    // One that was begun before comes first, and may never be agreed on.
+    for _ in 0..3 {
+        nodes.close_and_tell(0, &[true; 5][..count], 1).await;
+    }
     nodes.exchange_all().await;
     nodes.assert_equal();
     let droppable = nodes.stores[0].tombstones();
