@@ -440,7 +440,10 @@ impl Store {
             }
         }
         // That of the oldest: what was closed since then may cover it.
-        let header = pushes.iter().map(|push| push.header).min_by_key(|header| header.floor);
+        let header = pushes
+            .iter()
+            .map(|push| push.header)
+            .min_by_key(|header| header.floor);
         frame::encode(header.unwrap_or_default(), &Body::Push { items })
     }
 

@@ -119,6 +119,7 @@ pub(super) struct Agent {
 }
 
 /// What the last write that was acknowledged left of a key.
+#[derive(Debug)]
 pub(super) enum Acknowledged {
     Holds { uid: String, stamp: u64 },
     Removed { uid: String },

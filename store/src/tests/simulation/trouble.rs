@@ -27,13 +27,17 @@ impl World {
         match self.random.random_range(0..100) {
             0..25 => {
                 self.counters.bump("partitions");
-                let sides = self.random.random_range(2..4);
+                // Alone, or in groups.
+                let sides = self.random.random_range(1..4);
                 for at in 0..self.side.len() {
                     self.side[at] = self.random.random_range(0..sides);
                 }
+                if sides == 1 {
+                    self.side[node] = sides;
+                }
                 let sides = self.side.clone();
                 self.note(|| format!("partition {sides:?}"));
-                self.after(ms, Event::Heal);
+                self.after(2 * ms, Event::Heal);
             }
             25..60 => {
                 let fate = match self.random.random_range(0..3) {

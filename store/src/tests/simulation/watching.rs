@@ -118,6 +118,15 @@ impl World {
         let dropped = self.nodes[node].tombstones.saturating_sub(tombstones);
         self.counters.add("tombstones dropped", dropped as u64);
         self.nodes[node].tombstones = tombstones;
+        if now != before {
+            self.note(|| {
+                format!(
+                    "node {node}: {now:?}, round {}, floor {}",
+                    store.round(),
+                    store.floor()
+                )
+            });
+        }
         for rescued in store.rescued() {
             if self.nodes[node].rescued.insert(rescued.id.clone()) {
                 self.counters.bump(match rescued.why {
@@ -129,8 +138,17 @@ impl World {
                 self.model.rescued(&rescued.key, rescued.object.uid(), seen);
             }
         }
+        let uids = &store.shared.uids;
+        for (key, before, now) in changed {
+            self.note(|| {
+                format!(
+                    "node {node}: {key} {} is replaced by {}",
+                    uids.uid(key, *before),
+                    uids.uid(key, *now)
+                )
+            });
+        }
         if now.replayed > before.replayed {
-            let uids = &store.shared.uids;
             for (key, before, now) in changed {
                 let seen = store
                     .get(key)

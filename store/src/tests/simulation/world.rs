@@ -284,7 +284,7 @@ impl World {
             }
             Event::Close => {
                 self.propose_closing();
-                let ms = self.random.random_range(100..2000);
+                let ms = self.random.random_range(50..600);
                 self.after(ms, Event::Close);
             }
             Event::Trouble => {
@@ -457,7 +457,7 @@ impl World {
         };
         let mut pushes = Vec::new();
         while let Ok(push) = agent.pushes.try_recv() {
-            pushes.push(push.0);
+            pushes.extend(agent.store.push_frame(&[push]));
         }
         let mut conflicts = 0;
         while agent.conflicts.try_recv().is_ok() {
@@ -605,7 +605,7 @@ impl World {
                 (key, Acknowledged::Removed { uid })
             }
         };
-        self.note(|| format!("node {node} acknowledged {key} at {}", view.revision));
+        self.note(|| format!("node {node} acknowledged {key} {latest:?} at {}", view.revision));
         self.nodes[node].acknowledged.insert(key, latest);
     }
 
