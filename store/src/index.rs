@@ -63,6 +63,10 @@ impl PackedView {
     }
 }
 
+/// Tells the targets of a store apart, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Going(u64);
+
 /// What the stamps of a change depend on.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Stance {
@@ -125,6 +129,7 @@ pub(crate) struct Index {
     registers: Header,
     /// Where a peer stands that this node has to catch up with.
     target: Option<Header>,
+    going: Going,
     /// How often this node has begun to have contact; never zero.
     contact: u64,
     /// No other node is in reach.
@@ -149,6 +154,7 @@ impl Index {
             rescued: Waiting::default(),
             registers: Header::default(),
             target: None,
+            going: Going::default(),
             contact: 1,
             alone: false,
             digests: Digests::default(),
@@ -320,6 +326,10 @@ impl Index {
 
     pub(crate) fn target(&self) -> Option<Header> {
         self.target
+    }
+
+    pub(crate) fn going(&self) -> Going {
+        self.going
     }
 
     pub(crate) fn contact(&self) -> u64 {
@@ -584,7 +594,15 @@ impl Index {
     }
 
     pub(crate) fn set_registers(&mut self, registers: Header, target: Option<Header>, contact: u64) {
-        (self.registers, self.target, self.contact) = (registers, target, contact);
+        self.set_target(target);
+        (self.registers, self.contact) = (registers, contact);
+    }
+
+    fn set_target(&mut self, target: Option<Header>) {
+        if self.target != target {
+            self.target = target;
+            self.going.0 += 1;
+        }
     }
 
     /// Drops tombstones.
@@ -595,7 +613,9 @@ impl Index {
     /// Says whether other nodes are in reach. Alone, there is nobody to catch up with.
     pub(crate) fn set_alone(&mut self, alone: bool) {
         self.alone = alone;
-        self.target.take_if(|_| alone);
+        if alone {
+            self.set_target(None);
+        }
     }
 
     // -------------------------------------------------------------- revisions

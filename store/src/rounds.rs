@@ -38,7 +38,7 @@ use crate::commit::Job;
 use crate::disk::Write;
 use crate::frame::{self, Body, Closed, Header};
 use crate::incarnation::Incarnation;
-use crate::index::Index;
+use crate::index::{Going, Index};
 use crate::open::contact_record;
 use crate::record::{META_CONTACT, META_FLOOR, META_ROUND, tombstone_key};
 use crate::shared::Shared;
@@ -60,8 +60,8 @@ pub(crate) enum Registration {
     Raise(u16),
     /// Close a round, if this is what is held below it.
     Close(u16, Closed),
-    /// This store holds all that a peer holds that stands there.
-    CaughtUp(Header),
+    /// This store holds all that a peer holds that stands there, as it was found while it went to one target.
+    CaughtUp(Header, Going),
     /// What was unsent up to now is going to be sent.
     Send(u64),
 }
@@ -69,7 +69,7 @@ pub(crate) enum Registration {
 /// How the registers do change.
 #[derive(Debug)]
 pub(crate) struct Decision {
-    before: (Header, u64),
+    before: (Header, Going, u64),
     registers: Header,
     target: Option<Header>,
     contact: u64,
@@ -82,7 +82,7 @@ pub(crate) struct Decision {
 impl Decision {
     /// Returns what must be durable first; `identity` of the disk.
     pub(crate) fn writes(&self, identity: u64) -> Vec<Write> {
-        let (header, contact) = self.before;
+        let (header, _, contact) = self.before;
         let mut writes = Vec::new();
         if self.registers.round != header.round {
             let round = u64::from(self.registers.round);
@@ -107,7 +107,7 @@ impl Index {
     /// Decides how the registers change, given all that is held now.
     pub(crate) fn decide(&self, registration: &Registration) -> Decision {
         let mut decision = Decision {
-            before: (self.header(), self.contact()),
+            before: (self.header(), self.going(), self.contact()),
             registers: self.header(),
             target: self.target(),
             contact: self.contact(),
@@ -137,8 +137,10 @@ impl Index {
                     decision.dropped = self.droppable(round);
                 }
             }
-            Registration::CaughtUp(theirs) => {
-                decision.is_done = theirs.floor > registers.floor && theirs.floor <= registers.round;
+            Registration::CaughtUp(theirs, going) => {
+                // Whoever gave up in between took frames again that it did not hold to the target.
+                let is_going = going == self.going();
+                decision.is_done = is_going && theirs.floor > registers.floor;
                 if decision.is_done {
                     (registers.floor, registers.closed) = (theirs.floor, theirs.closed);
                     decision.target.take_if(|target| target.floor <= theirs.floor);
@@ -234,26 +236,31 @@ impl Shared {
     /// Takes a durable decision in; true if what was to be done is done.
     pub(crate) fn take_decision(&self, decision: Decision) -> bool {
         let Decision {
-            before: (before, _),
+            before: (before, going, _),
             registers,
             target,
             contact,
             dropped,
             is_done,
         } = decision;
-        let (was_stale, is_empty) = {
+        let (was_stale, is_stale, is_empty) = {
             let mut index = self.index_mut();
             let was_stale = index.target().is_some();
+            // Given up in between, it stays so.
+            let target = if index.going() == going {
+                target
+            } else {
+                index.target()
+            };
             index.set_registers(registers, target, contact);
             index.unbury_all(&dropped);
             let is_empty = index.held().all(|(_, _, record)| record.is_none());
-            (was_stale, is_empty)
+            (was_stale, index.target().is_some(), is_empty)
         };
         if registers.floor != before.floor {
             let (floor, tombstones) = (registers.floor, dropped.len());
             tracing::info!(floor, tombstones, "closed rounds: old tombstones are dropped");
         }
-        let is_stale = target.is_some();
         if is_stale != was_stale {
             self.standing.send_modify(|standing| {
                 standing.catching_up = is_stale;

@@ -9,7 +9,7 @@ use crate::disk::Write;
 use crate::document::BadBytes;
 use crate::frame::{Delta, Header, Heads};
 use crate::incarnation::{Incarnation, Tombstone};
-use crate::index::{Change, Index};
+use crate::index::{Change, Going, Index};
 use crate::prepare::Prepared;
 use crate::record::{Record, document_key};
 use crate::rescue::{Lost, UNSEEN};
@@ -99,6 +99,7 @@ impl Store {
     ) -> Result<bool, SyncError> {
         let mut settlement = Settlement {
             store: self,
+            going: self.shared.index().going(),
             pending: Vec::new(),
             is_complete: !is_partial,
             unsent: Vec::new(),
@@ -115,6 +116,7 @@ impl Store {
 /// One comparison with a peer.
 struct Settlement<'a> {
     store: &'a Store,
+    going: Going,
     /// What is being stored.
     pending: Vec<crate::store::Done>,
     /// Nothing is lacking here of what the peer has of the rounds that it closed.
@@ -271,7 +273,10 @@ impl Settlement<'_> {
             self.is_complete &= finished(done).await?;
         }
         if self.is_complete {
-            is_progress |= self.store.register(Registration::CaughtUp(theirs)).await?;
+            is_progress |= self
+                .store
+                .register(Registration::CaughtUp(theirs, self.going))
+                .await?;
         }
         Ok(is_progress)
     }

@@ -250,6 +250,61 @@ async fn what_a_controller_owns_is_not_set_aside() {
     assert_eq!(rescued(&stores), [vec![], Vec::<String>::new()]);
 }
 
+#[tokio::test]
+async fn an_edit_that_was_squashed_is_set_aside_by_who_squashed_it() {
+    let stores: [Store; 3] = replicas(deployment("web")).await;
+    set(&stores[1], &key(), author("x"), &["spec", "replicas"], 9).await;
+    exchange(&stores[1], &stores[0]).await;
+    for number in 0..5 {
+        let path = ["metadata", "annotations", "n"];
+        set(&stores[0], &key(), controller(), &path, number.to_string()).await;
+    }
+    exchange(&stores[1], &stores[0]).await;
+    let all: Vec<&Store> = stores.iter().collect();
+    assert_eq!(squash(&all, 0, &[true, true, false], 4, 1).await, 1);
+    exchange(&stores[1], &stores[0]).await;
+    remove(&stores[2], &key(), author("x")).await;
+    heal(&stores).await;
+    assert_eq!(rescued(&stores), [vec!["9".to_owned()], vec![], vec![]]);
+}
+
+#[tokio::test]
+async fn an_edit_of_a_copy_that_all_had_left_behind_is_set_aside() {
+    let disk = MemoryDisk::default();
+    let open = |disk: &MemoryDisk| Store::open_in_memory(disk.clone(), options("c")).unwrap();
+    let [a, b] = replicas(deployment("web")).await;
+    let c = open(&disk);
+    exchange(&a, &c).await;
+    let old = disk.after_power_loss();
+    for round in 0..3 {
+        for number in 0..4 {
+            let path = ["metadata", "labels", &format!("n{round}{number}")];
+            set(&a, &key(), author("x"), &path, "x").await;
+        }
+        for _ in 0..2 {
+            exchange(&a, &b).await;
+            exchange(&a, &c).await;
+        }
+        assert_eq!(squash(&[&a, &b, &c], 0, &[true; 3], 4, 1).await, 1);
+        exchange(&a, &b).await;
+        exchange(&a, &c).await;
+    }
+    drop(c);
+    // Its machine comes back with the disk that it had long ago.
+    let c = open(&old);
+    set(&c, &key(), author("x"), &["spec", "replicas"], 9).await;
+    exchange(&a, &c).await;
+    assert_eq!(a.digest(), c.digest());
+    assert_eq!(
+        c.get(&key()).unwrap().object.pointer("/spec/replicas"),
+        Some(&json!(3))
+    );
+    let waiting = c.rescued();
+    assert_eq!((waiting.len(), waiting[0].why), (1, Lost::SquashedAway));
+    assert_eq!(waiting[0].object.pointer("/spec/replicas"), Some(&json!(9)));
+    assert_eq!((a.rescued().len(), b.rescued().len()), (0, 0));
+}
+
 /// What the replicas do.
 #[derive(Clone, Debug)]
 enum Step {

@@ -13,7 +13,7 @@ use tokio::sync::broadcast;
 use super::model::Written;
 use crate::commit::Committer;
 use crate::epoch::Epoch;
-use crate::incarnation::Incarnation;
+use crate::incarnation::{Incarnation, Tombstone};
 use crate::tests::options;
 use crate::{
     Closing, CommitError, Conflict, Exchange, MemoryDisk, NodeId, OpenError, Precondition, Proposal, Push,
@@ -129,6 +129,7 @@ pub(super) enum Acknowledged {
 #[derive(Default, Clone, Copy)]
 pub(super) struct Watched {
     pub(super) live: Option<(Incarnation, Epoch)>,
+    pub(super) removed: Option<Tombstone>,
     /// The highest incarnation that was seen to go.
     pub(super) gone: Option<Incarnation>,
 }

@@ -25,6 +25,7 @@ impl World {
             ));
         }
         let (mut epochs, mut changed) = (0, Vec::new());
+        let mut changes = Vec::new();
         let watched = &mut self.nodes[node].watched;
         {
             let index = store.shared.index();
@@ -33,6 +34,11 @@ impl World {
                 let live = record.map(|record| (record.incarnation, record.epoch));
                 let seen = watched.entry(key.clone()).or_default();
                 present.insert(key.clone());
+                if seen.live != live || seen.removed != removed {
+                    let live = live.map(|(incarnation, epoch)| (incarnation, epoch.dropped));
+                    changes.push(format!("node {node}: {key} is {live:?}, removed {removed:?}"));
+                }
+                seen.removed = removed;
                 seen.gone = seen.gone.max(removed.map(|removed| removed.incarnation));
                 if let (Some((before, epoch)), Some((now, later))) = (seen.live, live) {
                     if before < now {
@@ -56,11 +62,15 @@ impl World {
                 seen.live = live;
             }
             for (_, seen) in watched.iter_mut().filter(|(key, _)| !present.contains(*key)) {
-                let Watched { live, gone } = seen;
+                let Watched { live, gone, removed } = seen;
+                if removed.take().is_some() || live.is_some() {
+                    changes.push(format!("node {node}: nothing of {key} is held any more"));
+                }
                 *gone = (*gone).max(live.take().map(|(incarnation, _)| incarnation));
             }
         }
         self.counters.add("epoch changes", epochs);
+        changes.into_iter().for_each(|change| self.note(|| change));
         self.look_at_standing(node, &store, &changed);
         self.note(|| format!("node {node} is at {revision}, {}", store.digest()));
         failures.into_iter().for_each(|failure| self.fail(failure));
