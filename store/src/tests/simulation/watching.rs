@@ -61,7 +61,7 @@ impl World {
                 }
                 seen.live = live;
             }
-            for (_, seen) in watched.iter_mut().filter(|(key, _)| !present.contains(*key)) {
+            for (key, seen) in watched.iter_mut().filter(|(key, _)| !present.contains(*key)) {
                 let Watched { live, gone, removed } = seen;
                 if removed.take().is_some() || live.is_some() {
                     changes.push(format!("node {node}: nothing of {key} is held any more"));
