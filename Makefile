@@ -4,6 +4,9 @@ CARGO ?= cargo
 # Tests that need hosts, Podman and namespaces run as root; a contributor's sudo is asked once.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 
+# Simulated histories of the store, of 500 operations or more each; about 4 min on two cores.
+STORE_SEEDS ?= 1000
+
 .PHONY: demo test test-all bench build install-packages lint doc unit cluster clean
 
 ## Shows the main job on this machine's own Podman. ONESHOT=1: stops by itself.
@@ -15,7 +18,8 @@ test: install-packages lint doc unit cluster
 
 ## The same, and the long suites: another simulated history, and the stories with the programs that ship.
 test-all: test build
-	SEED=3 $(CARGO) test --locked --workspace --test simulation
+	SEED=3 $(CARGO) test --locked -p reconcilers --test simulation
+	FIRST_SEED=1000 SEEDS=$(STORE_SEEDS) $(CARGO) test --locked --release -p store --lib -- --nocapture simulation::what
 	PODMAN_SWARM_BIN="$(CURDIR)/target/release" TORTURE_SECONDS=120 $(MAKE) cluster
 
 build:

@@ -1,15 +1,7 @@
 //! Random values: the operating system's, or, in a thread that a test has seeded, those of its seed.
 
-use rand::distr::{Distribution, StandardUniform};
-
 #[cfg(not(test))]
-pub(crate) fn random<T>() -> T
-where
-    StandardUniform: Distribution<T>,
-{
-    rand::random()
-}
-
+pub(crate) use rand::random;
 #[cfg(test)]
 pub(crate) use seeded::{random, seed};
 

@@ -9,6 +9,7 @@ mod quarantine;
 mod replicas;
 mod rescue;
 mod rounds;
+mod simulation;
 mod watching;
 mod writing;
 

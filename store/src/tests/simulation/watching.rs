@@ -1,0 +1,172 @@
+//! What is checked while the simulation runs: what a node holds after each commit and each start.
+
+use std::collections::BTreeSet;
+
+use schemas::ObjectKey;
+
+use super::model;
+use super::node::{Acknowledged, Watched};
+use super::world::World;
+use crate::incarnation::Incarnation;
+use crate::{Lost, Store};
+
+impl World {
+    /// Looks at all that a node holds: what is gone stays gone, and revisions grow.
+    pub(super) fn watch(&mut self, node: usize) {
+        let Some(store) = self.store(node) else {
+            return;
+        };
+        let revision = store.revision().0;
+        let mut failures = Vec::new();
+        if revision < self.nodes[node].revision {
+            failures.push(format!(
+                "revision {revision} on node {node} comes after {}",
+                self.nodes[node].revision
+            ));
+        }
+        let (mut epochs, mut changed) = (0, Vec::new());
+        let mut changes = Vec::new();
+        let watched = &mut self.nodes[node].watched;
+        {
+            let index = store.shared.index();
+            let mut present = BTreeSet::new();
+            for (key, removed, record) in index.held() {
+                let live = record.map(|record| (record.incarnation, record.epoch));
+                let seen = watched.entry(key.clone()).or_default();
+                present.insert(key.clone());
+                if seen.live != live || seen.removed != removed {
+                    let live = live.map(|(incarnation, epoch)| (incarnation, epoch.dropped));
+                    changes.push(format!("node {node}: {key} is {live:?}, removed {removed:?}"));
+                }
+                seen.removed = removed;
+                seen.gone = seen.gone.max(removed.map(|removed| removed.incarnation));
+                if let (Some((before, epoch)), Some((now, later))) = (seen.live, live) {
+                    if before < now {
+                        seen.gone = seen.gone.max(Some(before));
+                        changed.push((key.clone(), before, now));
+                    }
+                    epochs += u64::from(before == now && epoch < later);
+                    if before == now && epoch > later {
+                        failures.push(format!("{key} on node {node} goes back to an earlier epoch"));
+                    }
+                }
+                if let (Some((before, _)), None) = (seen.live, live) {
+                    seen.gone = seen.gone.max(Some(before));
+                }
+                if live.is_some_and(|(incarnation, _)| Some(incarnation) <= seen.gone) {
+                    failures.push(format!(
+                        "{key} on node {node}: {live:?} is back, {:?} was gone",
+                        seen.gone
+                    ));
+                }
+                seen.live = live;
+            }
+            for (key, seen) in watched.iter_mut().filter(|(key, _)| !present.contains(*key)) {
+                let Watched { live, gone, removed } = seen;
+                if removed.take().is_some() || live.is_some() {
+                    changes.push(format!("node {node}: nothing of {key} is held any more"));
+                }
+                *gone = (*gone).max(live.take().map(|(incarnation, _)| incarnation));
+            }
+        }
+        self.counters.add("epoch changes", epochs);
+        changes.into_iter().for_each(|change| self.note(|| change));
+        self.look_at_standing(node, &store, &changed);
+        self.note(|| format!("node {node} is at {revision}, {}", store.digest()));
+        failures.into_iter().for_each(|failure| self.fail(failure));
+    }
+
+    /// After a restart: all that was acknowledged here is there.
+    pub(super) fn check_durable(&mut self, node: usize) {
+        let Some(store) = self.store(node) else {
+            return;
+        };
+        let mut failures = Vec::new();
+        for (key, acknowledged) in &self.nodes[node].acknowledged {
+            let view = store.get(key);
+            let now = view.as_ref().map(|view| view.object.uid());
+            match acknowledged {
+                Acknowledged::Holds { uid, stamp } if now == Some(uid.as_str()) => {
+                    let held = view.and_then(|view| model::seen(&view.object).get(&node).copied());
+                    if held.unwrap_or_default() < *stamp && !self.model.is_rescued(key, uid, node, *stamp) {
+                        failures.push(format!("write {stamp} to {key} on node {node} was acknowledged and is lost: it has {held:?}"));
+                    }
+                }
+                Acknowledged::Holds { uid, .. } if !self.model.may_be_gone(key, uid) => {
+                    failures.push(format!("{key} {uid} on node {node} was acknowledged and is lost"));
+                }
+                Acknowledged::Removed { uid } if now == Some(uid.as_str()) => {
+                    failures.push(format!(
+                        "{key} {uid} on node {node} was removed, acknowledged, and is there again"
+                    ));
+                }
+                Acknowledged::Holds { .. } | Acknowledged::Removed { .. } => {}
+            }
+        }
+        failures.into_iter().for_each(|failure| self.fail(failure));
+    }
+
+    /// Takes in what a node did because it had been away, and what it set aside. `changed`: names that another incarnation has.
+    fn look_at_standing(
+        &mut self,
+        node: usize,
+        store: &Store,
+        changed: &[(ObjectKey, Incarnation, Incarnation)],
+    ) {
+        let now = *store.standing().borrow();
+        let Some(agent) = &mut self.nodes[node].agent else {
+            return;
+        };
+        let before = std::mem::replace(&mut agent.standing, now);
+        self.counters
+            .add("stale catch-ups", now.catch_ups - before.catch_ups);
+        self.counters
+            .add("objects replayed", now.replayed - before.replayed);
+        self.counters
+            .add("objects taken away", now.taken_away - before.taken_away);
+        let tombstones = store.tombstones();
+        let dropped = self.nodes[node].tombstones.saturating_sub(tombstones);
+        self.counters.add("tombstones dropped", dropped as u64);
+        self.nodes[node].tombstones = tombstones;
+        if now != before {
+            self.note(|| {
+                format!(
+                    "node {node}: {now:?}, round {}, floor {}",
+                    store.round(),
+                    store.floor()
+                )
+            });
+        }
+        for rescued in store.rescued() {
+            if self.nodes[node].rescued.insert(rescued.id.clone()) {
+                self.counters.bump(match rescued.why {
+                    Lost::Deleted => "rescued from deletions",
+                    Lost::Stale => "rescued by stale nodes",
+                    Lost::SquashedAway => "rescued from squashes",
+                });
+                let seen = model::seen(&rescued.object);
+                self.model.rescued(&rescued.key, rescued.object.uid(), seen);
+            }
+        }
+        let uids = &store.shared.uids;
+        for (key, before, now) in changed {
+            self.note(|| {
+                format!(
+                    "node {node}: {key} {} is replaced by {}",
+                    uids.uid(key, *before),
+                    uids.uid(key, *now)
+                )
+            });
+        }
+        if now.replayed > before.replayed {
+            for (key, before, now) in changed {
+                let seen = store
+                    .get(key)
+                    .map(|view| model::seen(&view.object))
+                    .unwrap_or_default();
+                self.model
+                    .replayed(key, &uids.uid(key, *before), &uids.uid(key, *now), &seen);
+            }
+        }
+    }
+}
