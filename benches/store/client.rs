@@ -177,11 +177,14 @@ impl Client {
 
     /// Calls etcd's service of keys and values.
     async fn etcd(&mut self, method: &str, frame: Bytes) -> Bytes {
-        let request = Request::post(format!("https://{}/etcdserverpb.KV/{method}", self.server.address))
-            .header(header::CONTENT_TYPE, "application/grpc")
-            .header(header::TE, "trailers")
-            .body(Full::new(frame))
-            .expect("a request");
+        let request = Request::post(format!(
+            "https://{}/etcdserverpb.KV/{method}",
+            self.server.address
+        ))
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .header(header::TE, "trailers")
+        .body(Full::new(frame))
+        .expect("a request");
         self.sender.ready().await.expect("a connection");
         let answer = self.sender.send_request(request).await.expect("an answer");
         assert_eq!(answer.status(), StatusCode::OK);
@@ -209,10 +212,7 @@ impl Client {
     /// Replaces a whole object; durable when this returns.
     pub(crate) async fn update(&mut self, name: &str, object: Bytes) {
         match &self.server.token {
-            Some(_) => drop(
-                self.json(Method::PUT, &format!("{OBJECTS}/{name}"), object)
-                    .await,
-            ),
+            Some(_) => drop(self.json(Method::PUT, &format!("{OBJECTS}/{name}"), object).await),
             None => self.etcd_put(name, &object).await,
         }
     }

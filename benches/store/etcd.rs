@@ -99,5 +99,9 @@ fn certificates(address: &str) -> (String, String, String) {
     params.subject_alt_names = vec![SanType::IpAddress(address.parse().expect("an address"))];
     let key = KeyPair::generate().expect("a key");
     let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-    (authority_certificate.pem(), certificate.pem(), key.serialize_pem())
+    (
+        authority_certificate.pem(),
+        certificate.pem(),
+        key.serialize_pem(),
+    )
 }

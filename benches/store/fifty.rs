@@ -47,6 +47,7 @@ struct Node {
 }
 
 async fn node(data_dir: PathBuf, number: usize, join: Option<(SocketAddr, String)>) -> Node {
+    fs::create_dir_all(&data_dir).expect("a directory");
     let sockets = Sockets::bind((Ipv4Addr::LOCALHOST, 0).into())
         .await
         .expect("ports");
@@ -194,8 +195,16 @@ pub(crate) async fn run(table: &mut Table) {
         seen.since_begun.text(),
         "p99 < 500 ms",
     );
-    table.row("the same, since it was acknowledged", seen.since_acknowledged.text(), "");
-    table.row("50 nodes: the write itself, p50, p99", seen.acknowledged.text(), "");
+    table.row(
+        "the same, since it was acknowledged",
+        seen.since_acknowledged.text(),
+        "",
+    );
+    table.row(
+        "50 nodes: the write itself, p50, p99",
+        seen.acknowledged.text(),
+        "",
+    );
     table.row(
         "50 nodes: CPU of one node's gossip and store, idle",
         format!("{:.2} % of a core", idle * 100.0),

@@ -24,10 +24,7 @@ impl Times {
         let mut sorted = self.0.clone();
         sorted.sort();
         let rank = (sorted.len() as f64 * share).ceil() as usize;
-        sorted
-            .get(rank.saturating_sub(1))
-            .copied()
-            .unwrap_or_default()
+        sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
     }
 
     /// p50 and p99 in milliseconds.

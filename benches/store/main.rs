@@ -33,7 +33,7 @@ pub(crate) const QUIET: &str = "--log-level=info";
 
 /// The sections, in the order in which they run.
 const SECTIONS: [&str; 12] = [
-    "size", "read", "list", "write", "syncs", "load", "join", "visible", "wire", "idle", "away", "churn",
+    "size", "read", "list", "load", "join", "write", "syncs", "visible", "wire", "idle", "away", "churn",
 ];
 const FIFTY: &str = "fifty";
 
@@ -101,6 +101,8 @@ fn main() {
 
 /// Runs on the hosts' LAN: all sockets that are opened meanwhile are there.
 pub(crate) fn on_the_lan<T: Send>(cluster: &Cluster, run: impl AsyncFnOnce() -> T + Send) -> T {
+    // What was made before, hosts with their images for instance, must not be written back while others' syncs are timed.
+    rustix::fs::sync();
     let lan = cluster.lan();
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
@@ -159,7 +161,10 @@ pub(crate) async fn all_do(
         times
     });
     let mut all = Times::default();
-    join_all(running).await.into_iter().for_each(|times| all.extend(times));
+    join_all(running)
+        .await
+        .into_iter()
+        .for_each(|times| all.extend(times));
     all
 }
 
@@ -184,7 +189,11 @@ pub(crate) fn cpu_time(stat: &str) -> Duration {
 pub(crate) fn memory_of(cluster: &Cluster, host: usize, program: &str) -> u64 {
     std::thread::sleep(SETTLING);
     let pid = pid_of(cluster, host, program);
-    resident_bytes(&cluster.exec(host, &["cat", &format!("/proc/{pid}/status")]).stdout)
+    resident_bytes(
+        &cluster
+            .exec(host, &["cat", &format!("/proc/{pid}/status")])
+            .stdout,
+    )
 }
 
 /// Allocators give memory back some time after it was freed.

@@ -9,11 +9,11 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::client::{OBJECTS, Client, Server, object};
+use crate::client::{Client, OBJECTS, Server, object};
 use crate::cluster::Cluster;
 use crate::etcd::disk_bytes;
 use crate::figures::{Table, Times, mebibytes};
-use crate::single::patch;
+use crate::single::{patch, wait_ready};
 use crate::{AGENT, Deed, QUIET, Wanted, agent, all_do, memory_of, on_the_lan, pid_of};
 
 /// Writes whose way is timed.
@@ -266,7 +266,7 @@ fn away(cluster: &mut Cluster, table: &mut Table) {
     let last: Value = serde_json::from_slice(&last).expect("JSON");
     let start = Instant::now();
     cluster.start(3, &[QUIET]);
-    cluster.wait_healthy(3);
+    wait_ready(cluster, 3);
     let server = agent(cluster, 3);
     on_the_lan(cluster, async || {
         let mut client = Client::open(&server).await;
