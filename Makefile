@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 # Simulated histories of the store, of 500 operations or more each; about 4 min on two cores.
 STORE_SEEDS ?= 1000
 
-.PHONY: demo test test-all bench build install-packages lint doc unit cluster clean
+.PHONY: demo test test-all bench bench-others build install-packages lint doc unit cluster clean
 
 ## Shows the main job on this machine's own Podman. ONESHOT=1: stops by itself.
 demo:
@@ -45,8 +45,14 @@ cluster:
 	$(CARGO) test --locked --test it --no-run
 	$(SUDO) env PATH="$$PATH" PODMAN_SWARM_BIN="$$PODMAN_SWARM_BIN" TORTURE_SECONDS="$$TORTURE_SECONDS" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) test --locked --test it -- --test-threads=1 --nocapture
 
-## Figures for docs/benchmarks.md, each beside its peer.
+## Figures for docs/benchmarks.md, each beside its peer. BENCH=write,read: only these sections of the store's.
 bench:
+	scripts/install-packages.sh --with-benches
+	$(CARGO) bench --locked --bench store --no-run
+	$(SUDO) env PATH="$$PATH" BENCH="$$BENCH" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) bench --locked --bench store
+	[ -z "$$BENCH" ] || exit 0; $(MAKE) bench-others
+
+bench-others:
 	$(CARGO) bench --locked --bench cluster --no-run
 	$(SUDO) env PATH="$$PATH" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) bench --locked --bench cluster
 	$(CARGO) bench --locked -p store --bench watchers

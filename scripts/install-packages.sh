@@ -17,6 +17,13 @@ for program in "${!packages[@]}"; do
 done
 # Linking statically needs the C library's archive.
 [[ -e /usr/lib/x86_64-linux-gnu/libc.a || -e /usr/lib/aarch64-linux-gnu/libc.a ]] || missing+=(libc6-dev)
+# The peer of the benchmarks, and what counts syncs. (Where Debian starts an etcd of its own: systemctl disable --now etcd.)
+if [[ ${1:-} == --with-benches ]]; then
+    packages=([etcd]=etcd-server [etcdctl]=etcd-client [strace]=strace)
+    for program in "${!packages[@]}"; do
+        command -v "$program" >/dev/null || missing+=("${packages[$program]}")
+    done
+fi
 [[ ${1:-} == --with-kubectl ]] && ! command -v kubectl >/dev/null && missing+=(kubernetes-client)
 
 if ((${#missing[@]} == 0)); then

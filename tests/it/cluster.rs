@@ -314,6 +314,7 @@ impl Cluster {
             .append(true)
             .open(self.log(host))
             .unwrap();
+        let is_quiet = flags.iter().any(|flag| flag.starts_with("--log-level"));
         let child = hosts_sh(&self.name, &self.directory, None)
             .arg("exec")
             .arg(host.to_string())
@@ -324,8 +325,8 @@ impl Cluster {
                 format!("--data-dir={}", self.data(host).display()),
                 // The hosts reach no Internet; a resolver that refuses at once stands in for it.
                 "--upstream-dns=127.0.0.1:9".to_owned(),
-                "--log-level=info,podman_swarm=debug,reconcilers=debug,store=debug".to_owned(),
             ])
+            .args((!is_quiet).then_some("--log-level=info,podman_swarm=debug,reconcilers=debug,store=debug"))
             .args(flags)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
