@@ -211,12 +211,10 @@ impl Folder {
         let path = self.path.join(&name);
         if is_sealed {
             let sealed = self.identity.seal(text.as_bytes());
-            write_private_file(
-                &path,
-                sealed.map_err(|source| ExportError::Seal { name, source })?,
-            )?;
+            let sealed = sealed.map_err(|source| ExportError::Seal { name, source })?;
+            write_private_file(&path, &sealed)?;
         } else {
-            write_private_file(&path, text)?;
+            write_private_file(&path, &text)?;
         }
         Ok(path)
     }

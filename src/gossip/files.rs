@@ -25,7 +25,7 @@ pub(super) fn require(path: &Path) -> Result<String, Error> {
 ///
 /// # Errors
 /// [`Error::File`], naming the path.
-pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<(), Error> {
+pub fn write(path: &Path, content: &(impl AsRef<[u8]> + ?Sized)) -> Result<(), Error> {
     let temporary = path.with_added_extension("new");
     // A leftover of a crash may have another mode: `mode` below only applies to a file that is created.
     remove(&temporary)?;
