@@ -126,12 +126,14 @@ pub(super) enum Acknowledged {
 }
 
 /// What was seen of a key at a node.
-#[derive(Default, Clone, Copy)]
+#[derive(Default, Clone)]
 pub(super) struct Watched {
     pub(super) live: Option<(Incarnation, Epoch)>,
     pub(super) removed: Option<Tombstone>,
-    /// The highest incarnation that was seen to go.
-    pub(super) gone: Option<Incarnation>,
+    /// The highest incarnation that was removed: none up to it comes back.
+    pub(super) buried: Option<Incarnation>,
+    /// Those that went. Without a tombstone: another comes in their place, which may be of an earlier round.
+    pub(super) gone: BTreeSet<Incarnation>,
 }
 
 pub(super) struct Node {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use schemas::ObjectKey;
 
 use super::model;
-use super::node::{Acknowledged, Watched};
+use super::node::Acknowledged;
 use super::world::World;
 use crate::incarnation::Incarnation;
 use crate::{Lost, Store};
@@ -39,10 +39,10 @@ impl World {
                     changes.push(format!("node {node}: {key} is {live:?}, removed {removed:?}"));
                 }
                 seen.removed = removed;
-                seen.gone = seen.gone.max(removed.map(|removed| removed.incarnation));
+                seen.buried = seen.buried.max(removed.map(|removed| removed.incarnation));
                 if let (Some((before, epoch)), Some((now, later))) = (seen.live, live) {
-                    if before < now {
-                        seen.gone = seen.gone.max(Some(before));
+                    if before != now {
+                        seen.gone.insert(before);
                         changed.push((key.clone(), before, now));
                     }
                     epochs += u64::from(before == now && epoch < later);
@@ -51,22 +51,24 @@ impl World {
                     }
                 }
                 if let (Some((before, _)), None) = (seen.live, live) {
-                    seen.gone = seen.gone.max(Some(before));
+                    seen.gone.insert(before);
                 }
-                if live.is_some_and(|(incarnation, _)| Some(incarnation) <= seen.gone) {
+                if let Some((now, _)) = live
+                    && (Some(now) <= seen.buried || seen.gone.contains(&now))
+                {
+                    let buried = seen.buried;
                     failures.push(format!(
-                        "{key} on node {node}: {live:?} is back, {:?} was gone",
-                        seen.gone
+                        "{key} on node {node}: {now:?} is back, removed was {buried:?}"
                     ));
                 }
                 seen.live = live;
             }
             for (key, seen) in watched.iter_mut().filter(|(key, _)| !present.contains(*key)) {
-                let Watched { live, gone, removed } = seen;
-                if removed.take().is_some() || live.is_some() {
+                let live = seen.live.take();
+                if seen.removed.take().is_some() || live.is_some() {
                     changes.push(format!("node {node}: nothing of {key} is held any more"));
                 }
-                *gone = (*gone).max(live.take().map(|(incarnation, _)| incarnation));
+                seen.gone.extend(live.map(|(incarnation, _)| incarnation));
             }
         }
         self.counters.add("epoch changes", epochs);
