@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Tests that need hosts, Podman and namespaces run as root; a contributor's sudo is asked once.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 
-.PHONY: demo test test-all bench build install-packages lint doc unit cluster clean
+.PHONY: demo test test-all bench fuzz build install-packages lint doc unit cluster clean
 
 ## Shows the main job on this machine's own Podman. ONESHOT=1: stops by itself.
 demo:
@@ -46,6 +46,15 @@ bench:
 	$(CARGO) bench --locked --bench cluster --no-run
 	$(SUDO) env PATH="$$PATH" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) bench --locked --bench cluster
 	$(CARGO) bench --locked -p store --bench watchers
+
+## Each fuzz target for FUZZ_SECONDS, beginning with its corpus; a crash stops it and is kept in fuzz/artifacts. Needs a
+## nightly compiler and `cargo install cargo-fuzz`.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS = changes frames datagrams records manifests
+fuzz:
+	set -e; for target in $(FUZZ_TARGETS); do mkdir -p fuzz/found/$$target; \
+	    $(CARGO) +nightly fuzz run -s none $$target fuzz/found/$$target fuzz/corpus/$$target fuzz/regressions/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10; done
 
 clean:
 	$(CARGO) clean
