@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 # Simulated histories of the store, of 500 operations or more each; about 4 min on two cores.
 STORE_SEEDS ?= 1000
 
-.PHONY: demo test test-all bench bench-others build install-packages lint doc unit cluster clean
+.PHONY: demo test test-all bench bench-others fuzz build install-packages lint doc unit cluster clean
 
 ## Shows the main job on this machine's own Podman. ONESHOT=1: stops by itself.
 demo:
@@ -56,6 +56,15 @@ bench-others:
 	$(CARGO) bench --locked --bench cluster --no-run
 	$(SUDO) env PATH="$$PATH" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) bench --locked --bench cluster
 	$(CARGO) bench --locked -p store --bench watchers
+
+## Each fuzz target for FUZZ_SECONDS, beginning with its corpus; a crash stops it and is kept in fuzz/artifacts. Needs a
+## nightly compiler and `cargo install cargo-fuzz`.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS = changes frames datagrams records manifests
+fuzz:
+	set -e; for target in $(FUZZ_TARGETS); do mkdir -p fuzz/found/$$target; \
+	    $(CARGO) +nightly fuzz run -s none $$target fuzz/found/$$target fuzz/corpus/$$target fuzz/regressions/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10; done
 
 clean:
 	$(CARGO) clean

@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 
 use crate::yaml::resolve;
 
+/// Longer keys are marked as keys, as kubectl does: readers look for their colon in the next 1,024 characters alone.
+const LONG_KEY_BYTES: usize = 128;
+
 /// Writes a map as one document.
 pub(crate) fn document(map: &Map<String, Value>) -> String {
     let mut out = String::new();
@@ -25,12 +28,28 @@ fn write_map(out: &mut String, map: &Map<String, Value>, indent: usize) {
         if index > 0 {
             push_spaces(out, indent);
         }
+        let is_long = key.len() > LONG_KEY_BYTES;
+        if is_long {
+            out.push_str("? ");
+        }
         match is_plain(key) {
             true => out.push_str(key),
             false => push_quoted(out, key),
         }
+        if is_long {
+            out.push('\n');
+            push_spaces(out, indent);
+        }
         out.push(':');
         match value {
+            Value::Object(inner) if is_long && !inner.is_empty() => {
+                out.push(' ');
+                write_map(out, inner, indent + 2);
+            }
+            Value::Array(inner) if is_long && !inner.is_empty() => {
+                out.push(' ');
+                write_list(out, inner, indent + 2);
+            }
             Value::Object(inner) if !inner.is_empty() => {
                 out.push('\n');
                 push_spaces(out, indent + 2);
@@ -183,6 +202,24 @@ spec:
   zone: null
 ";
         assert_eq!(document(value.as_object().unwrap()), expected);
+    }
+
+    #[test]
+    fn keys_that_are_too_long_to_be_found_are_marked() {
+        for long in ["k".repeat(LONG_KEY_BYTES + 1), "ключ ".repeat(1000)] {
+            let inner =
+                json!({"a": 1, &long: [{&long: "x"}, ["y"], {}], "z": {&long: {&long: "one\ntwo\n"}}});
+            let value = json!({"apiVersion": "v1", "kind": "Pod", &long: inner, "last": "yes"});
+            let yaml = document(value.as_object().unwrap());
+            assert!(yaml.contains("\n? "), "{yaml}");
+            let read = crate::manifest::parse(yaml.as_bytes()).unwrap();
+            assert_eq!(read[0].clone().into_value(), value, "{yaml}");
+        }
+        let short = "k".repeat(LONG_KEY_BYTES);
+        assert_eq!(
+            document(json!({&short: 1}).as_object().unwrap()),
+            format!("{short}: 1\n")
+        );
     }
 
     #[test]

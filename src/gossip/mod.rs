@@ -37,4 +37,6 @@ pub use service::{Gossip, Prepared, prepare};
 pub use token::{JoinToken, ParseTokenError, join_token_object};
 
 #[cfg(test)]
+mod fuzzing;
+#[cfg(test)]
 mod tests;

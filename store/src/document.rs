@@ -113,7 +113,8 @@ impl Document {
     }
 
     pub(crate) fn load(bytes: &[u8], actor: ActorId) -> Result<Self, BadBytes> {
-        let automerge = AutoCommit::load(bytes).map_err(|error| BadBytes(error.to_string()))?;
+        // A disk can hold any bytes.
+        let automerge = guarded(|| AutoCommit::load(bytes).map_err(|error| BadBytes(error.to_string())))?;
         Ok(Self {
             automerge: automerge.with_actor(actor),
         })

@@ -26,6 +26,8 @@ const MANAGER: &str = "podman-swarm-compaction";
 /// Actors that a base can name: as many starts of agents and carried changes. A history with more is squashed no further
 /// until all admitted nodes are there, after which the old ones need not be named any more.
 const MAX_ACTORS: usize = 4096;
+/// The most changes that a base can speak of: no cluster makes as many, and sums of them stay numbers.
+const MAX_COUNT: u64 = 1 << 53;
 
 /// Which history a document has, in the order in which they replace one another. Zero: never squashed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
@@ -57,7 +59,11 @@ impl Base {
     /// Reads the message of a change.
     pub(crate) fn parse(dropped: u64, message: &str) -> Option<Base> {
         let base: Base = serde_json::from_str(message).ok()?;
-        (base.included.len() <= MAX_ACTORS).then_some(Base { dropped, ..base })
+        let mut counts = [dropped, base.generation, base.floor]
+            .into_iter()
+            .chain(base.included.values().copied());
+        let fits = base.included.len() <= MAX_ACTORS && counts.all(|count| count <= MAX_COUNT);
+        fits.then_some(Base { dropped, ..base })
     }
 
     fn holds(&self, change: &Change) -> bool {
@@ -156,7 +162,7 @@ impl Squash<'_> {
             let (actor, number) = origin(change.actor_id(), change.seq());
             base.include(hex(&actor), number);
             match incoming.base {
-                None => base.dropped += 1,
+                None => base.dropped = base.dropped.saturating_add(1),
                 Some(_) if self.is_everyones => base.floor = self.epoch.dropped,
                 Some(before) => {
                     base.floor = before.floor;
@@ -251,7 +257,7 @@ pub(crate) fn carry_over(
         if let Some(put) = &put {
             carried.any = true;
             carried.changes += 1;
-            carried.generation += put.spec_changes;
+            carried.generation = carried.generation.saturating_add(put.spec_changes);
         }
         stands_for.insert(old_change.hash(), put.map_or(causes, |put| vec![put.hash]));
     }

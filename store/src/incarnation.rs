@@ -35,6 +35,7 @@ impl Incarnation {
 
 /// What is left of a removed object: all that had its key up to an incarnation is gone. Of two the greater stays.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "TombstoneAsSaid")]
 pub(crate) struct Tombstone {
     pub(crate) incarnation: Incarnation,
     /// The round of who laid it, and not below the incarnation's: it is dropped when that round is closed.
@@ -45,6 +46,20 @@ pub(crate) struct Tombstone {
 
 /// A digest of the last edits in a document: `rescue.rs`.
 pub(crate) type Seen = [u8; 8];
+
+/// A tombstone as a peer says it.
+#[derive(Deserialize)]
+struct TombstoneAsSaid {
+    incarnation: Incarnation,
+    laid: u16,
+    seen: Seen,
+}
+
+impl From<TombstoneAsSaid> for Tombstone {
+    fn from(said: TombstoneAsSaid) -> Self {
+        Self::new(said.incarnation, said.laid, said.seen)
+    }
+}
 
 impl Tombstone {
     pub(crate) fn new(incarnation: Incarnation, round: u16, seen: Seen) -> Self {
@@ -215,6 +230,10 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<Tombstone>(), Err(()), "{bad}");
         }
+        let too_early = Tombstone { laid: 2, ..tombstone };
+        let said = postcard::to_stdvec(&too_early).unwrap();
+        let read: Tombstone = postcard::from_bytes(&said).unwrap();
+        assert_eq!(read, Tombstone { laid: 3, ..tombstone }, "as it is kept");
     }
 
     #[test]

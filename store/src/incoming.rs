@@ -19,6 +19,10 @@ const MAX_OPERATIONS: u64 = 500_000;
 /// The most bytes of the paths in a change from a peer, as many as two of each in it (a deletion and a put).
 const MAX_PATHS_BYTES: usize = 2 * MAX_CHANGE_BYTES;
 
+/// The farthest time of a change, in seconds before or after 1970: 34,000 years. automerge keeps the differences between times,
+/// which must be numbers too.
+const MAX_UNIX_SECONDS: u64 = 1 << 40;
+
 /// A change from a peer that is well formed: it touches only leaves, and only with values that they can hold.
 pub(crate) struct IncomingChange {
     pub(crate) change: Change,
@@ -48,6 +52,9 @@ impl IncomingChange {
             let expanded = change.decode();
             Ok((change, expanded))
         })?;
+        if change.timestamp().unsigned_abs() > MAX_UNIX_SECONDS {
+            return Err(BadBytes("a change of no time that there is".to_owned()));
+        }
         let paths = check_operations(&expanded)?;
         let base = read_message(&change)?;
         // What is deleted and put in one change stays as it was (see `Document::write`).
@@ -159,4 +166,42 @@ fn read_message(change: &Change) -> Result<Option<Base>, BadBytes> {
     let base =
         Base::parse(dropped, message).ok_or_else(|| BadBytes("a base that cannot be read".to_owned()))?;
     Ok(Some(base))
+}
+
+#[cfg(test)]
+mod tests {
+    use automerge::transaction::{CommitOptions, Transactable};
+    use automerge::{AutoCommit, ROOT};
+
+    use super::*;
+
+    fn parsed(message: &str, unix_seconds: i64) -> Result<IncomingChange, BadBytes> {
+        let mut document = AutoCommit::new();
+        document.put(ROOT, "spec/replicas", 1).unwrap();
+        let options = CommitOptions::default()
+            .with_message(message)
+            .with_time(unix_seconds);
+        document.commit_with(options);
+        IncomingChange::parse(document.get_last_local_change().unwrap().raw_bytes())
+    }
+
+    #[test]
+    fn numbers_that_would_overflow_are_refused() {
+        let author = r#"{"m": "git", "n": "node"}"#;
+        let latest = 1 << 40;
+        for unix_seconds in [0, latest, -latest] {
+            assert!(parsed(author, unix_seconds).is_ok());
+        }
+        for unix_seconds in [latest + 1, -latest - 1, i64::MAX, i64::MIN] {
+            assert!(parsed(author, unix_seconds).is_err());
+        }
+        let base = |generation: u64, dropped: u64, included: u64| {
+            format!(r#"{{"m":"x","n":"y","d":{dropped},"g":{generation},"v":{{"00":{included}}},"f":0}}"#)
+        };
+        let most = 1 << 53;
+        assert!(parsed(&base(most, most, most), 0).is_ok());
+        for (generation, dropped, included) in [(u64::MAX, 1, 1), (1, u64::MAX, 1), (1, 1, most + 1)] {
+            assert!(parsed(&base(generation, dropped, included), 0).is_err());
+        }
+    }
 }

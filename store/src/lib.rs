@@ -13,6 +13,9 @@ mod disk;
 mod document;
 mod epoch;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod history;
 mod incarnation;
 mod incoming;

@@ -26,6 +26,7 @@ use crate::types::{OpenError, OpenOptions};
 /// revisions shall not be equal. 2^22 starts, each of which takes a block of 2^24, are still below 2^47, so that a
 /// `resourceVersion` fits an i64, which some clients read it as.
 const FIRST_REVISION_SHIFT: u32 = 64 - 46;
+const MAX_REVISION: u64 = 1 << 47;
 
 const CANARY: &[u8] = b"podman-swarm";
 
@@ -50,6 +51,10 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
         true => number(&meta, META_REVISION),
         false => random::<u64>() >> FIRST_REVISION_SHIFT,
     };
+    if last > MAX_REVISION {
+        let (path, reason) = (path.to_owned(), format!("{META_REVISION} is {last}"));
+        return Err(OpenError::Damaged { path, reason });
+    }
     let reserved = last + REVISION_BLOCK;
     let mut writes = vec![
         Write::put(META_REVISION, reserved.to_be_bytes()),
@@ -111,7 +116,12 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
     disk.scan(DOCUMENTS, &mut |disk_key, value| {
         let key = object_key(disk_key, DOCUMENTS);
         let stored = match &key {
-            Some(key) => read(key, value, &seal, &uids),
+            Some(key) => read(key, value, &seal, &uids).and_then(|stored| {
+                let is_removed = index.removed(key) >= Some(stored.record.incarnation);
+                (!is_removed)
+                    .then_some(stored)
+                    .ok_or_else(|| "it was removed".to_owned())
+            }),
             None => Err("no key of this version".to_owned()),
         };
         match (key, stored) {

@@ -332,8 +332,8 @@ impl Shared {
         };
         let contents = document.contents();
         let mut standing = record.standing();
-        standing.generation += u64::from(written.is_spec);
-        standing.changes += 1;
+        standing.generation = standing.generation.saturating_add(written.is_spec.into());
+        standing.changes = standing.changes.saturating_add(1);
         let record = Record::of(document, &contents.birth, standing);
         self.put(key, record, &contents, Some(written)).map(Some)
     }

@@ -669,8 +669,9 @@ impl Shared {
         }
         let contents = document.contents();
         standing.unsent = 0;
-        standing.generation += merged.spec_changes;
-        standing.changes += merged.fresh;
+        // A disk can say any numbers.
+        standing.generation = standing.generation.saturating_add(merged.spec_changes);
+        standing.changes = standing.changes.saturating_add(merged.fresh);
         let record = Record::of(&mut document, &contents.birth, standing);
         let mut prepared = self
             .put(key, record, &contents, None)

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use automerge::{ActorId, Change};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use schemas::fields::{self, ListRule};
 use schemas::{KINDS, Kind};
 use serde_json::{Map, json};
 
@@ -38,11 +39,52 @@ fn odd_scalar() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
-        select(vec![0, 1, -1, i64::MIN, i64::MAX]).prop_map(Value::from),
-        select(vec![u64::MAX, i64::MAX as u64 + 1]).prop_map(Value::from),
-        select(vec![0.0, 1.0, -0.5, 1e300, f64::MIN_POSITIVE, f64::MAX]).prop_map(Value::from),
+        select(vec![
+            0,
+            1,
+            -1,
+            i64::MIN,
+            i64::MIN + 1,
+            i64::MAX,
+            1 << 53,
+            (1 << 53) + 1
+        ])
+        .prop_map(Value::from),
+        select(vec![u64::MAX, u64::MAX - 1, i64::MAX as u64 + 1]).prop_map(Value::from),
+        // The last are the smallest of all, and what is nearest to integers that do not fit.
+        select(vec![
+            0.0,
+            -0.0,
+            1.0,
+            -0.5,
+            0.1,
+            1e300,
+            f64::MIN_POSITIVE,
+            f64::MAX,
+            f64::MIN,
+            f64::EPSILON,
+            5e-324,
+            -5e-324,
+            9_007_199_254_740_993.0,
+            9_223_372_036_854_775_808.0,
+            18_446_744_073_709_551_616.0,
+        ])
+        .prop_map(Value::from),
         odd_key().prop_map(Value::from),
-        select(vec!["", "{}", "[]", "null", "1"]).prop_map(Value::from),
+        select(vec![
+            "",
+            "{}",
+            "[]",
+            "null",
+            "1",
+            "\0",
+            "\u{feff}",
+            "\u{10ffff}",
+            "e\u{301}",
+            "é",
+            "👩‍👩‍👧‍👦"
+        ])
+        .prop_map(Value::from),
         Just(Value::from("long ".repeat(2000))),
     ]
 }
@@ -167,9 +209,65 @@ fn metadata() -> impl Strategy<Value = Value> {
         })
 }
 
-/// Any object of any kind, in the form of real ones or not.
-fn any_object() -> impl Strategy<Value = (Kind, Object)> {
-    let kinds: Vec<Kind> = KINDS.iter().map(|row| row.kind).collect();
+/// Where kinds have lists that merge, or that do not.
+const LISTS: [&[&str]; 20] = [
+    &["spec", "hosts"],
+    &["spec", "ports"],
+    &["spec", "podCIDRs"],
+    &["spec", "taints"],
+    &["spec", "finalizers"],
+    &["spec", "rules"],
+    &["spec", "tls"],
+    &["spec", "volumes"],
+    &["spec", "hostAliases"],
+    &["spec", "topologySpreadConstraints"],
+    &["spec", "imagePullSecrets"],
+    &["spec", "tolerations"],
+    &["spec", "template", "metadata", "finalizers"],
+    &["spec", "template", "spec", "volumes"],
+    &["status", "conditions"],
+    &["status", "addresses"],
+    &["status", "podIPs"],
+    &["subsets"],
+    &["endpoints"],
+    &["ports"],
+];
+
+/// A list as a kind has it at a path: of elements with their keys (one may lack), of texts, or of anything.
+fn list(kind: Kind, path: &'static [&'static str]) -> BoxedStrategy<Value> {
+    let elements = match fields::list_rule(kind, path) {
+        ListRule::Atomic => odd_value().boxed(),
+        ListRule::Set => odd_key().prop_map(Value::from).boxed(),
+        ListRule::Keyed { keys } => {
+            let of_key = || {
+                prop_oneof![
+                    name().prop_map(Value::from),
+                    odd_key().prop_map(Value::from),
+                    odd_scalar()
+                ]
+            };
+            let more = prop::collection::vec((odd_key(), odd_value()), 0..3);
+            let values = prop::collection::vec(prop::option::weighted(0.95, of_key()), keys.len());
+            (values, more)
+                .prop_map(|(values, more)| {
+                    let mut element: Map<String, Value> = more.into_iter().collect();
+                    for (key, value) in keys.iter().zip(values) {
+                        element.extend(value.map(|value| (key.field.to_owned(), value)));
+                    }
+                    Value::Object(element)
+                })
+                .boxed()
+        }
+    };
+    prop::collection::vec(elements, 0..4)
+        .prop_map(Value::from)
+        .boxed()
+}
+
+/// Any object of a kind, in the form of real ones or not.
+fn any_object(kind: Kind) -> impl Strategy<Value = Object> {
+    let lists = select(LISTS.to_vec()).prop_flat_map(move |path| (Just(path), list(kind, path)));
+    let lists = prop::collection::vec(lists, 0..4);
     let spec = prop_oneof![
         pod_spec(),
         (pod_spec(), odd_scalar()).prop_map(|(spec, replicas)| json!({
@@ -180,7 +278,10 @@ fn any_object() -> impl Strategy<Value = (Kind, Object)> {
         odd_value(),
     ];
     let more = prop::collection::vec((odd_key(), odd_value()), 0..2);
-    (select(kinds), prop::option::of(metadata()), spec, more).prop_map(|(kind, metadata, spec, more)| {
+    // As long as an object may be, all in one value.
+    let longest = prop::option::weighted(0.05, Just(Value::from("ы".repeat((1 << 19) - 4096))));
+    let parts = (prop::option::of(metadata()), spec, more, lists, longest);
+    parts.prop_map(|(metadata, spec, more, lists, longest)| {
         let mut object = Map::new();
         object.insert("spec".to_owned(), spec);
         if let Some(metadata) = metadata.filter(|metadata| *metadata != json!({})) {
@@ -192,7 +293,14 @@ fn any_object() -> impl Strategy<Value = (Kind, Object)> {
         {
             object.insert(key, value);
         }
-        (kind, Object(object))
+        let mut object = Object(object);
+        for (path, list) in lists {
+            object.set(path, list);
+        }
+        if let Some(longest) = longest {
+            object.set(&["data", "longest"], longest);
+        }
+        object
     })
 }
 
@@ -211,32 +319,62 @@ fn reload(document: &mut Document) -> Document {
     Document::load(&document.save(), ActorId::random()).unwrap()
 }
 
+#[test]
+fn what_is_written_is_read_of_every_kind() {
+    for row in KINDS {
+        let objects = prop::collection::vec(any_object(row.kind), 1..5);
+        proptest!(cases(16), |(objects in objects)| is_read(row.kind, objects)?);
+    }
+}
+
+/// Writes objects one over the other, and reads each.
+fn is_read(kind: Kind, objects: Vec<Object>) -> Result<(), TestCaseError> {
+    let mut document: Option<Document> = None;
+    for object in objects {
+        let mut written = match document {
+            None => {
+                let mut document = Document::new(ActorId::random());
+                let leaves = leaves::flatten(kind, &object, &Leaves::new());
+                let change = document
+                    .create(
+                        kind,
+                        leaves,
+                        &Birth::default(),
+                        &change_author(),
+                        Operation::Update,
+                    )
+                    .unwrap();
+                let operations = Change::from_bytes(change.bytes.clone()).unwrap().len() as u64;
+                prop_assert_eq!(run_lengths::operations(&change.bytes), Some(operations));
+                document
+            }
+            Some(mut document) => {
+                let contents = document.contents();
+                let leaves = leaves::flatten(kind, &object, &contents.leaves);
+                document
+                    .write(kind, &contents, leaves, &contents.owners, &change_author())
+                    .unwrap();
+                document
+            }
+        };
+        let read = reload(&mut written);
+        let contents = read.contents();
+        prop_assert_eq!(&leaves::materialise(&contents.leaves), &object);
+        let same = leaves::flatten(kind, &object, &contents.leaves);
+        prop_assert_eq!(
+            leaves::diff(&contents.raw, &leaves::pack(kind, same)),
+            Default::default()
+        );
+        for (path, value) in &contents.raw {
+            prop_assert_eq!(leaves::check_leaf(path, value), Ok(()), "{}", path);
+        }
+        document = Some(read);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(cases(128))]
-
-    #[test]
-    fn what_is_written_is_read((kind, first) in any_object(), rest in prop::collection::vec(any_object(), 0..4)) {
-        let mut document = Document::new(ActorId::random());
-        let leaves = leaves::flatten(kind, &first, &Leaves::new());
-        let change = document.create(kind, leaves, &Birth::default(), &change_author(), Operation::Update).unwrap();
-        let operations = Change::from_bytes(change.bytes.clone()).unwrap().len() as u64;
-        prop_assert_eq!(run_lengths::operations(&change.bytes), Some(operations));
-        let mut document = reload(&mut document);
-        prop_assert_eq!(leaves::materialise(&document.contents().leaves), first);
-        for (_, next) in rest {
-            let contents = document.contents();
-            let leaves = leaves::flatten(kind, &next, &contents.leaves);
-            document.write(kind, &contents, leaves, &contents.owners, &change_author()).unwrap();
-            document = reload(&mut document);
-            let contents = document.contents();
-            prop_assert_eq!(leaves::materialise(&contents.leaves), next.clone());
-            let same = leaves::flatten(kind, &next, &contents.leaves);
-            prop_assert_eq!(leaves::diff(&contents.raw, &leaves::pack(kind, same)), Default::default());
-            for (path, value) in &contents.raw {
-                prop_assert_eq!(leaves::check_leaf(path, value), Ok(()), "{}", path);
-            }
-        }
-    }
 
     #[test]
     fn any_leaves_make_an_object(

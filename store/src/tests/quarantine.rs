@@ -1,7 +1,7 @@
 //! Records that cannot be read: nothing else suffers, peers bring them back, and no incarnation is issued twice.
 
 use super::*;
-use crate::disk::Disk;
+use crate::disk::{Disk, Write};
 use crate::memory_disk::DAMAGED;
 
 fn records(disk: &MemoryDisk, prefix: &str) -> Vec<Vec<u8>> {
@@ -106,4 +106,42 @@ async fn an_unreadable_tombstone_lets_no_name_be_used_again() {
     let new = a.create(deployment("web"), author("x")).await.unwrap();
     assert_ne!(new.object.uid(), web.object.uid());
     assert!(a.is_removed(&web.key, web.object.uid()));
+}
+
+/// One of the two is damaged, and nobody knows which.
+#[tokio::test]
+async fn a_record_below_its_tombstone_is_not_shown() {
+    let mut disk = MemoryDisk::default();
+    let a = Store::open_in_memory(disk.clone(), options("a")).unwrap();
+    let web = a.create(deployment("web"), author("x")).await.unwrap();
+    a.close().await;
+    let tombstone = Write::put(format!("t/{}", web.key), "0.1");
+    disk.write(vec![tombstone]).and_then(|()| disk.sync()).unwrap();
+
+    let (disk, a) = reopened(&disk);
+    assert_eq!(a.unreadable().as_slice(), std::slice::from_ref(&web.key));
+    assert!(a.get(&web.key).is_none());
+    assert_eq!(records(&disk, "q/").len(), 1, "kept for people");
+    assert!(is_refused(a.create(deployment("web"), author("x")).await));
+    assert!(a.give_up(&web.key).await.unwrap());
+    let again = a.create(deployment("web"), author("x")).await.unwrap();
+    assert_ne!(again.object.uid(), web.object.uid());
+    let digest = a.digest();
+    assert_eq!(reopened(&disk).1.digest(), digest);
+}
+
+#[tokio::test]
+async fn a_revision_that_no_store_has_counted_to_is_damage() {
+    let mut disk = MemoryDisk::default();
+    Store::open_in_memory(disk.clone(), options("a"))
+        .unwrap()
+        .close()
+        .await;
+    for (last, opens) in [(1_u64 << 47, true), ((1 << 47) + 1, false), (u64::MAX, false)] {
+        let revision = Write::put("m/revision", last.to_be_bytes());
+        disk.write(vec![revision]).and_then(|()| disk.sync()).unwrap();
+        let opened = Store::open_in_memory(disk.after_power_loss(), options("a"));
+        assert_eq!(opened.is_ok(), opens, "{last}");
+        assert!(opens || matches!(opened, Err(crate::OpenError::Damaged { .. })));
+    }
 }
