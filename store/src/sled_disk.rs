@@ -12,9 +12,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, SeekFrom};
-use rustix::io::Errno;
-
 use crate::disk::{Disk, DiskError, Write};
 use crate::types::{OpenError, Shortage};
 
@@ -23,10 +20,6 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// Space that must stay free after a write: sled stops for good where it meets ENOSPC, so the limit is drawn before. It is
 /// some segments of its log (512 KiB each) and a snapshot.
 const RESERVED_BYTES: u64 = 32 << 20;
-/// Room behind the end of the log. A write into it changes neither the size of the file nor, mostly, its blocks, so its
-/// sync waits for the data alone and not for a commit of the file system's journal, which is milliseconds where others
-/// write too. Made anew when less than half of it is left: every 500 writes of 2 KB.
-const ROOM_BYTES: u64 = 2 << 20;
 /// How much a batch can grow on disk: sled writes whole pages.
 const WRITE_AMPLIFICATION: u64 = 4;
 
@@ -38,8 +31,6 @@ pub(crate) struct SledDisk {
     /// Files beside the log that are synced.
     synced: BTreeSet<(PathBuf, OsString)>,
     reserved_bytes: u64,
-    /// The file system tells which room nothing was written to.
-    tells_room: bool,
     lock: File,
 }
 
@@ -75,11 +66,7 @@ impl SledDisk {
                 sled::Error::Io(source) => io(source),
                 other => damaged(other.to_string()),
             })?;
-        let log = File::options()
-            .read(true)
-            .write(true)
-            .open(folder.join("db"))
-            .map_err(io)?;
+        let log = File::open(folder.join("db")).map_err(io)?;
         for parent in [&folder, directory] {
             File::open(parent)
                 .and_then(|parent| parent.sync_all())
@@ -91,27 +78,8 @@ impl SledDisk {
             folder,
             synced: BTreeSet::new(),
             reserved_bytes: RESERVED_BYTES,
-            tells_room: true,
             lock,
         })
-    }
-
-    /// Sees to it that the log has room behind its end. sled takes segments that hold nothing for free ones, and cuts them
-    /// off when it starts. Nothing that is there is touched, so it may write at the same time.
-    fn make_room(&mut self) -> io::Result<()> {
-        let has_data_after = |offset| match rustix::fs::seek(&self.log, SeekFrom::Data(offset)) {
-            Ok(_) => Ok(true),
-            Err(Errno::NXIO) => Ok(false),
-            Err(error) => Err(error),
-        };
-        let length = self.log.metadata()?.len();
-        if !self.tells_room || !has_data_after(length.saturating_sub(ROOM_BYTES / 2))? {
-            return Ok(());
-        }
-        rustix::fs::fallocate(&self.log, FallocateFlags::empty(), length, ROOM_BYTES)?;
-        // Where room looks like data, it would be made for ever.
-        self.tells_room = !has_data_after(length + ROOM_BYTES / 2)?;
-        Ok(())
     }
 
     /// Syncs the files that sled has made since: long values and snapshots.
@@ -179,10 +147,6 @@ impl Disk for SledDisk {
 
     fn sync(&mut self) -> Result<(), DiskError> {
         self.database.flush().map_err(disk_error)?;
-        // Without room (a full disk, a file system that cannot) syncs are slow, and nothing else.
-        if let Err(error) = self.make_room() {
-            tracing::debug!(%error, "no room can be made behind the log");
-        }
         self.log.sync_data()?;
         Ok(self.sync_new_files()?)
     }
@@ -310,28 +274,6 @@ mod tests {
             );
             assert!(kept < 16 || last == 10);
         }
-    }
-
-    #[test]
-    fn few_writes_change_the_size_of_the_log() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut disk = SledDisk::open(folder.path()).unwrap();
-        let mut lengths = BTreeSet::new();
-        for number in 0..500 {
-            disk.write(vec![Write::put(format!("d/{number}"), "v".repeat(2000))])
-                .unwrap();
-            disk.sync().unwrap();
-            lengths.insert(disk.log.metadata().unwrap().len());
-        }
-        assert!(lengths.len() <= 3, "{lengths:?}");
-        let longest = lengths.last().unwrap();
-        assert!(*longest <= 1_000_000 + 2 * ROOM_BYTES, "{longest}");
-        drop(disk);
-        // What was room is free to sled, which gives it back.
-        let disk = SledDisk::open(folder.path()).unwrap();
-        let mut found = 0;
-        disk.scan("d/", &mut |_, _| found += 1).unwrap();
-        assert_eq!(found, 500);
     }
 
     #[test]
