@@ -4,8 +4,8 @@ CARGO ?= cargo
 # Tests that need hosts, Podman and namespaces run as root; a contributor's sudo is asked once.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 
-# Simulated histories of the store, of 500 operations or more each; about 4 min on two cores.
-STORE_SEEDS ?= 1000
+# Simulated histories of the store, of 500 operations or more each; about 2 min on two cores.
+STORE_SEEDS ?= 200
 
 .PHONY: demo test test-all bench bench-others fuzz build install-packages lint doc unit cluster clean
 

@@ -7,6 +7,7 @@
 //!
 //! Of the nodes that hold an object one sets it aside: the one through which its *last edit* came. Last are the edits on
 //! which no other edit builds. If another node's builds on ours, that node has both, and the same rule when its copy goes.
+//! If that node was removed from the cluster, all do it that hold a copy.
 //! The deletion of an object names the last edits that the deleter saw ([`Seen`]); who has the same loses nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 use automerge::legacy::Key;
 use automerge::{Change, ChangeHash};
-use schemas::{Object, ObjectKey, hex};
+use schemas::{Kind, Object, ObjectKey, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
@@ -31,7 +32,7 @@ use crate::record::{Record, show};
 use crate::seal::Seal;
 use crate::shared::Shared;
 use crate::store::{Store, finished};
-use crate::types::{CommitError, Via};
+use crate::types::{CommitError, NodeId, Via};
 
 pub(crate) const RESCUED: &str = "r/";
 /// So many rescued objects wait for the agent at most, if it keeps up. More are kept all the same: each takes less than the
@@ -270,6 +271,12 @@ impl Document {
 }
 
 impl Shared {
+    fn has_left(&self, node: &NodeId) -> bool {
+        let key = ObjectKey::cluster(Kind::Member, &node.0);
+        let index = self.index();
+        index.record(&key).is_none() && index.removed(&key).is_some()
+    }
+
     /// Sets aside what a record holds, which the batch of `prepared` takes away or replaces, if an edit of a user through
     /// this node may be lost with it: `seen` by who deleted it ([`UNSEEN`], if nobody says). What a controller owns is not
     /// set aside: it makes it again.
@@ -289,7 +296,9 @@ impl Shared {
         if seen(&edits) == seen_by_deleter {
             return Ok(());
         }
-        let ours = edits.into_iter().filter(|edit| edit.author.node == self.node);
+        // Of who has left the cluster, everybody does it: rather too often than never.
+        let is_ours = |edit: &Edit| edit.author.node == self.node || self.has_left(&edit.author.node);
+        let ours = edits.into_iter().filter(is_ours);
         let Some(edit) = ours.max_by_key(|edit| edit.author.unix_seconds) else {
             return Ok(());
         };

@@ -42,7 +42,7 @@ fn is_for_tests(path: &Path) -> bool {
         .unwrap_or(path)
         .to_string_lossy()
         .into_owned();
-    ["test", "fakes", "fixture", "sandbox", "suite"]
+    ["test", "fakes", "fixture", "fuzzing", "sandbox", "suite"]
         .iter()
         .any(|part| name.contains(part))
         || in_folder(path, "benches")

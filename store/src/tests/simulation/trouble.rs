@@ -136,10 +136,15 @@ impl World {
         self.after(100, Event::Exchange { node });
     }
 
-    /// A node is removed from the cluster by another, and its disk with it.
+    /// A node is removed from the cluster by another that holds all that it held, and its disk with it. (What a node alone
+    /// holds that is removed without having been drained is lost with it.)
     fn retire(&mut self, node: usize) {
+        let Some(held) = self.store(node).map(|store| store.digest()) else {
+            return;
+        };
         let ready: Vec<usize> = (0..self.nodes.len())
             .filter(|at| *at != node && self.is_ready(*at))
+            .filter(|at| self.store(*at).is_some_and(|store| store.digest() == held))
             .collect();
         let left = self.nodes.iter().filter(|node| !node.is_retired).count();
         let Some(by) = ready.choose(&mut self.random).copied().filter(|_| left > 3) else {
