@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::pending;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 
 use async_trait::async_trait;
 use ipnet::{IpNet, Ipv4Net};
@@ -14,7 +16,14 @@ use tokio::sync::{Mutex, watch};
 use super::kernel;
 use super::plan::{self, BRIDGE, HostPortEntry, ROUTE_METRIC, Range, TABLE};
 
-/// The pod network of this node. One per machine (more exactly: per network namespace of the host).
+/// The abstract socket of the agent that has the pod network of the machine.
+const CLAIM: &str = "podman-swarm/network";
+
+const TAKEN: &str = "the pod network of this machine belongs to another agent that runs on it, so that pods cannot run on this node: \
+     stop the other agent, then start this one again";
+
+/// The pod network of this node. One per machine (more exactly: per network namespace of the host): of a second agent, this
+/// refuses to attach anything and never touches what the first one made.
 ///
 /// After a change of the node's range ([`PodNetwork::set_range`]) running pods keep their addresses, their former gateway and their way
 /// out of the cluster, until they are detached. The other nodes' routes for that range, however, lead to its new owner: such pods reach
@@ -23,6 +32,9 @@ pub struct Network {
     range: watch::Sender<Option<Range>>,
     /// Addresses by pod, read from the kernel at the first call.
     addresses: Mutex<Option<HashMap<String, Ipv4Addr>>>,
+    /// An abstract socket belongs to one network namespace and one process, and goes with it. None: another agent had it when this one
+    /// started; it may restart at any time and find all as it was, so that it is not asked for again.
+    claim: Option<UnixListener>,
 }
 
 impl Network {
@@ -45,9 +57,18 @@ impl Network {
                     message: format!("the pod network needs `{program}` (package {package}): {error}"),
                 })?;
         }
+        let claim = SocketAddr::from_abstract_name(CLAIM).and_then(|name| UnixListener::bind_addr(&name));
         Ok(Self {
             range: watch::Sender::new(None),
             addresses: Mutex::new(None),
+            claim: claim.inspect_err(|error| tracing::warn!(%error, "{TAKEN}")).ok(),
+        })
+    }
+
+    fn check_claim(&self) -> Result<(), PortError> {
+        self.claim.as_ref().map(|_| ()).ok_or_else(|| PortError::Refused {
+            reason: "NetworkTaken",
+            message: TAKEN.into(),
         })
     }
 
@@ -56,6 +77,9 @@ impl Network {
     /// # Errors
     /// What could not be removed, after everything else was.
     pub async fn remove_all(&self) -> Result<(), PortError> {
+        if self.claim.is_none() {
+            return Ok(());
+        }
         let mut addresses = self.addresses.lock().await;
         self.range.send_replace(None);
         let mut batch = plan::route_changes(&kernel::routes().await?, &BTreeMap::new());
@@ -193,6 +217,7 @@ fn check(uid: &str) -> Result<(), PortError> {
 #[async_trait]
 impl PodNetwork for Network {
     async fn set_range(&self, cluster: IpNet, node: IpNet) -> Result<(), PortError> {
+        self.check_claim()?;
         let range = Range::new(cluster, node).map_err(|message| PortError::Refused {
             reason: "InvalidRange",
             message,
@@ -241,6 +266,7 @@ impl PodNetwork for Network {
     }
 
     async fn set_routes(&self, routes: &BTreeMap<IpNet, IpAddr>) -> Result<(), PortError> {
+        self.check_claim()?;
         let mut wanted = BTreeMap::new();
         for (range, via) in routes {
             let (IpNet::V4(range), IpAddr::V4(via)) = (range, via) else {
@@ -262,6 +288,7 @@ impl PodNetwork for Network {
 
     async fn attach(&self, pod_uid: &str, host_ports: &[HostPort]) -> Result<Attachment, PortError> {
         check(pod_uid)?;
+        self.check_claim()?;
         let range = self.range().ok_or_else(|| PortError::Unavailable {
             operation: "attach the pod",
             message: "this node has no pod range yet".into(),
@@ -301,6 +328,7 @@ impl PodNetwork for Network {
 
     async fn set_redirects(&self, pod_uid: &str, redirects: &[PortRedirect]) -> Result<(), PortError> {
         check(pod_uid)?;
+        self.check_claim()?;
         let address = {
             let mut guard = self.addresses.lock().await;
             known(&mut guard).await?.get(pod_uid).copied()
@@ -316,6 +344,9 @@ impl PodNetwork for Network {
 
     async fn detach(&self, pod_uid: &str) -> Result<(), PortError> {
         check(pod_uid)?;
+        if self.claim.is_none() {
+            return Ok(());
+        }
         let mut guard = self.addresses.lock().await;
         let addresses = known(&mut guard).await?;
         if let Some(address) = addresses.get(pod_uid) {
@@ -341,6 +372,9 @@ impl PodNetwork for Network {
     }
 
     async fn attached(&self) -> Result<HashMap<String, IpAddr>, PortError> {
+        if self.claim.is_none() {
+            return Ok(HashMap::new());
+        }
         let found = attached().await?;
         Ok(found
             .into_iter()

@@ -119,7 +119,23 @@ fn a_pod_keeps_its_address_until_it_is_detached() {
                     "from the node itself"
                 );
 
+                // A second agent has no pod network, and leaves this one alone.
+                let second = Network::new().await.unwrap();
+                assert!(second.attached().await.unwrap().is_empty());
+                let refused = second.set_range(net("10.244.0.0/16"), net("10.244.9.0/24")).await;
+                assert!(matches!(
+                    refused,
+                    Err(PortError::Refused {
+                        reason: "NetworkTaken",
+                        ..
+                    })
+                ));
+                second.detach("uid-1").await.unwrap();
+                second.remove_all().await.unwrap();
+                assert_eq!(call_from(&path(&two), one.address, 8080).unwrap(), two.address);
+
                 // An agent that starts anew finds all as it was.
+                drop(network);
                 let restarted = self::network(1).await;
                 let expected = HashMap::from([
                     ("uid-1".to_owned(), one.address),
@@ -328,6 +344,7 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
                 "{conflict:?}"
             );
             // Also by an agent that did not make them.
+            drop(network);
             let restarted = self::network(1).await;
             assert!(call(here, 9000).is_ok());
             restarted.detach("server").await.unwrap();
