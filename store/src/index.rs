@@ -29,13 +29,24 @@ pub(crate) const REVISION_BLOCK: u64 = 1 << 24;
 #[derive(Default, Debug)]
 struct Entry {
     record: Option<Arc<Record>>,
-    /// The document's object, where a projection makes the view another.
-    document: Option<Arc<Packed>>,
     projection: Option<Arc<Object>>,
+    /// What the document has in the places of the projection's fields.
+    covered: Map<String, Value>,
     shown: Option<(Arc<Packed>, Revision)>,
 }
 
 impl Entry {
+    /// Returns what was written, from what is shown.
+    fn written(&self) -> Option<Written> {
+        self.record.as_ref()?;
+        let (shown, _) = self.shown.as_ref()?;
+        Some(Written {
+            shown: shown.clone(),
+            projection: self.projection.clone(),
+            covered: self.covered.clone(),
+        })
+    }
+
     /// Drops what was computed for an incarnation that is gone; an object that is computed as a whole stays.
     fn forget_status(&mut self, key: &ObjectKey) {
         self.projection
@@ -60,6 +71,31 @@ impl PackedView {
             revision: self.revision,
             stored: self.stored,
         }
+    }
+}
+
+/// An object as it was written, without what is projected over it; its tree is made when it is wanted.
+#[derive(Debug)]
+pub(crate) struct Written {
+    shown: Arc<Packed>,
+    projection: Option<Arc<Object>>,
+    covered: Map<String, Value>,
+}
+
+impl Written {
+    pub(crate) fn tree(&self) -> Arc<Object> {
+        let shown = self.shown.tree();
+        let Some(projection) = &self.projection else {
+            return shown;
+        };
+        let fields = shown.0.iter().filter_map(|(name, value)| {
+            let value = match projection.0.contains_key(name) {
+                true => self.covered.get(name)?,
+                false => value,
+            };
+            Some((name.clone(), value.clone()))
+        });
+        Arc::new(Object(fields.collect()))
     }
 }
 
@@ -253,25 +289,10 @@ impl Index {
         Ok((views, at))
     }
 
-    pub(crate) fn written(&self, kind: Kind) -> Vec<Arc<Packed>> {
-        let entries = self.entries_of(kind, None, None);
-        entries
-            .filter_map(|(_, entry)| Self::document_of(entry))
-            .collect()
-    }
-
     /// Returns the documents of a kind as they were written, with their keys.
-    pub(crate) fn documents(&self, kind: Kind) -> impl Iterator<Item = (&ObjectKey, Arc<Packed>)> {
+    pub(crate) fn written(&self, kind: Kind) -> impl Iterator<Item = (&ObjectKey, Written)> {
         self.entries_of(kind, None, None)
-            .filter_map(|(key, entry)| Some((key, Self::document_of(entry)?)))
-    }
-
-    fn document_of(entry: &Entry) -> Option<Arc<Packed>> {
-        match (&entry.document, &entry.record) {
-            (Some(document), _) => Some(document.clone()),
-            (None, Some(_)) => entry.shown.as_ref().map(|(shown, _)| shown.clone()),
-            (None, None) => None,
-        }
+            .filter_map(|(key, entry)| Some((key, entry.written()?)))
     }
 
     pub(crate) fn revision(&self) -> Revision {
@@ -423,7 +444,6 @@ impl Index {
                 }
                 let entry = self.entries.entry(key.clone()).or_default();
                 entry.record = Some(stored.record);
-                entry.document = None;
                 self.toggle_digest(&key);
                 self.show(&key, Some(stored.object));
                 self.get(&key)
@@ -465,7 +485,7 @@ impl Index {
     /// Takes away a document and what was computed for it.
     fn take_away(&mut self, key: &ObjectKey) {
         if let Some(entry) = self.entries.get_mut(key) {
-            (entry.record, entry.document) = (None, None);
+            entry.record = None;
             entry.forget_status(key);
             self.show(key, None);
         }
@@ -522,9 +542,9 @@ impl Index {
             }
             return;
         }
+        let written = entry.written();
         entry.projection = projection.map(Arc::new);
-        let document = self.entries.get(key).and_then(Self::document_of);
-        self.show(key, document.map(|document| document.tree()));
+        self.show(key, written.map(|written| written.tree()));
     }
 
     /// Makes the view of a key anew from its document and projection; if that changes it, it is a new revision.
@@ -533,15 +553,15 @@ impl Index {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
+        entry.covered = Map::new();
         let object = match (document, &entry.projection) {
-            (Some(document), None) => {
-                entry.document = None;
-                Some(Arc::unwrap_or_clone(document))
-            }
+            (Some(document), None) => Some(Arc::unwrap_or_clone(document)),
             (Some(document), Some(projection)) => {
-                let mut object = Object::clone(&document);
+                let mut object = Arc::unwrap_or_clone(document);
+                let fields = projection.0.keys();
+                let covered = fields.filter_map(|name| Some((name.clone(), object.0.get(name)?.clone())));
+                entry.covered = covered.collect();
                 lay_over(&mut object.0, &projection.0);
-                entry.document = Some(Arc::new(Packed::new(&document, &self.recent)));
                 Some(object)
             }
             (None, Some(projection)) if projection.key().as_ref() == Some(key) => {

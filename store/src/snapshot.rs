@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use schemas::{Kind, Object, ObjectKey};
 
-use crate::packed::Packed;
+use crate::index::Written;
 use crate::store::Store;
 
 /// The documents of some kinds as they were at one moment; later writes do not change it.
 #[derive(Debug)]
 pub struct Snapshot {
-    documents: BTreeMap<ObjectKey, Arc<Packed>>,
+    documents: BTreeMap<ObjectKey, Written>,
     digest: String,
 }
 
@@ -20,9 +20,9 @@ impl Store {
     /// Takes the documents of some kinds, all under one lock.
     pub fn snapshot(&self, kinds: &[Kind]) -> Snapshot {
         let index = self.shared.index();
-        let documents = kinds.iter().flat_map(|kind| index.documents(*kind));
+        let documents = kinds.iter().flat_map(|kind| index.written(*kind));
         Snapshot {
-            documents: documents.map(|(key, document)| (key.clone(), document)).collect(),
+            documents: documents.map(|(key, written)| (key.clone(), written)).collect(),
             digest: index.digests().total(index.header()),
         }
     }

@@ -11,6 +11,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::commit::{Claim, Commit, Committed, Committer, Job, QUEUE_CHANGES};
 use crate::disk::Disk;
 use crate::frame::{self, Body, Delta};
+use crate::index::Written;
 use crate::memory_disk::MemoryDisk;
 use crate::open;
 use crate::owners::Operation;
@@ -120,8 +121,11 @@ impl Store {
 
     /// Lists the documents of a kind as they were written, without what is projected over them.
     pub fn written(&self, kind: Kind) -> Vec<Arc<Object>> {
-        let documents = self.shared.index().written(kind);
-        documents.iter().map(|document| document.tree()).collect()
+        let written: Vec<Written> = {
+            let index = self.shared.index();
+            index.written(kind).map(|(_, written)| written).collect()
+        };
+        written.iter().map(Written::tree).collect()
     }
 
     /// Returns the newest revision.

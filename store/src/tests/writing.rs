@@ -400,6 +400,8 @@ async fn projections_lie_over_documents_and_cost_no_write() {
         "the projection wins"
     );
     assert_eq!(edited.object.i64_at("/status/own"), Some(1));
+    let written = &store.written(Kind::Deployment)[0];
+    assert_eq!(written.i64_at("/status/readyReplicas"), Some(9));
     store.project(&key, None);
     assert_eq!(
         store.get(&key).unwrap().object.i64_at("/status/readyReplicas"),
