@@ -94,13 +94,27 @@ fn clause(clause: &str) -> Option<Accepted> {
 
 /// Writes a value as an answer.
 pub(crate) fn answer(code: StatusCode, format: Format, value: &Value) -> Response {
-    let (content_type, text) = match format {
-        Format::Json => ("application/json", value.to_string()),
-        Format::Yaml => (
-            "application/yaml",
-            // A tree of JSON values has string keys, so that YAML can say it.
-            serde_yaml::to_string(value).unwrap_or_else(|_| value.to_string()),
-        ),
+    let text = match format {
+        Format::Json => value.to_string(),
+        // A tree of JSON values has string keys, so that YAML can say it.
+        Format::Yaml => serde_yaml::to_string(value).unwrap_or_else(|_| value.to_string()),
+    };
+    respond(code, format, text.into())
+}
+
+/// Answers with what is JSON already.
+pub(crate) fn answer_json(code: StatusCode, format: Format, json: Vec<u8>) -> Response {
+    match format {
+        Format::Json => respond(code, format, json),
+        // It was written here, so that it can be read.
+        Format::Yaml => answer(code, format, &serde_json::from_slice(&json).unwrap_or_default()),
+    }
+}
+
+fn respond(code: StatusCode, format: Format, text: Vec<u8>) -> Response {
+    let content_type = match format {
+        Format::Json => "application/json",
+        Format::Yaml => "application/yaml",
     };
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = code;

@@ -91,7 +91,7 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
     }
     let mut metadata = json!({"resourceVersion": snapshot.revision().to_string()});
     let mut warnings = Vec::new();
-    let mut objects = Vec::new();
+    let mut items = Items::of(call, accepted)?;
     // Events of other nodes have no place in this node's order: they come all at once.
     let limit = match (options.limit, call.kind()) {
         (0, _) | (_, Kind::Event) => usize::MAX,
@@ -103,9 +103,9 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
         if !selection.matches(&object) {
             continue;
         }
-        if objects.len() < limit {
+        if items.count < limit {
             last = Some(view.key);
-            objects.push(object);
+            items.push(object);
             continue;
         }
         if let Some(last) = &last {
@@ -119,11 +119,10 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
     }
     if call.kind() == Kind::Event && !call.is_local_only() && options.after.is_none() {
         let (others, missing) = peer_events(call).await;
-        objects.extend(others);
+        others.into_iter().for_each(|object| items.push(object));
         warnings = missing;
     }
-    let value = collection(call, accepted, metadata, objects)?;
-    let mut response = content::answer(StatusCode::OK, accepted.format, &value);
+    let mut response = content::answer_json(StatusCode::OK, accepted.format, items.close(metadata));
     content::add_warnings(&mut response, &warnings);
     Ok(response)
 }
@@ -145,30 +144,65 @@ fn snapshot(call: &Call<'_>, options: &ListOptions) -> ApiResult<Views> {
         .map_err(|_| options.expired())
 }
 
-fn collection(
-    call: &Call<'_>,
-    accepted: Accepted,
-    metadata: Value,
-    objects: Vec<Object>,
-) -> ApiResult<Value> {
-    let row = call.kind().row();
-    Ok(match accepted.shape {
-        Shape::Whole => list_value(call.kind(), metadata, objects),
-        Shape::Metadata => json!({
-            "kind": "PartialObjectMetadataList",
-            "apiVersion": "meta.k8s.io/v1",
-            "metadata": metadata,
-            "items": objects.iter().map(content::metadata_only).collect::<Vec<_>>(),
-        }),
-        Shape::Table => {
-            let (now, include) = (call.state.clock.unix_seconds(), include(call)?);
-            let rows = objects
-                .iter()
-                .map(|object| tables::row(row.kind, object, now, include))
-                .collect();
-            tables::table(row.kind, metadata, rows)
+/// The items of a list in the shape that was asked for. They are JSON from the start: as trees, those of a long list
+/// would take ten times as much memory.
+struct Items {
+    kind: Kind,
+    shape: Shape,
+    now_unix_seconds: i64,
+    include: Include,
+    count: usize,
+    json: Vec<u8>,
+}
+
+impl Items {
+    fn of(call: &Call<'_>, accepted: Accepted) -> ApiResult<Self> {
+        Ok(Self {
+            kind: call.kind(),
+            shape: accepted.shape,
+            now_unix_seconds: call.state.clock.unix_seconds(),
+            include: match accepted.shape {
+                Shape::Table => include(call)?,
+                Shape::Whole | Shape::Metadata => Include::Nothing,
+            },
+            count: 0,
+            json: Vec::new(),
+        })
+    }
+
+    fn push(&mut self, object: Object) {
+        let item = match self.shape {
+            Shape::Whole => object.into_value(),
+            Shape::Metadata => content::metadata_only(&object),
+            Shape::Table => tables::row(self.kind, &object, self.now_unix_seconds, self.include),
+        };
+        if self.count > 0 {
+            self.json.push(b',');
         }
-    })
+        self.count += 1;
+        // Trees can be written, and memory takes it.
+        let _: serde_json::Result<()> = serde_json::to_writer(&mut self.json, &item);
+    }
+
+    /// Returns the whole list as JSON.
+    fn close(self, metadata: Value) -> Vec<u8> {
+        let list = match self.shape {
+            Shape::Whole => list_value(self.kind, metadata, Vec::new()),
+            Shape::Metadata => json!({
+                "kind": "PartialObjectMetadataList",
+                "apiVersion": "meta.k8s.io/v1",
+                "metadata": metadata,
+                "items": [],
+            }),
+            Shape::Table => tables::table(self.kind, metadata, Vec::new()),
+        };
+        let mut json = list.to_string().into_bytes();
+        // The last field of all of them is the list without its items.
+        json.truncate(json.len() - "]}".len());
+        json.extend(self.json);
+        json.extend(b"]}");
+        json
+    }
 }
 
 fn list_value(kind: Kind, metadata: Value, objects: Vec<Object>) -> Value {
