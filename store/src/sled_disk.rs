@@ -2,13 +2,13 @@
 //!
 //! sled's flush hands its log to the kernel (`sync_file_range` on Linux), which does not survive the loss of power
 //! (spacejam/sled#1452), and it never syncs the files in which it keeps long values. So a sync here is a flush, then
-//! fdatasync of the log and fsync of every file that is new, and of its directory.
+//! fdatasync of the log and fsync of every file that is new, and of its directory. Behind the log there is room of zeros.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,13 @@ use crate::types::{OpenError, Shortage};
 
 /// sled's own cache of pages. Objects are kept by the store, so this serves start-up alone.
 const CACHE_BYTES: u64 = 8 << 20;
+/// sled's log is of segments, each with a header that is not zero.
+const SEGMENT_BYTES: usize = 512 << 10;
+/// Zeros written behind the log. A write over them changes neither the size of the file nor which of its blocks were written
+/// to, so its sync waits for the data alone and not for the file system's journal: on ext4 a quarter of the time, and a
+/// tenth at the 99th percentile. (Room that is only allocated gains nothing: its blocks are marked at the first write.)
+/// Some thousand writes of 2 KB, so that few of them wait until there is more.
+const ROOM_BYTES: u64 = 4 << 20;
 /// Space that must stay free after a write: sled stops for good where it meets ENOSPC, so the limit is drawn before. It is
 /// some segments of its log (512 KiB each) and a snapshot.
 const RESERVED_BYTES: u64 = 32 << 20;
@@ -58,6 +65,7 @@ impl SledDisk {
         let config = sled::Config::new()
             .path(&folder)
             .cache_capacity(CACHE_BYTES)
+            .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None);
         // sled panics where its log is shorter than its snapshot says; nothing of a failed start is used again.
         let database = catch_unwind(AssertUnwindSafe(|| config.open()))
@@ -66,7 +74,11 @@ impl SledDisk {
                 sled::Error::Io(source) => io(source),
                 other => damaged(other.to_string()),
             })?;
-        let log = File::open(folder.join("db")).map_err(io)?;
+        let log = File::options()
+            .read(true)
+            .write(true)
+            .open(folder.join("db"))
+            .map_err(io)?;
         for parent in [&folder, directory] {
             File::open(parent)
                 .and_then(|parent| parent.sync_all())
@@ -80,6 +92,24 @@ impl SledDisk {
             reserved_bytes: RESERVED_BYTES,
             lock,
         })
+    }
+
+    /// Sees to it that there is room behind the log. Only after a flush, when sled writes nothing; a segment is left out
+    /// all the same, which it would write to next. What is room at a start is free to sled, which uses it or cuts it off.
+    fn make_room(&self) -> io::Result<()> {
+        let segment = SEGMENT_BYTES as u64;
+        let length = self.log.metadata()?.len();
+        let mut header = [0; 16];
+        let middle = length.saturating_sub(ROOM_BYTES / 2) / segment * segment;
+        let read = self.log.read_at(&mut header, middle)?;
+        if read > 0 && header == [0; 16] || self.check_room(ROOM_BYTES).is_err() {
+            return Ok(());
+        }
+        let zeros = vec![0; SEGMENT_BYTES];
+        let start = length.next_multiple_of(segment) + segment;
+        (start..start + ROOM_BYTES)
+            .step_by(SEGMENT_BYTES)
+            .try_for_each(|at| self.log.write_all_at(&zeros, at))
     }
 
     /// Syncs the files that sled has made since: long values and snapshots.
@@ -147,6 +177,10 @@ impl Disk for SledDisk {
 
     fn sync(&mut self) -> Result<(), DiskError> {
         self.database.flush().map_err(disk_error)?;
+        // Without room (a full disk) syncs are slower, and nothing else.
+        if let Err(error) = self.make_room() {
+            tracing::debug!(%error, "no room can be made behind the log");
+        }
         self.log.sync_data()?;
         Ok(self.sync_new_files()?)
     }
@@ -171,6 +205,34 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+
+    #[test]
+    fn few_writes_change_the_size_of_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = SledDisk::open(folder.path()).unwrap();
+        let mut lengths = BTreeSet::new();
+        for number in 0..5000 {
+            disk.write(vec![Write::put(format!("d/{number}"), "v".repeat(2000))])
+                .unwrap();
+            disk.sync().unwrap();
+            lengths.insert(disk.log.metadata().unwrap().len());
+        }
+        assert!(lengths.len() <= 6, "{lengths:?}");
+        let longest = lengths.last().unwrap();
+        assert!(*longest <= 20_000_000 + 2 * ROOM_BYTES, "{longest}");
+        // What was room is free to sled, and all else is there.
+        for _ in 0..3 {
+            drop(disk);
+            disk = SledDisk::open(folder.path()).unwrap();
+            let mut count = 0;
+            disk.scan("d/", &mut |_, _| count += 1).unwrap();
+            assert_eq!(count, 5000);
+            disk.write(vec![Write::put("last", "v")]).unwrap();
+            disk.sync().unwrap();
+        }
+        let length = disk.log.metadata().unwrap().len();
+        assert!(length <= longest + 2 * ROOM_BYTES, "{length} after {longest}");
+    }
 
     #[test]
     fn passes_the_suite() {
