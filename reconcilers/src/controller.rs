@@ -133,14 +133,23 @@ pub async fn run<R: Reconciler>(
 
 /// The part of the store that the loop needs; a seam for its tests.
 trait Watched: Send + Sync {
-    fn list(&self, kind: Kind, namespace: Option<&str>) -> (Vec<View>, Revision);
+    fn list(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+    ) -> (impl Iterator<Item = View> + Send + use<Self>, Revision);
     fn watch(&self, scope: WatchScope, from: Revision) -> Result<mpsc::Receiver<WatchEvent>, Gone>;
 }
 
 impl Watched for Store {
-    fn list(&self, kind: Kind, namespace: Option<&str>) -> (Vec<View>, Revision) {
-        let listing = Store::list(self, kind, namespace);
-        (listing.items, listing.revision)
+    fn list(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+    ) -> (impl Iterator<Item = View> + Send + use<>, Revision) {
+        let views = self.views(kind, namespace);
+        let revision = views.revision();
+        (views, revision)
     }
 
     fn watch(&self, scope: WatchScope, from: Revision) -> Result<mpsc::Receiver<WatchEvent>, Gone> {

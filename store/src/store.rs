@@ -92,11 +92,17 @@ impl Store {
 
     /// Lists a kind, in all namespaces or one, ordered by key.
     pub fn list(&self, kind: Kind, namespace: Option<&str>) -> Listing {
-        let (views, revision) = self.shared.index().list(kind, namespace, None);
+        let views = self.views(kind, namespace);
         Listing {
-            items: Views::new(views, revision).collect(),
-            revision,
+            revision: views.revision(),
+            items: views.collect(),
         }
+    }
+
+    /// [`Store::list`], whose objects are read from memory as they are asked for.
+    pub fn views(&self, kind: Kind, namespace: Option<&str>) -> Views {
+        let (views, revision) = self.shared.index().list(kind, namespace, None);
+        Views::new(views, revision)
     }
 
     /// Lists a kind as it was at `at` (now, if None), from the object after `after` on; objects are read from memory as

@@ -1,4 +1,4 @@
-//! Shows status: projects what [`crate::status`] computes over Pods, ReplicaSets, Deployments and Namespaces.
+//! Shows status: projects what [`crate::status`] computes over Pods, ReplicaSets and Deployments.
 //!
 //! Runs on every node for every object and writes nothing durable.
 
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use schemas::{Kind, Object, ObjectKey};
-use serde_json::{Value, json};
+use serde_json::Value;
 use store::{WatchEvent, WatchScope};
 
 use super::{Context, Next, ReconcileError, Reconciler, Trigger};
@@ -27,7 +27,6 @@ pub enum StatusKey {
     Unplaced,
     /// The ReplicaSets of a root, and the root.
     Root(ObjectKey),
-    Namespace(ObjectKey),
 }
 
 /// The controller of status.
@@ -108,7 +107,6 @@ impl Statuses {
                 let own = status_key(key, object.str_at("/spec/nodeName"));
                 [own].into_iter().chain(root).collect()
             }
-            Kind::Namespace => vec![StatusKey::Namespace(key.clone())],
             // It tells which node a name stands for.
             Kind::Member => self.all_pods().into_iter().collect(),
             _ => root.into_iter().collect(),
@@ -234,13 +232,7 @@ impl Reconciler for Statuses {
 
     fn scope(&self) -> WatchScope {
         WatchScope {
-            kinds: vec![
-                Kind::Member,
-                Kind::Namespace,
-                Kind::Deployment,
-                Kind::ReplicaSet,
-                Kind::Pod,
-            ],
+            kinds: vec![Kind::Member, Kind::Deployment, Kind::ReplicaSet, Kind::Pod],
             namespace: None,
         }
     }
@@ -277,16 +269,6 @@ impl Reconciler for Statuses {
             StatusKey::Pod(key) => self.pod(key),
             StatusKey::Unplaced => self.unplaced(),
             StatusKey::Root(key) => return Ok(self.root(key)),
-            StatusKey::Namespace(key) => {
-                if let Some(namespace) = self.context.object(key) {
-                    let phase = if namespace.is_terminating() {
-                        "Terminating"
-                    } else {
-                        "Active"
-                    };
-                    self.show(key, json!({"phase": phase}));
-                }
-            }
         }
         Ok(Next::Done)
     }

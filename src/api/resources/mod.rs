@@ -184,8 +184,8 @@ impl<'a> Call<'a> {
     }
 }
 
-/// What the API shows of a view: defaults filled in, which are never stored, and the phase that an object has before
-/// anyone observed it.
+/// What the API shows of a view: defaults filled in, which are never stored, and the phase of what nobody observes, or has
+/// not yet.
 pub(crate) fn shown(view: &View) -> Object {
     shown_object(view.key.kind, &view.object)
 }
@@ -194,12 +194,14 @@ pub(crate) fn shown(view: &View) -> Object {
 fn shown_object(kind: Kind, object: &Object) -> Object {
     let mut object = schemas::validate::defaulted(object);
     let row = kind.row();
-    if !row.first_phase.is_empty() && object.str_at("/status/phase").is_empty() {
+    let phase = match row.ending {
         // While a controller empties it, nobody else says so.
-        let phase = match row.ending {
-            Ending::ByController if object.is_terminating() => "Terminating",
-            Ending::ByController | Ending::ByNode | Ending::AtOnce => row.first_phase,
-        };
+        Ending::ByController if object.is_terminating() => "Terminating",
+        Ending::ByController => row.first_phase,
+        Ending::ByNode | Ending::AtOnce if object.str_at("/status/phase").is_empty() => row.first_phase,
+        Ending::ByNode | Ending::AtOnce => "",
+    };
+    if !phase.is_empty() {
         object.set(&["status", "phase"], phase);
     }
     object
