@@ -682,7 +682,7 @@ proptest! {
 
     /// P1, P4, P5: any edits, in any order of delivery, with duplication, loss and crashes.
     #[test]
-    fn replicas_that_talk_become_equal(replicas in 2..5_usize, steps in prop::collection::vec(step(), 1..60)) {
+    fn replicas_that_talk_become_equal(replicas in 2..=5_usize, steps in prop::collection::vec(step(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(run(replicas, steps));
     }
