@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info_span, warn};
 
 use crate::ports::{Clock, Cluster, EventSink, PortError};
+use crate::validity::Faults;
 use queue::{Ended, Queue};
 
 pub use garbage::{Garbage, GarbageKey};
@@ -108,6 +109,7 @@ pub struct Context {
     pub clock: Arc<dyn Clock>,
     pub events: Arc<dyn EventSink>,
     pub node: NodeId,
+    pub faults: Arc<Faults>,
 }
 
 /// Runs a controller with up to `workers` keys at a time until `shutdown`; then lets the runs in progress end. Sends

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use schemas::{Kind, Object};
 use serde_json::{Value, json};
-use store::WatchScope;
+use store::{View, WatchScope};
 use tokio::time::Instant;
 
 use crate::controller::{Context, Next, ReconcileError, Reconciler, Trigger, rest_since};
@@ -256,7 +256,7 @@ impl Reconciler for RouteReconciler {
 impl RouteReconciler {
     fn publish_table(&self, sink: &dyn RouteSink) {
         let lists = Lists::of(
-            &self.context.store,
+            &self.context,
             &[Kind::Ingress, Kind::Service, Kind::EndpointSlice, Kind::Endpoints],
         );
         let table = routes(&RouteInput {
@@ -274,12 +274,10 @@ impl RouteReconciler {
     }
 
     fn publish_status(&self) {
-        let store = &self.context.store;
         let status = ingress_status(&self.context.cluster.borrow());
-        for ingress in store.list(Kind::Ingress, None).items {
-            let mut shown = Object::default();
-            shown.set(&["status"], status.clone());
-            store.project(&ingress.key, Some(shown));
+        for View { key, object, .. } in self.context.store.views(Kind::Ingress, None) {
+            self.context
+                .show_checked(&key, &object, status.clone(), "ingress-controller");
         }
     }
 }

@@ -245,11 +245,11 @@ impl ServiceReconciler {
         let Some(namespace) = pods.first().map(|pod| pod.namespace()) else {
             return Vec::new();
         };
-        let services = self.context.store.list(Kind::Service, Some(namespace)).items;
+        let services = self.context.settled_objects(Kind::Service, Some(namespace));
         let concerned = services
             .into_iter()
-            .filter(|view| pods.iter().any(|pod| selects(&view.object, pod)));
-        concerned.map(|view| view.key).collect()
+            .filter(|service| pods.iter().any(|pod| selects(service, pod)));
+        concerned.filter_map(|service| service.key()).collect()
     }
 
     fn slices(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectKey, Vec<ObjectKey>>> {
@@ -328,10 +328,13 @@ impl Reconciler for ServiceReconciler {
             store.project(&endpoints_key, None);
             return Ok(Next::Done);
         };
-        let mut status = Object::default();
-        status.set(&["status", "loadBalancer"], json!({}));
-        store.project(key, Some(status));
-        if !has_selector(&service.object) {
+        let status = json!({"loadBalancer": {}});
+        self.context
+            .show_checked(key, &service.object, status, "service-controller");
+        let Some(service) = self.context.settled(&service.object) else {
+            return Ok(Next::Done);
+        };
+        if !has_selector(&service) {
             self.show_slices(key, Vec::new());
             store.project(&endpoints_key, None);
             return Ok(Next::Done);
@@ -339,7 +342,7 @@ impl Reconciler for ServiceReconciler {
         let pods = store.list(Kind::Pod, Some(&key.namespace)).items;
         let pods: Vec<&Object> = pods.iter().map(|view| &*view.object).collect();
         let dead = self.dead().clone();
-        let Projection { slices, endpoints } = project(&service.object, &pods, |node| dead.contains(node));
+        let Projection { slices, endpoints } = project(&service, &pods, |node| dead.contains(node));
         self.show_slices(key, slices);
         store.project(&endpoints_key, Some(endpoints));
         Ok(Next::Done)

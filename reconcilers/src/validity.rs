@@ -1,9 +1,10 @@
 //! Objects that are not valid although every edit of them was: two that were made at once can say what one could not
 //! (`minReadySeconds` here, `progressDeadlineSeconds` there). They are stored as merged and shown with a condition. No
-//! planner of workloads acts on them: what runs keeps running until somebody mends them.
+//! planner of workloads acts on them: what runs keeps running until somebody mends them. Names and routes are made from
+//! the last form of them that was valid.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use schemas::{Object, ObjectKey, validate};
 use serde_json::Value;
@@ -27,18 +28,16 @@ struct Known {
     uid: String,
     generation: i64,
     fault: Option<String>,
+    /// Of one that is not valid, the last form that was, once that was looked for.
+    settled: Option<Option<Arc<Object>>>,
 }
 
 impl Faults {
     /// Says what is wrong with an object; None: it is valid.
     pub fn of(&self, object: &Object) -> Option<String> {
         let key = object.key()?;
-        let (uid, generation) = (object.uid(), object.generation());
-        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = all
-            .get(&key)
-            .filter(|known| known.uid == uid && known.generation == generation);
-        if let Some(known) = known {
+        let mut all = self.known();
+        if let Some(known) = all.get(&key).filter(|known| known.is_of(object)) {
             return known.fault.clone();
         }
         let fault = fault(object);
@@ -46,12 +45,45 @@ impl Faults {
             all.clear();
         }
         let known = Known {
-            uid: uid.to_owned(),
-            generation,
+            uid: object.uid().to_owned(),
+            generation: object.generation(),
             fault: fault.clone(),
+            settled: None,
         };
         all.insert(key, known);
         fault
+    }
+
+    /// Returns an object that is valid, and of one that is not its last form that was; None: there was none. `forms` reads
+    /// its earlier ones, the newest first.
+    pub fn settled<I: Iterator<Item = Object>>(
+        &self,
+        object: &Arc<Object>,
+        forms: impl FnOnce(&ObjectKey) -> I,
+    ) -> Option<Arc<Object>> {
+        if self.of(object).is_none() {
+            return Some(object.clone());
+        }
+        let key = object.key()?;
+        let is_known = |known: &Known| known.is_of(object).then(|| known.settled.clone()).flatten();
+        if let Some(settled) = self.known().get(&key).and_then(is_known) {
+            return settled;
+        }
+        let settled = forms(&key).find(|form| fault(form).is_none()).map(Arc::new);
+        if let Some(known) = self.known().get_mut(&key).filter(|known| known.is_of(object)) {
+            known.settled = Some(settled.clone());
+        }
+        settled
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<ObjectKey, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn is_of(&self, object: &Object) -> bool {
+        self.uid == object.uid() && self.generation == object.generation()
     }
 }
 

@@ -234,7 +234,7 @@ impl Reconciler for ZoneReconciler {
 impl ZoneReconciler {
     fn publish(&self) {
         let lists = Lists::of(
-            &self.context.store,
+            &self.context,
             &[Kind::Service, Kind::EndpointSlice, Kind::Endpoints, Kind::Pod],
         );
         let zone = zone(
@@ -269,10 +269,14 @@ impl ZoneReconciler {
 pub(crate) struct Lists(HashMap<Kind, Vec<Arc<Object>>>);
 
 impl Lists {
-    pub(crate) fn of(store: &store::Store, kinds: &[Kind]) -> Lists {
+    pub(crate) fn of(context: &Context, kinds: &[Kind]) -> Lists {
         let list = |kind: &Kind| {
-            let views = store.list(*kind, None).items;
-            (*kind, views.into_iter().map(|view| view.object).collect())
+            let objects = match kind {
+                // What users write, and can be invalid once it is merged.
+                Kind::Service | Kind::Ingress => context.settled_objects(*kind, None),
+                _ => context.store.views(*kind, None).map(|view| view.object).collect(),
+            };
+            (*kind, objects)
         };
         Lists(kinds.iter().map(list).collect())
     }

@@ -136,6 +136,7 @@ impl Host {
             clock: clock.clone(),
             events: Arc::new(FakeEvents::default()),
             node: self.id.clone(),
+            faults: Arc::default(),
         };
         self.agent = Some(Agent {
             pushes: store.pushes(),

@@ -229,6 +229,7 @@ impl Agent {
             clock: clock.clone(),
             events: events.clone(),
             node: credentials.node().clone(),
+            faults: Arc::default(),
         };
         let tasks = TaskTracker::new();
         let facts = facts::node_facts(&config, &engine, &store);

@@ -72,6 +72,7 @@ impl Fixture {
             clock: clock.clone(),
             events: events.clone(),
             node,
+            faults: Arc::default(),
         };
         Fixture {
             store,

@@ -11,6 +11,7 @@ use super::statuses::{StatusKey, Statuses};
 use super::workloads::Workloads;
 use crate::action::Action;
 use crate::pod_state::Graces;
+use crate::service::ServiceReconciler;
 use crate::status::find_condition;
 use crate::validity::MERGED_INVALID;
 
@@ -56,8 +57,12 @@ async fn exchange(from: &Store, to: &Store) {
 
 /// Writes a field as the API does: only if the whole is valid.
 async fn edit(store: &Store, path: &[&str], value: Value) {
+    edit_of(&key(), store, path, value).await;
+}
+
+async fn edit_of(key: &ObjectKey, store: &Store, path: &[&str], value: Value) {
     store
-        .update::<WriteError>(&key(), &Precondition::default(), author(), |object| {
+        .update::<WriteError>(key, &Precondition::default(), author(), |object| {
             let mut object = object.clone();
             object.set(path, value.clone());
             assert_eq!(validate(&object), []);
@@ -134,6 +139,56 @@ async fn what_does_not_fit_together_is_shown_told_once_and_left_as_it_runs() {
     assert_eq!((condition(), told(&fixture)), (None, 0));
     workloads.reconcile(&key()).await.unwrap();
     assert_eq!(sets(), 2);
+}
+
+#[tokio::test]
+async fn names_are_made_from_the_last_form_of_a_service_that_was_valid() {
+    let (fixture, other) = (Fixture::new(20), other_store());
+    fixture.admit().await;
+    let key = ObjectKey::new(Kind::Service, "default", "web");
+    let port = |name: &str, port: u16| json!({"name": name, "port": port, "protocol": "TCP"});
+    let mut web = Object::new(&key);
+    web.set(
+        &["spec"],
+        json!({"clusterIP": "None", "selector": {"app": "web"}, "ports": [port("http", 80)]}),
+    );
+    fixture.store.create(web, author()).await.unwrap();
+    exchange(&fixture.store, &other).await;
+    // Each is fine; no two ports may have one name.
+    let ports = ["spec", "ports"];
+    edit_of(
+        &key,
+        &fixture.store,
+        &ports,
+        json!([port("http", 80), port("tls", 443)]),
+    )
+    .await;
+    edit_of(&key, &other, &ports, json!([port("http", 80), port("tls", 8443)])).await;
+    exchange(&fixture.store, &other).await;
+
+    let services = ServiceReconciler::new(fixture.context.clone());
+    for _ in 0..3 {
+        services.reconcile(&key).await.unwrap();
+    }
+    assert_eq!(told(&fixture), 1);
+    let shown = || fixture.context.object(&key).unwrap();
+    let condition = || find_condition(shown().pointer("/status").unwrap(), MERGED_INVALID).cloned();
+    let message = condition().unwrap()["message"].to_string();
+    assert!(message.contains("spec.ports[2].name"), "{message}");
+    let count = |object: &Object| object.pointer("/spec/ports").unwrap().as_array().unwrap().len();
+    let settled = || fixture.context.settled_objects(Kind::Service, None);
+    assert_eq!((count(&shown()), count(&settled()[0])), (3, 2));
+
+    edit_of(
+        &key,
+        &fixture.store,
+        &ports,
+        json!([port("http", 80), port("tls", 443)]),
+    )
+    .await;
+    services.reconcile(&key).await.unwrap();
+    assert_eq!((condition(), told(&fixture)), (None, 0));
+    assert_eq!(*settled()[0], *shown());
 }
 
 proptest! {

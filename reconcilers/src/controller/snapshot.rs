@@ -13,6 +13,9 @@ use crate::pod_state::{Graces, Now, PodState};
 use crate::ports::{Cluster, Liveness, Moment, NodeFacts};
 use crate::workload::{Tree, root};
 
+/// Earlier forms of an object that are looked at for one that is valid. Two edits made it invalid; these are some more.
+const FORMS: usize = 20;
+
 impl Context {
     pub(super) fn objects(&self, kind: Kind, namespace: Option<&str>) -> Vec<Arc<Object>> {
         self.store
@@ -21,6 +24,25 @@ impl Context {
             .into_iter()
             .map(|view| view.object)
             .collect()
+    }
+
+    /// Lists objects for planners that go on while some are not valid: of those, the last form that was
+    /// ([`crate::validity`]).
+    pub(crate) fn settled_objects(&self, kind: Kind, namespace: Option<&str>) -> Vec<Arc<Object>> {
+        let views = self.store.views(kind, namespace);
+        views.filter_map(|view| self.settled(&view.object)).collect()
+    }
+
+    pub(crate) fn settled(&self, object: &Arc<Object>) -> Option<Arc<Object>> {
+        self.faults.settled(object, |key| {
+            let history = self.store.history(key, FORMS);
+            let changes = history.map(|history| history.changes).unwrap_or_default();
+            let (store, key) = (self.store.clone(), key.clone());
+            changes
+                .into_iter()
+                .rev()
+                .filter_map(move |change| store.object_at(&key, Some(&change.id)).ok())
+        })
     }
 
     pub(super) fn object(&self, key: &ObjectKey) -> Option<Arc<Object>> {

@@ -16,7 +16,7 @@ use crate::placement::Placement;
 use crate::pod_state::{Graces, Host};
 use crate::ports::{Cluster, EventKind, EventRecord};
 use crate::status::{PodKnowledge, deployment_status, pod_status, replica_set_status};
-use crate::validity::{Faults, MERGED_INVALID, show_fault};
+use crate::validity::{MERGED_INVALID, show_fault};
 
 /// What one run computes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -29,12 +29,14 @@ pub enum StatusKey {
     Root(ObjectKey),
 }
 
+/// Who tells of workloads, in Events.
+const COMPONENT: &str = "deployment-controller";
+
 /// The controller of status.
 pub struct Statuses {
     context: Context,
     graces: Graces,
     seen: Mutex<Seen>,
-    faults: Faults,
 }
 
 /// What was known when events were last mapped to keys.
@@ -51,7 +53,6 @@ impl Statuses {
             context,
             graces,
             seen: Mutex::default(),
-            faults: Faults::default(),
         }
     }
 
@@ -130,7 +131,8 @@ impl Statuses {
                 .map(AsRef::as_ref),
             misfit: None,
         };
-        self.show(key, pod_status(&pod, knowledge, context.clock.unix_seconds()));
+        self.context
+            .show(key, pod_status(&pod, knowledge, context.clock.unix_seconds()));
     }
 
     fn unplaced(&self) {
@@ -147,7 +149,8 @@ impl Statuses {
                 observed: None,
                 misfit: misfit.as_deref(),
             };
-            self.show(&key, pod_status(pod, knowledge, context.clock.unix_seconds()));
+            self.context
+                .show(&key, pod_status(pod, knowledge, context.clock.unix_seconds()));
         }
     }
 
@@ -159,7 +162,7 @@ impl Statuses {
         let mut again = None;
         for set in &tree.replica_sets {
             if let Some(key) = set.object.key() {
-                self.show_checked(&key, &set.object, replica_set_status(set, now));
+                context.show_checked(&key, &set.object, replica_set_status(set, now), COMPONENT);
             }
             let min_ready = crate::replica_set::min_ready_seconds(&set.object);
             for pod in &set.pods {
@@ -173,39 +176,46 @@ impl Statuses {
         }
         if let Some(deployment) = &tree.deployment {
             let (status, deadline) = deployment_status(deployment, &tree.replica_sets, now);
-            self.show_checked(key, deployment, status);
+            context.show_checked(key, deployment, status, COMPONENT);
             again = [again, deadline].into_iter().flatten().min();
         }
         again.map_or(Next::Done, Next::After)
     }
+}
+
+impl Context {
+    fn show(&self, key: &ObjectKey, status: Value) {
+        let mut projection = Object::default();
+        projection.set(&["status"], status);
+        self.store.project(key, Some(projection));
+    }
 
     /// Shows a status, and that the object is not valid, if it is not. Who works for it tells that in an Event.
-    fn show_checked(&self, key: &ObjectKey, object: &Object, mut status: Value) {
-        let context = &self.context;
-        let (fault, now) = (self.faults.of(object), context.clock.unix_seconds());
+    pub(crate) fn show_checked(
+        &self,
+        key: &ObjectKey,
+        object: &Object,
+        mut status: Value,
+        component: &'static str,
+    ) {
+        let (fault, now) = (self.faults.of(object), self.clock.unix_seconds());
         let told = show_fault(&mut status, object, fault.as_deref(), now);
         if let Some(message) = told.filter(|_| self.is_told_here(object)) {
-            context.events.event(EventRecord {
+            self.events.event(EventRecord {
                 key: key.clone(),
                 uid: object.uid().to_owned(),
                 kind: EventKind::Warning,
                 reason: MERGED_INVALID,
                 message,
-                component: "deployment-controller",
+                component,
             });
         }
         self.show(key, status);
     }
 
     fn is_told_here(&self, object: &Object) -> bool {
-        let root = self.context.root(object);
-        root.is_some_and(|root| self.context.holding(&root) != Holding::Other)
-    }
-
-    fn show(&self, key: &ObjectKey, status: Value) {
-        let mut projection = Object::default();
-        projection.set(&["status"], status);
-        self.context.store.project(key, Some(projection));
+        let root = self.root(object);
+        root.is_some_and(|root| self.holding(&root) != Holding::Other)
     }
 }
 

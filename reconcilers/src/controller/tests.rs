@@ -43,7 +43,7 @@ impl FakeStore {
 impl Watched for Arc<FakeStore> {
     fn list(&self, _: Kind, _: Option<&str>) -> (impl Iterator<Item = View> + Send + use<>, Revision) {
         let names = self.names.lock().unwrap().clone();
-        (names.into_iter().map(|name| view(&name)), Revision(1))
+        (names.into_iter().map(view), Revision(1))
     }
 
     fn watch(&self, _: WatchScope, _: Revision) -> Result<mpsc::Receiver<WatchEvent>, Gone> {

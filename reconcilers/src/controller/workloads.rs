@@ -16,7 +16,6 @@ use crate::ownership::Holding;
 use crate::placement::Placement;
 use crate::pod_state::Graces;
 use crate::ports::{EventKind, EventRecord};
-use crate::validity::Faults;
 use crate::workload::plan;
 
 /// The controller of Deployments, ReplicaSets and the placement of Pods.
@@ -28,7 +27,6 @@ pub struct Workloads {
     node_specs: Mutex<HashMap<ObjectKey, Value>>,
     /// What was last reported of pods that fit nowhere, by root; forgotten with them.
     reported: Mutex<HashMap<ObjectKey, BTreeMap<ObjectKey, String>>>,
-    faults: Faults,
 }
 
 impl Workloads {
@@ -43,7 +41,6 @@ impl Workloads {
             nodes_seen: Mutex::default(),
             node_specs: Mutex::default(),
             reported: Mutex::default(),
-            faults: Faults::default(),
         }
     }
 
@@ -58,7 +55,7 @@ impl Workloads {
         if namespace.is_some_and(|namespace| namespace.is_terminating()) {
             tree = tree.ending();
         }
-        tree = tree.holding_still(|object| self.faults.of(object).is_some());
+        tree = tree.holding_still(|object| context.faults.of(object).is_some());
         let placement = Placement::new(&nodes, pods.iter().map(AsRef::as_ref));
         plan(tree, placement, now)
     }

@@ -47,7 +47,7 @@ pub struct PodAdapters {
 
 /// Runs the pods that are placed on this node. The key is a pod's uid.
 pub struct PodReconciler {
-    store: Store,
+    context: Context,
     node_name: String,
     data_dir: std::path::PathBuf,
     network: Arc<dyn PodNetwork>,
@@ -97,7 +97,7 @@ impl PodReconciler {
         let (node_name, data_dir) = (node.name.clone(), node.data_dir.clone());
         let (runner, woken) = PodRunner::new(ports, node);
         PodReconciler {
-            store: context.store.clone(),
+            context: context.clone(),
             node_name,
             data_dir,
             network: adapters.network,
@@ -157,7 +157,7 @@ impl PodReconciler {
     /// has yet to arrive gets all of it anew.
     async fn sweep(&self) -> Result<(), PortError> {
         let known = self.runner.known();
-        let pods = self.store.list(Kind::Pod, None);
+        let pods = self.context.store.list(Kind::Pod, None);
         let mine: Vec<&View> = pods
             .items
             .iter()
@@ -255,8 +255,8 @@ impl PodReconciler {
             grace: hurried,
             remove_object: false,
         };
-        let Some(view) = self.store.get(&key) else {
-            return if self.store.is_removed(&key, uid) {
+        let Some(view) = self.context.store.get(&key) else {
+            return if self.context.store.is_removed(&key, uid) {
                 gone
             } else {
                 Found::Unknown
@@ -319,8 +319,8 @@ impl PodReconciler {
                 return Ok(Step::Idle(None));
             }
             Found::Here(pod) => {
-                services = self.store.list(Kind::Service, Some(&key.namespace));
-                let services: Vec<&Object> = services.items.iter().map(|view| &*view.object).collect();
+                services = self.context.settled_objects(Kind::Service, Some(&key.namespace));
+                let services: Vec<&Object> = services.iter().map(AsRef::as_ref).collect();
                 wanted_redirects = redirects(pod, &services);
                 let redirects = wanted_redirects.as_slice();
                 (Some(pod), Wanted::Running { pod, redirects })
@@ -442,7 +442,8 @@ impl PodReconciler {
     fn store_forgot(&self, uid: &str) -> bool {
         let known = self.index().get(uid).cloned();
         known.is_some_and(|known| {
-            self.store
+            self.context
+                .store
                 .get(&known.key)
                 .is_none_or(|view| view.object.uid() != uid)
         })

@@ -62,6 +62,7 @@ impl Node {
             clock: clock.clone(),
             events: Arc::new(FakeEvents::default()),
             node: id,
+            faults: Arc::default(),
         };
         Node {
             store,
