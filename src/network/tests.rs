@@ -122,9 +122,13 @@ fn a_pod_keeps_its_address_until_it_is_detached() {
                 // A second agent has no pod network, and leaves this one alone.
                 let second = Network::new().await.unwrap();
                 assert!(second.attached().await.unwrap().is_empty());
-                let refused = second.set_range(net("10.244.0.0/16"), net("10.244.9.0/24")).await;
+                second
+                    .set_range(net("10.244.0.0/16"), net("10.244.9.0/24"))
+                    .await
+                    .unwrap();
+                second.set_routes(&BTreeMap::new()).await.unwrap();
                 assert!(matches!(
-                    refused,
+                    second.attach("uid-3", &[]).await,
                     Err(PortError::Refused {
                         reason: "NetworkTaken",
                         ..
