@@ -11,12 +11,16 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::disk::{Disk, DiskError, Write};
 use crate::types::{OpenError, Shortage};
 
 /// sled's own cache of pages. Objects are kept by the store, so this serves start-up alone.
 const CACHE_BYTES: u64 = 8 << 20;
+/// How long sled's threads may take to end after their database was closed, and how often that is looked at.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// sled's log is of segments, each with a header that is not zero.
 const SEGMENT_BYTES: usize = 512 << 10;
 /// Zeros written behind the log. A write over them changes neither the size of the file nor which of its blocks were written
@@ -62,18 +66,27 @@ impl SledDisk {
         })?;
         let folder = directory.join("sled");
         let damaged = |reason: String| OpenError::Damaged { path: path(), reason };
+        let started = Instant::now();
         let config = sled::Config::new()
             .path(&folder)
             .cache_capacity(CACHE_BYTES)
             .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None);
-        // sled panics where its log is shorter than its snapshot says; nothing of a failed start is used again.
-        let database = catch_unwind(AssertUnwindSafe(|| config.open()))
-            .map_err(|_| damaged("the log of the database was cut off or is missing".to_owned()))?
-            .map_err(|error| match error {
-                sled::Error::Io(source) => io(source),
-                other => damaged(other.to_string()),
-            })?;
+        let database = loop {
+            // sled panics where its log is shorter than its snapshot says; nothing of a failed start is used again.
+            let opened = catch_unwind(AssertUnwindSafe(|| config.open()))
+                .map_err(|_| damaged("the log of the database was cut off or is missing".to_owned()))?;
+            match opened {
+                Ok(database) => break database,
+                // The directory is ours: who has sled's lock are its threads of a database that this process has closed, until
+                // they have ended what they were at.
+                Err(sled::Error::Io(error)) if is_locked(&error) && started.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(sled::Error::Io(source)) => return Err(io(source)),
+                Err(other) => return Err(damaged(other.to_string())),
+            }
+        };
         let log = File::options()
             .read(true)
             .write(true)
@@ -136,6 +149,11 @@ impl SledDisk {
         self.synced = present;
         Ok(())
     }
+}
+
+/// Tells whether sled says that somebody has its lock; it says so in words alone.
+fn is_locked(error: &io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
 }
 
 fn disk_error(error: sled::Error) -> DiskError {

@@ -324,8 +324,14 @@ impl World {
             let uid = owner["uid"].as_str().unwrap_or_default();
             if store.is_removed(&key, uid) {
                 self.counters.bump("owned objects collected");
-                if !self.model.may_be_gone(&key, uid) && store.floor() > 0 {
-                    // It never came here while its round was open, and must not come any more.
+                // Two nodes created it on both sides of a closed round: the later one stays, and its removal is one of both.
+                let has_later = || {
+                    let held = store.get(&key);
+                    held.is_some_and(|owner| owner.object.uid() != uid)
+                        || self.model.may_have_been_removed(&key)
+                };
+                if !self.model.may_be_gone(&key, uid) && (store.floor() > 0 || has_later()) {
+                    // Or it never came here while its round was open. It must not come any more.
                     self.model.must_be_gone(&key, uid);
                 } else if !self.model.may_be_gone(&key, uid) {
                     self.fail(format!(
