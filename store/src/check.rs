@@ -73,14 +73,15 @@ pub fn check(directory: &Path, options: &OpenOptions) -> Result<CheckReport, Ope
         .map(|file| lock(directory, &file))
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
-    let copy = tempfile::Builder::new()
+    let scratch = tempfile::Builder::new()
         .prefix("podman-swarm-check-")
         .tempdir()
         .map_err(io(&std::env::temp_dir()))?;
-    copy_all(&database, &copy.path().join("sled")).map_err(io(&database))?;
+    let copy = scratch.path().join("store");
+    copy_all(directory, &copy).map_err(io(directory))?;
     // sled panics at some of what it finds damaged.
     let read = catch_unwind(AssertUnwindSafe(|| {
-        SledDisk::open(copy.path()).and_then(|disk| check_disk(&disk, &place, options))
+        SledDisk::open(&copy).and_then(|disk| check_disk(&disk, &place, options))
     }));
     match read {
         Ok(Ok(found)) => Ok(found),

@@ -225,6 +225,7 @@ impl<D: Disk> Committer<D> {
 fn refused(error: DiskError) -> CommitError {
     match error {
         DiskError::Full(shortage) => CommitError::Full(shortage),
+        DiskError::Damaged(reason) => CommitError::Failed(reason),
         DiskError::Io(error) => CommitError::Failed(error.to_string()),
     }
 }

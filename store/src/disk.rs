@@ -4,10 +4,12 @@
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use crate::types::Shortage;
 
 /// One record to be put (Some) or removed (None).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Write {
     pub(crate) key: Vec<u8>,
     pub(crate) value: Option<Vec<u8>>,
@@ -39,6 +41,9 @@ pub(crate) enum DiskError {
     /// Nothing was written; a later write may succeed.
     #[error(transparent)]
     Full(#[from] Shortage),
+    /// What was written before is not all there any more.
+    #[error("the database is damaged: {0}")]
+    Damaged(String),
     /// What was written since the last sync may be lost, and this disk must not be used on.
     #[error("input/output failed")]
     Io(#[from] io::Error),
@@ -55,7 +60,7 @@ pub(crate) trait Disk: Send {
     /// Returns when all that was written survives the loss of power.
     fn sync(&mut self) -> Result<(), DiskError>;
 
-    /// Visits records whose key begins with `prefix`, in order.
+    /// Visits records that were synced and whose key begins with `prefix`, in order.
     fn scan(&self, prefix: &str, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), DiskError>;
 
     /// Returns what tells this place from a copy of it.

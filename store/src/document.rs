@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use automerge::transaction::{CommitOptions, Transactable};
-use automerge::{ActorId, AutoCommit, Change, ChangeHash, ROOT, ReadDoc, ScalarValue};
+use automerge::{ActorId, AutoCommit, Change, ChangeHash, ROOT, ReadDoc, SaveOptions, ScalarValue};
 use schemas::Kind;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,10 @@ use crate::types::{NodeId, Via};
 pub(crate) const CREATOR: &str = "@creator";
 pub(crate) const CREATED: &str = "@created";
 pub(crate) const NAMESPACE: &str = "@namespace";
+
+/// Documents up to this are not compressed, which is a tenth of what a write costs. Most are objects of some KB with a short
+/// history; what grows long, or is large, gives back the most.
+const MAX_PLAIN_BYTES: usize = 4 << 10;
 
 /// The longest name of a manager or user in a change.
 const MAX_AUTHOR_BYTES: usize = owners::MAX_MANAGER_BYTES;
@@ -121,6 +125,14 @@ impl Document {
     }
 
     pub(crate) fn save(&mut self) -> Vec<u8> {
+        let plain = SaveOptions {
+            deflate: false,
+            ..SaveOptions::default()
+        };
+        let plain = self.automerge.save_with_options(plain);
+        if plain.len() <= MAX_PLAIN_BYTES {
+            return plain;
+        }
         self.automerge.save()
     }
 

@@ -35,6 +35,10 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
     let seal = Seal::new(&options.seal_key);
     let io = |error: DiskError| match error {
         DiskError::Full(shortage) => OpenError::Full(shortage),
+        DiskError::Damaged(reason) => OpenError::Damaged {
+            path: path.to_owned(),
+            reason,
+        },
         DiskError::Io(source) => OpenError::Io {
             path: path.to_owned(),
             source,

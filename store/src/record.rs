@@ -5,6 +5,7 @@
 //! | `d/` + object key | a document with its incarnation: see [`Record`] |
 //! | `t/` + object key | the [`Tombstone`](crate::incarnation::Tombstone) of what was removed |
 //! | `r/` + object key + `/` + hash | what was rescued of an object: see `rescue.rs` |
+//! | `j` | what the database has of the journal: see `database.rs` |
 //! | `m/` + word | `format`, `canary`, `copy`, `revision`; `round`, `floor`, `contact`: see `rounds.rs` |
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::seal::Seal;
 
 /// Version of all that is kept on disk and of how objects are laid out in leaves: it is one higher with each change of the
 /// table of fields, and of this.
-pub(crate) const FORMAT: u32 = 3 + FIELDS_VERSION;
+pub(crate) const FORMAT: u32 = 4 + FIELDS_VERSION;
 /// Directories of formats from this on are opened too, and are of ours from then on: records of all can be read.
 pub(crate) const OLDEST_FORMAT: u32 = 3;
 

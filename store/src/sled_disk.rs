@@ -1,46 +1,36 @@
-//! The store's disk on sled.
+//! The store's disk: a journal, which makes writes durable, before a sled database, which has what was written.
 //!
-//! sled's flush hands its log to the kernel (`sync_file_range` on Linux), which does not survive the loss of power
-//! (spacejam/sled#1452), and it never syncs the files in which it keeps long values. So a sync here is a flush, then
-//! fdatasync of the log and fsync of every file that is new, and of its directory. Behind the log there is room of zeros.
+//! A sync appends what was written to the journal; a thread then gives it to the database, where nobody waits for it. The
+//! database is synced when some of it has come together, when a file of the journal is to be used again, and at the end.
 
-use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
 
+use crate::database::{self, Database};
 use crate::disk::{Disk, DiskError, Write};
+use crate::journal::Journal;
 use crate::types::{OpenError, Shortage};
 
-/// sled's own cache of pages. Objects are kept by the store, so this serves start-up alone.
-const CACHE_BYTES: u64 = 8 << 20;
-/// How long sled's threads may take to end after their database was closed, and how often that is looked at.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
-/// sled's log is of segments, each with a header that is not zero.
-const SEGMENT_BYTES: usize = 512 << 10;
-/// Zeros written behind the log. A write over them changes neither the size of the file nor which of its blocks were written
-/// to, so its sync waits for the data alone and not for the file system's journal: on ext4 a quarter of the time, and a
-/// tenth at the 99th percentile. (Room that is only allocated gains nothing: its blocks are marked at the first write.)
-/// Some thousand writes of 2 KB, so that few of them wait until there is more.
-const ROOM_BYTES: u64 = 4 << 20;
 /// Space that must stay free after a write: sled stops for good where it meets ENOSPC, so the limit is drawn before. It is
 /// some segments of its log (512 KiB each) and a snapshot.
 const RESERVED_BYTES: u64 = 32 << 20;
 /// How much a batch can grow on disk: sled writes whole pages.
 const WRITE_AMPLIFICATION: u64 = 4;
+/// The database is synced when it was given so much: half a segment of sled's log (see [`Database::sync`]).
+const UNSYNCED_BYTES: u64 = 256 << 10;
 
-/// A directory with a lock and a sled database.
+/// A directory with a lock, a journal and a sled database.
 pub(crate) struct SledDisk {
+    /// Written, and not synced yet.
+    written: Vec<Write>,
+    journal: Journal,
+    feeder: Feeder,
     database: sled::Db,
-    log: File,
-    folder: PathBuf,
-    /// Files beside the log that are synced.
-    synced: BTreeSet<(PathBuf, OsString)>,
+    directory: PathBuf,
     reserved_bytes: u64,
     lock: File,
 }
@@ -49,6 +39,7 @@ impl SledDisk {
     pub(crate) fn open(directory: &Path) -> Result<Self, OpenError> {
         let path = || directory.display().to_string();
         let io = |source| OpenError::Io { path: path(), source };
+        let damaged = |reason: String| OpenError::Damaged { path: path(), reason };
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -64,149 +55,79 @@ impl SledDisk {
             TryLockError::WouldBlock => OpenError::Locked { path: path() },
             TryLockError::Error(source) => io(source),
         })?;
-        let folder = directory.join("sled");
-        let damaged = |reason: String| OpenError::Damaged { path: path(), reason };
-        let started = Instant::now();
-        let config = sled::Config::new()
-            .path(&folder)
-            .cache_capacity(CACHE_BYTES)
-            .segment_size(SEGMENT_BYTES)
-            .flush_every_ms(None);
-        let database = loop {
-            // sled panics where its log is shorter than its snapshot says; nothing of a failed start is used again.
-            let opened = catch_unwind(AssertUnwindSafe(|| config.open()))
-                .map_err(|_| damaged("the log of the database was cut off or is missing".to_owned()))?;
-            match opened {
-                Ok(database) => break database,
-                // The directory is ours: who has sled's lock are its threads of a database that this process has closed, until
-                // they have ended what they were at.
-                Err(sled::Error::Io(error)) if is_locked(&error) && started.elapsed() < LOCK_PATIENCE => {
-                    std::thread::sleep(LOCK_PAUSE);
-                }
-                Err(sled::Error::Io(source)) => return Err(io(source)),
-                Err(other) => return Err(damaged(other.to_string())),
-            }
-        };
-        let log = File::options()
-            .read(true)
-            .write(true)
-            .open(folder.join("db"))
-            .map_err(io)?;
-        for parent in [&folder, directory] {
-            File::open(parent)
-                .and_then(|parent| parent.sync_all())
-                .map_err(io)?;
+        let mut database = Database::open(directory, !Journal::is_in(directory))?;
+        let held = database.held();
+        let (journal, missing) = Journal::open(directory, held.number, held.salt)
+            .map_err(io)?
+            .ok_or_else(|| {
+                damaged("the database and its journal do not fit together: writes are missing".to_owned())
+            })?;
+        if !missing.is_empty() {
+            tracing::info!(
+                batches = missing.len(),
+                "writes of the journal are brought to the database"
+            );
         }
+        let failed = |error: sled::Error| database::open_error(directory, error);
+        for (number, batch) in missing {
+            database.apply(number, batch).map_err(failed)?;
+        }
+        database.sync().map_err(failed)?;
+        File::open(directory)
+            .and_then(|parent| parent.sync_all())
+            .map_err(io)?;
         Ok(Self {
-            database,
-            log,
-            folder,
-            synced: BTreeSet::new(),
+            written: Vec::new(),
+            journal,
+            database: database.sled(),
+            feeder: Feeder::start(database).map_err(io)?,
+            directory: directory.to_owned(),
             reserved_bytes: RESERVED_BYTES,
             lock,
         })
     }
-
-    /// Sees to it that there is room behind the log. Only after a flush, when sled writes nothing; a segment is left out
-    /// all the same, which it would write to next. What is room at a start is free to sled, which uses it or cuts it off.
-    fn make_room(&self) -> io::Result<()> {
-        let segment = SEGMENT_BYTES as u64;
-        let length = self.log.metadata()?.len();
-        let mut header = [0; 16];
-        let middle = length.saturating_sub(ROOM_BYTES / 2) / segment * segment;
-        let read = self.log.read_at(&mut header, middle)?;
-        if read > 0 && header == [0; 16] || self.check_room(ROOM_BYTES).is_err() {
-            return Ok(());
-        }
-        let zeros = vec![0; SEGMENT_BYTES];
-        let start = length.next_multiple_of(segment) + segment;
-        (start..start + ROOM_BYTES)
-            .step_by(SEGMENT_BYTES)
-            .try_for_each(|at| self.log.write_all_at(&zeros, at))
-    }
-
-    /// Syncs the files that sled has made since: long values and snapshots.
-    fn sync_new_files(&mut self) -> io::Result<()> {
-        let mut present = BTreeSet::new();
-        for folder in [self.folder.clone(), self.folder.join("blobs")] {
-            let mut is_changed = false;
-            for entry in fs::read_dir(&folder)? {
-                let entry = entry?;
-                let place = (folder.clone(), entry.file_name());
-                if !self.synced.contains(&place) {
-                    // sled may remove a file meanwhile; then nothing refers to it.
-                    match File::open(entry.path()).and_then(|file| file.sync_all()) {
-                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                        Ok(()) | Err(_) => is_changed = true,
-                    }
-                }
-                present.insert(place);
-            }
-            if is_changed {
-                File::open(&folder)?.sync_all()?;
-            }
-        }
-        self.synced = present;
-        Ok(())
-    }
-}
-
-/// Tells whether sled says that somebody has its lock; it says so in words alone.
-fn is_locked(error: &io::Error) -> bool {
-    error.to_string().contains("could not acquire lock")
-}
-
-fn disk_error(error: sled::Error) -> DiskError {
-    DiskError::Io(match error {
-        sled::Error::Io(error) => error,
-        other => io::Error::other(other),
-    })
 }
 
 impl Disk for SledDisk {
     fn check_room(&self, bytes: u64) -> Result<(), DiskError> {
-        let space = rustix::fs::statvfs(&self.folder).map_err(io::Error::from)?;
+        let space = rustix::fs::statvfs(&self.directory).map_err(io::Error::from)?;
         let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+        let coming_bytes = self.feeder.waiting_bytes().saturating_add(bytes);
         let needed_bytes = self
             .reserved_bytes
-            .saturating_add(bytes.saturating_mul(WRITE_AMPLIFICATION));
+            .saturating_add(coming_bytes.saturating_mul(WRITE_AMPLIFICATION));
         if free_bytes >= needed_bytes {
             return Ok(());
         }
-        let path = self.folder.parent().unwrap_or(&self.folder);
         Err(DiskError::Full(Shortage {
-            path: path.display().to_string(),
+            path: self.directory.display().to_string(),
             free_bytes,
             needed_bytes,
         }))
     }
 
     fn write(&mut self, batch: Vec<Write>) -> Result<(), DiskError> {
-        self.check_room(batch.iter().map(Write::bytes).sum())?;
-        let mut sled_batch = sled::Batch::default();
-        for write in batch {
-            match write.value {
-                Some(value) => sled_batch.insert(write.key, value),
-                None => sled_batch.remove(write.key),
-            }
-        }
-        self.database.apply_batch(sled_batch).map_err(disk_error)
+        self.check_room(bytes(&batch))?;
+        self.written.extend(batch);
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<(), DiskError> {
-        self.database.flush().map_err(disk_error)?;
-        // Without room (a full disk) syncs are slower, and nothing else.
-        if let Err(error) = self.make_room() {
-            tracing::debug!(%error, "no room can be made behind the log");
+        if self.written.is_empty() {
+            return Ok(());
         }
-        self.log.sync_data()?;
-        Ok(self.sync_new_files()?)
+        let batch = std::mem::take(&mut self.written);
+        let number = self.journal.append(&batch, |number| self.feeder.hold(number))?;
+        Ok(self.feeder.feed(number, batch)?)
     }
 
     fn scan(&self, prefix: &str, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), DiskError> {
+        self.feeder.hold(self.journal.last())?;
         for record in self.database.scan_prefix(prefix) {
-            let (key, value) = record.map_err(disk_error)?;
-            visit(&key, &value);
+            let (key, value) = record.map_err(database::scan_error)?;
+            if key != database::HELD {
+                visit(&key, &value);
+            }
         }
         Ok(())
     }
@@ -218,39 +139,165 @@ impl Disk for SledDisk {
     }
 }
 
+fn bytes(batch: &[Write]) -> u64 {
+    batch.iter().map(Write::bytes).sum()
+}
+
+/// A thread that gives batches to the database.
+struct Feeder {
+    /// What waits in it is in the journal too, whose size bounds it. None: at the end.
+    jobs: Option<mpsc::Sender<Job>>,
+    progress: Arc<Progress>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Job {
+    Apply(u64, Vec<Write>),
+    Sync,
+}
+
+#[derive(Default)]
+struct Progress {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The last batch that the database has durably.
+    durable: u64,
+    waiting_bytes: u64,
+    /// Why the database takes no more.
+    failure: Option<String>,
+}
+
+impl Progress {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Feeder {
+    fn start(mut database: Database) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel();
+        let progress = Arc::new(Progress::default());
+        progress.state().durable = database.held().number;
+        let shared = progress.clone();
+        let thread = thread::Builder::new()
+            .name("store-database".to_owned())
+            .spawn(move || {
+                // What ends without a word, by a panic of sled's, has failed as well.
+                let mut end = End(&shared, "it ended".to_owned());
+                if let Err(error) = feed(&mut database, &queue, &shared) {
+                    end.1 = error.to_string();
+                }
+            })?;
+        Ok(Self {
+            jobs: Some(jobs),
+            progress,
+            thread: Some(thread),
+        })
+    }
+
+    fn send(&self, job: Job) -> io::Result<()> {
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
+        if sent {
+            Ok(())
+        } else {
+            Err(failed(&self.progress.state()))
+        }
+    }
+
+    fn feed(&self, number: u64, batch: Vec<Write>) -> io::Result<()> {
+        self.progress.state().waiting_bytes += bytes(&batch);
+        self.send(Job::Apply(number, batch))
+    }
+
+    /// Waits until the database has durably all up to a batch.
+    fn hold(&self, number: u64) -> io::Result<()> {
+        if self.progress.state().durable >= number {
+            return Ok(());
+        }
+        self.send(Job::Sync)?;
+        let mut state = self.progress.state();
+        while state.durable < number && state.failure.is_none() {
+            state = self
+                .progress
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.durable >= number {
+            Ok(())
+        } else {
+            Err(failed(&state))
+        }
+    }
+
+    fn waiting_bytes(&self) -> u64 {
+        self.progress.state().waiting_bytes
+    }
+}
+
+impl Drop for Feeder {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic was told where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn failed(state: &State) -> io::Error {
+    let reason = state.failure.as_deref().unwrap_or("it ended");
+    io::Error::other(format!("the database takes no more: {reason}"))
+}
+
+/// Says that the thread has ended, however it did.
+struct End<'a>(&'a Progress, String);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.state().failure = Some(std::mem::take(&mut self.1));
+        self.0.changed.notify_all();
+    }
+}
+
+/// Gives batches to the database until there are no more, or it fails.
+fn feed(
+    database: &mut Database,
+    queue: &mpsc::Receiver<Job>,
+    progress: &Progress,
+) -> Result<(), sled::Error> {
+    let mut unsynced_bytes = 0;
+    loop {
+        let job = queue.recv();
+        let is_last = job.is_err();
+        if let Ok(Job::Apply(number, batch)) = job {
+            let bytes = bytes(&batch);
+            database.apply(number, batch)?;
+            unsynced_bytes += bytes;
+            progress.state().waiting_bytes -= bytes;
+            if unsynced_bytes < UNSYNCED_BYTES {
+                continue;
+            }
+        }
+        database.sync()?;
+        unsynced_bytes = 0;
+        progress.state().durable = database.held().number;
+        progress.changed.notify_all();
+        if is_last {
+            return Ok(());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-
-    #[test]
-    fn few_writes_change_the_size_of_the_log() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut disk = SledDisk::open(folder.path()).unwrap();
-        let mut lengths = BTreeSet::new();
-        for number in 0..5000 {
-            disk.write(vec![Write::put(format!("d/{number}"), "v".repeat(2000))])
-                .unwrap();
-            disk.sync().unwrap();
-            lengths.insert(disk.log.metadata().unwrap().len());
-        }
-        assert!(lengths.len() <= 6, "{lengths:?}");
-        let longest = lengths.last().unwrap();
-        assert!(*longest <= 20_000_000 + 2 * ROOM_BYTES, "{longest}");
-        // What was room is free to sled, and all else is there.
-        for _ in 0..3 {
-            drop(disk);
-            disk = SledDisk::open(folder.path()).unwrap();
-            let mut count = 0;
-            disk.scan("d/", &mut |_, _| count += 1).unwrap();
-            assert_eq!(count, 5000);
-            disk.write(vec![Write::put("last", "v")]).unwrap();
-            disk.sync().unwrap();
-        }
-        let length = disk.log.metadata().unwrap().len();
-        assert!(length <= longest + 2 * ROOM_BYTES, "{length} after {longest}");
-    }
 
     #[test]
     fn passes_the_suite() {
@@ -261,27 +308,29 @@ mod tests {
         });
     }
 
-    #[test]
-    fn a_log_that_was_cut_off_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut disk = SledDisk::open(folder.path()).unwrap();
-        for number in 0..2000 {
-            disk.write(vec![Write::put(format!("d/{number}"), "v".repeat(1000))])
+    /// Writes values under `d/` and syncs each.
+    fn fill(disk: &mut SledDisk, numbers: std::ops::Range<usize>, bytes: usize) {
+        for number in numbers {
+            disk.write(vec![Write::put(format!("d/{number}"), noise(number, bytes))])
                 .unwrap();
+            disk.sync().unwrap();
         }
-        disk.sync().unwrap();
-        drop(disk);
-        // A start writes the snapshot that the log is compared with.
-        drop(SledDisk::open(folder.path()).unwrap());
-        let log = File::options()
-            .write(true)
-            .open(folder.path().join("sled/db"))
-            .unwrap();
-        log.set_len(log.metadata().unwrap().len() / 2).unwrap();
-        assert!(matches!(
-            SledDisk::open(folder.path()),
-            Err(OpenError::Damaged { .. })
-        ));
+    }
+
+    /// Bytes that compress little.
+    fn noise(seed: usize, bytes: usize) -> Vec<u8> {
+        let mut state = seed as u64 + 1;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        };
+        (0..bytes).map(|_| next()).collect()
+    }
+
+    fn count(disk: &SledDisk, prefix: &str) -> Result<usize, DiskError> {
+        let mut count = 0;
+        disk.scan(prefix, &mut |_, _| count += 1)?;
+        Ok(count)
     }
 
     /// Copies the files of a directory as they are now.
@@ -289,17 +338,139 @@ mod tests {
         let mut files = BTreeMap::new();
         let mut folders = vec![folder.to_owned()];
         while let Some(one) = folders.pop() {
-            for entry in std::fs::read_dir(one).unwrap() {
+            for entry in fs::read_dir(one).unwrap() {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     folders.push(path);
                 } else {
                     let place = path.strip_prefix(folder).unwrap().to_owned();
-                    files.insert(place, std::fs::read(path).unwrap());
+                    files.insert(place, fs::read(path).unwrap());
                 }
             }
         }
         files
+    }
+
+    fn folder_of(files: &BTreeMap<PathBuf, Vec<u8>>) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (place, bytes) in files {
+            let path = folder.path().join(place);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn what_the_database_has_not_got_yet_comes_from_the_journal() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = SledDisk::open(folder.path()).unwrap();
+        // The database is not synced for so little; sled writes most of it all the same.
+        fill(&mut disk, 0..50, 1000);
+        let killed = folder_of(&files(folder.path()));
+        let mut disk = SledDisk::open(killed.path()).unwrap();
+        assert_eq!(count(&disk, "d/").unwrap(), 50);
+        fill(&mut disk, 50..60, 1000);
+        drop(disk);
+        assert_eq!(count(&SledDisk::open(killed.path()).unwrap(), "d/").unwrap(), 60);
+    }
+
+    #[test]
+    fn writes_without_end_take_turns_in_the_journal() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = SledDisk::open(folder.path()).unwrap();
+        for round in 0..12 {
+            fill(&mut disk, 0..8, (128 << 10) + round);
+        }
+        let killed = folder_of(&files(folder.path()));
+        drop(disk);
+        for folder in [&folder, &killed] {
+            let disk = SledDisk::open(folder.path()).unwrap();
+            let mut lengths = Vec::new();
+            disk.scan("d/", &mut |_, value| lengths.push(value.len()))
+                .unwrap();
+            assert_eq!(lengths, [(128 << 10) + 11; 8]);
+        }
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_synced_takes_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = SledDisk::open(folder.path()).unwrap();
+        fill(&mut disk, 0..1, 10);
+        disk.journal.break_files();
+        disk.write(vec![Write::put("d/1", "v")]).unwrap();
+        assert!(matches!(disk.sync(), Err(DiskError::Io(_))));
+    }
+
+    #[test]
+    fn a_database_that_fails_takes_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = SledDisk::open(folder.path()).unwrap();
+        fill(&mut disk, 0..1, 10);
+        disk.feeder.jobs = None;
+        disk.write(vec![Write::put("d/1", "v")]).unwrap();
+        assert!(matches!(disk.sync(), Err(DiskError::Io(_))));
+        assert!(matches!(count(&disk, "d/"), Err(DiskError::Io(_))));
+        drop(disk);
+        // It was in the journal, though.
+        assert_eq!(count(&SledDisk::open(folder.path()).unwrap(), "d/").unwrap(), 2);
+    }
+
+    #[test]
+    fn a_database_or_journal_that_was_cut_off_is_told_or_loses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = SledDisk::open(folder.path()).unwrap();
+        fill(&mut disk, 0..40, 200_000);
+        drop(disk);
+        // A start writes the snapshot that the log is compared with.
+        drop(SledDisk::open(folder.path()).unwrap());
+        let whole = files(folder.path());
+        for place in ["sled/db", "journal.0", "journal.1"] {
+            for kept in [0, 2] {
+                let mut files = whole.clone();
+                let bytes = files.get_mut(Path::new(place)).unwrap();
+                bytes.truncate(bytes.len() * kept / 4);
+                let spoiled = folder_of(&files);
+                match SledDisk::open(spoiled.path()) {
+                    Err(OpenError::Damaged { .. }) => {}
+                    Ok(disk) => assert_eq!(count(&disk, "d/").unwrap(), 40, "{kept}/4 of {place}"),
+                    Err(other) => panic!("{kept}/4 of {place}: {other}"),
+                }
+            }
+        }
+    }
+
+    /// Opens a copy, and counts what is there; None: it is told that something is wrong.
+    fn found(files: &BTreeMap<PathBuf, Vec<u8>>) -> Option<usize> {
+        let folder = folder_of(files);
+        let read = || count(&SledDisk::open(folder.path()).ok()?, "d/").ok();
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).ok()?
+    }
+
+    #[test]
+    fn a_byte_that_changed_is_told_or_loses_nothing() {
+        const WRITTEN: usize = 200;
+        const PLACES: usize = 40;
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = SledDisk::open(folder.path()).unwrap();
+        fill(&mut disk, 0..WRITTEN, 3000);
+        disk.feeder.hold(disk.journal.last()).unwrap();
+        let whole = files(folder.path());
+        let mut told = 0;
+        for place in ["journal.0", "sled/db"] {
+            let place = Path::new(place);
+            let last = whole[place].iter().rposition(|byte| *byte != 0).unwrap();
+            for at in (0..PLACES).map(|number| last * number / PLACES) {
+                let mut spoiled = whole.clone();
+                spoiled.get_mut(place).unwrap()[at] ^= 0x10;
+                match found(&spoiled) {
+                    Some(count) => assert_eq!(count, WRITTEN, "byte {at} of {}", place.display()),
+                    None => told += 1,
+                }
+            }
+        }
+        assert!(told > 0);
     }
 
     #[test]
@@ -307,11 +478,9 @@ mod tests {
         const WRITTEN: usize = 200;
         let folder = tempfile::tempdir().unwrap();
         let mut disk = SledDisk::open(folder.path()).unwrap();
-        for number in 0..WRITTEN {
-            disk.write(vec![Write::put(format!("d/{number}"), "v".repeat(700))])
-                .unwrap();
-            disk.sync().unwrap();
-        }
+        fill(&mut disk, 0..WRITTEN, 700);
+        // What the thread does meanwhile belongs to no write.
+        disk.feeder.hold(disk.journal.last()).unwrap();
         let before = files(folder.path());
         let last = (0..10).map(|number| Write::put(format!("last/{number}"), "w".repeat(2000)));
         disk.write(last.collect()).unwrap();
@@ -334,24 +503,12 @@ mod tests {
                 let old = before.get(*place).and_then(|old| old.get(*at)).copied();
                 torn.get_mut(*place).unwrap()[*at] = filler.or(old).unwrap_or_default();
             }
-            let copy = tempfile::tempdir().unwrap();
-            for (place, bytes) in torn {
-                let path = copy.path().join(place);
-                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-                std::fs::write(path, bytes).unwrap();
-            }
+            let copy = folder_of(&torn);
             let disk = SledDisk::open(copy.path()).unwrap();
-            let count = |prefix: &str| {
-                let mut count = 0;
-                disk.scan(prefix, &mut |_, _| count += 1).unwrap();
-                count
-            };
-            assert_eq!(count("d/"), WRITTEN, "{kept}/16 kept, filled with {filler:?}");
-            let last = count("last/");
-            assert!(
-                last == 0 || last == 10,
-                "{last} of one batch: {kept}/16 kept, filled with {filler:?}"
-            );
+            let case = format!("{kept}/16 kept, filled with {filler:?}");
+            assert_eq!(count(&disk, "d/").unwrap(), WRITTEN, "{case}");
+            let last = count(&disk, "last/").unwrap();
+            assert!(last == 0 || last == 10, "{last} of one batch: {case}");
             assert!(kept < 16 || last == 10);
         }
     }

@@ -1,5 +1,6 @@
 //! [`Store`]: reads, durable writes, watches, projections and sync.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -47,8 +48,13 @@ impl Store {
     /// # Errors
     /// The directory cannot be used, is in use, or was sealed under another key.
     pub fn open(directory: &Path, options: OpenOptions) -> Result<Store, OpenError> {
-        let disk = SledDisk::open(directory)?;
-        Self::open_disk(disk, &directory.display().to_string(), options)
+        let path = directory.display().to_string();
+        // sled panics at some of what it finds damaged; nothing of a failed start is used again.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            Self::open_disk(SledDisk::open(directory)?, &path, options)
+        }));
+        let reason = "the database cannot be read".to_owned();
+        opened.unwrap_or(Err(OpenError::Damaged { path, reason }))
     }
 
     /// Opens the store on a disk in memory, for tests and simulations.

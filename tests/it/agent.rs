@@ -747,7 +747,7 @@ fn a_write_is_synced_before_it_is_acknowledged() {
     };
     // Of several threads, a call may be told in two lines.
     let written = after(0, "the write of the record", &|line| {
-        line.contains("pwrite64") && line.contains("sled/db") && line.contains("d/namespaces//traced")
+        line.contains("pwrite64") && line.contains("/journal.") && line.contains("d/namespaces//traced")
     });
     let synced = after(written, "its sync", &|line| {
         line.contains("fdatasync") && line.ends_with("= 0")

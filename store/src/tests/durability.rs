@@ -192,11 +192,11 @@ fn fixture(format: u32) -> (tempfile::TempDir, Store) {
     (directory, store)
 }
 
-/// Each has a Deployment with six changes, a confidential object, and a name that was removed twice; that of format 4 also
+/// Each has a Deployment with six changes, a confidential object, and a name that was removed twice; those from format 4 on also
 /// a squashed history.
 #[tokio::test]
 async fn directories_of_earlier_formats_are_opened_and_go_on() {
-    for format in [3, 4] {
+    for format in [3, 4, 5] {
         let (directory, store) = fixture(format);
         let key = key_of(&deployment("web"));
         let view = store.get(&key).unwrap();
@@ -206,7 +206,7 @@ async fn directories_of_earlier_formats_are_opened_and_go_on() {
         assert_eq!(store.shared.index().record(&key).unwrap().changes, 6);
         let token = store.get(&ObjectKey::cluster(Kind::ApiToken, "one")).unwrap();
         assert_eq!(token.object.pointer("/spec/secret"), Some(&json!("hunter2")));
-        if format == 4 {
+        if format >= 4 {
             let long = key_of(&deployment("long"));
             assert_eq!(store.shared.index().record(&long).unwrap().changes, 9);
             edit(&store, &long, |object| object.set(&["spec", "replicas"], 8)).await;
