@@ -1,6 +1,7 @@
 //! Service + Pods → EndpointSlice and Endpoints, as projections. [`project`] is pure.
 //!
-//! Services without a selector are left alone: their endpoints are written by hand. Where the results go: [`crate::zone`]
+//! Services without a selector are left alone: their endpoints are written by hand. Of those, only whether they are valid
+//! is shown. Where the results go: [`crate::zone`]
 //! and [`crate::routes`] read them back from the store's views.
 //! Source of the shapes: Kubernetes API, `discovery.k8s.io/v1` and `Endpoints`.
 
@@ -219,7 +220,7 @@ fn dead_nodes(cluster: &Cluster) -> BTreeSet<String> {
     named(true).difference(&named(false)).cloned().collect()
 }
 
-/// Keeps the endpoints of every service with a selector. The key is the service's.
+/// Keeps the endpoints of every service with a selector. The key is the service's, or that of a slice somebody wrote.
 pub struct ServiceReconciler {
     context: Context,
     /// As of the last event of the cluster: only a change of these concerns services.
@@ -258,7 +259,6 @@ impl ServiceReconciler {
 
     /// Shows these slices of a service, and none that it had before.
     fn show_slices(&self, service: &ObjectKey, slices: Vec<Object>) {
-        let store = &self.context.store;
         let keys: Vec<ObjectKey> = slices.iter().filter_map(Object::key).collect();
         let before = if keys.is_empty() {
             self.slices().remove(service)
@@ -266,11 +266,34 @@ impl ServiceReconciler {
             self.slices().insert(service.clone(), keys.clone())
         };
         for gone in before.iter().flatten().filter(|before| !keys.contains(before)) {
-            store.project(gone, None);
+            self.show(gone, None);
         }
         for (key, slice) in keys.iter().zip(slices) {
-            store.project(key, Some(slice));
+            self.show(key, Some(slice));
         }
+    }
+
+    /// Shows what was computed of endpoints, and of what users wrote of them that it is not valid, if it is not.
+    fn show(&self, key: &ObjectKey, computed: Option<Object>) {
+        let store = &self.context.store;
+        let written = store.get(key).filter(|view| view.stored);
+        let fault = written.and_then(|view| self.context.fault_alone(key, &view.object));
+        let shown = match (computed, fault) {
+            (computed, None) => computed,
+            (computed, Some(fault)) => {
+                let mut shown = computed.unwrap_or_default();
+                shown.set(&["status"], fault);
+                Some(shown)
+            }
+        };
+        store.project(key, shown);
+    }
+
+    /// The service whose run shows an EndpointSlice.
+    fn owner_of(&self, slice: &ObjectKey) -> Option<ObjectKey> {
+        let slices = self.slices();
+        let owner = slices.iter().find(|(_, slices)| slices.contains(slice));
+        owner.map(|(service, _)| service.clone())
     }
 }
 
@@ -284,7 +307,7 @@ impl Reconciler for ServiceReconciler {
 
     fn scope(&self) -> WatchScope {
         WatchScope {
-            kinds: vec![Kind::Service, Kind::Pod],
+            kinds: vec![Kind::Service, Kind::Pod, Kind::Endpoints, Kind::EndpointSlice],
             namespace: None,
         }
     }
@@ -299,7 +322,15 @@ impl Reconciler for ServiceReconciler {
                 self.services_of(&[&view.object])
             }
             Trigger::Store(WatchEvent::Put { view, .. } | WatchEvent::Deleted { view }) => {
-                vec![view.key.clone()]
+                let mut key = view.key.clone();
+                // What comes back of this controller's own is in no document.
+                if key.kind != Kind::Service && !view.stored {
+                    return Vec::new();
+                }
+                if key.kind == Kind::Endpoints {
+                    key.kind = Kind::Service;
+                }
+                vec![key]
             }
             Trigger::Cluster(cluster) => {
                 let dead = dead_nodes(cluster);
@@ -322,10 +353,21 @@ impl Reconciler for ServiceReconciler {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
         let store = &self.context.store;
+        let owner;
+        let key = if key.kind == Kind::EndpointSlice {
+            owner = self.owner_of(key);
+            let Some(owner) = &owner else {
+                self.show(key, None);
+                return Ok(Next::Done);
+            };
+            owner
+        } else {
+            key
+        };
         let endpoints_key = ObjectKey::new(Kind::Endpoints, &key.namespace, &key.name);
         let Some(service) = store.get(key) else {
             self.show_slices(key, Vec::new());
-            store.project(&endpoints_key, None);
+            self.show(&endpoints_key, None);
             return Ok(Next::Done);
         };
         let status = json!({"loadBalancer": {}});
@@ -336,7 +378,7 @@ impl Reconciler for ServiceReconciler {
         };
         if !has_selector(&service) {
             self.show_slices(key, Vec::new());
-            store.project(&endpoints_key, None);
+            self.show(&endpoints_key, None);
             return Ok(Next::Done);
         }
         let pods = store.list(Kind::Pod, Some(&key.namespace)).items;
@@ -344,7 +386,7 @@ impl Reconciler for ServiceReconciler {
         let dead = self.dead().clone();
         let Projection { slices, endpoints } = project(&service, &pods, |node| dead.contains(node));
         self.show_slices(key, slices);
-        store.project(&endpoints_key, Some(endpoints));
+        self.show(&endpoints_key, Some(endpoints));
         Ok(Next::Done)
     }
 }

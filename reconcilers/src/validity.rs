@@ -1,9 +1,12 @@
 //! Objects that are not valid although every edit of them was: two that were made at once can say what one could not
 //! (`minReadySeconds` here, `progressDeadlineSeconds` there). They are stored as merged and shown with a condition. No
-//! planner of workloads acts on them: what runs keeps running until somebody mends them. Names and routes are made from
-//! the last form of them that was valid.
+//! planner acts on them: what runs keeps running until somebody mends them. Pods, names and routes are kept as the last
+//! form of them says that was valid.
+//!
+//! Objects of internal kinds are not looked at: agents alone write them.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use schemas::{Object, ObjectKey, validate};
@@ -15,18 +18,18 @@ use crate::status::{condition, find_condition, put_condition};
 pub const MERGED_INVALID: &str = "MergedInvalid";
 /// Errors that are named; who mends one sees the others.
 const NAMED: usize = 3;
-/// Objects whose faults are remembered; with more they are looked for anew.
-const REMEMBERED: usize = 8192;
+/// Objects whose faults are remembered; with more they are looked for anew. A cluster of 50 nodes has 5,500 pods, and may
+/// have 10,000 other objects.
+const REMEMBERED: usize = 16_384;
 
-/// What is wrong with objects. Looked for once for each `metadata.generation`, since it takes a while.
+/// What is wrong with objects. Looked for once for each form of them, since it takes a while.
 #[derive(Default)]
 pub struct Faults {
     known: Mutex<HashMap<ObjectKey, Known>>,
 }
 
 struct Known {
-    uid: String,
-    generation: i64,
+    form: u64,
     fault: Option<String>,
     /// Of one that is not valid, the last form that was, once that was looked for.
     settled: Option<Option<Arc<Object>>>,
@@ -35,9 +38,12 @@ struct Known {
 impl Faults {
     /// Says what is wrong with an object; None: it is valid.
     pub fn of(&self, object: &Object) -> Option<String> {
-        let key = object.key()?;
+        self.fault_of(&object.key()?, form(object), object)
+    }
+
+    fn fault_of(&self, key: &ObjectKey, form: u64, object: &Object) -> Option<String> {
         let mut all = self.known();
-        if let Some(known) = all.get(&key).filter(|known| known.is_of(object)) {
+        if let Some(known) = all.get(key).filter(|known| known.form == form) {
             return known.fault.clone();
         }
         let fault = fault(object);
@@ -45,12 +51,11 @@ impl Faults {
             all.clear();
         }
         let known = Known {
-            uid: object.uid().to_owned(),
-            generation: object.generation(),
+            form,
             fault: fault.clone(),
             settled: None,
         };
-        all.insert(key, known);
+        all.insert(key.clone(), known);
         fault
     }
 
@@ -61,16 +66,16 @@ impl Faults {
         object: &Arc<Object>,
         forms: impl FnOnce(&ObjectKey) -> I,
     ) -> Option<Arc<Object>> {
-        if self.of(object).is_none() {
+        let (key, form) = (object.key()?, form(object));
+        if self.fault_of(&key, form, object).is_none() {
             return Some(object.clone());
         }
-        let key = object.key()?;
-        let is_known = |known: &Known| known.is_of(object).then(|| known.settled.clone()).flatten();
+        let is_known = |known: &Known| (known.form == form).then(|| known.settled.clone()).flatten();
         if let Some(settled) = self.known().get(&key).and_then(is_known) {
             return settled;
         }
         let settled = forms(&key).find(|form| fault(form).is_none()).map(Arc::new);
-        if let Some(known) = self.known().get_mut(&key).filter(|known| known.is_of(object)) {
+        if let Some(known) = self.known().get_mut(&key).filter(|known| known.form == form) {
             known.settled = Some(settled.clone());
         }
         settled
@@ -81,10 +86,20 @@ impl Faults {
     }
 }
 
-impl Known {
-    fn is_of(&self, object: &Object) -> bool {
-        self.uid == object.uid() && self.generation == object.generation()
+/// Hashes all of an object but its status, which changes often. Its generation would not do: a fault can be in metadata.
+fn form(object: &Object) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (name, value) in &object.0 {
+        match value {
+            _ if name == "status" => {}
+            Value::Object(metadata) if name == "metadata" => {
+                let fields = metadata.iter().filter(|(name, _)| *name != "resourceVersion");
+                fields.for_each(|field| field.hash(&mut hasher));
+            }
+            value => (name, value).hash(&mut hasher),
+        }
     }
+    hasher.finish()
 }
 
 /// Names the first errors in what users and controllers wrote of an object.
@@ -103,7 +118,13 @@ pub fn show_fault(
     fault: Option<&str>,
     unix_seconds: i64,
 ) -> Option<String> {
-    let fault = fault?;
+    let Some(fault) = fault else {
+        // A status that was taken over from before may say so still.
+        if let Some(conditions) = status.get_mut("conditions").and_then(Value::as_array_mut) {
+            conditions.retain(|condition| condition["type"] != MERGED_INVALID);
+        }
+        return None;
+    };
     let previous = object.pointer("/status").cloned().unwrap_or(Value::Null);
     let message =
         format!("edits that were made at once do not fit together, and nothing is done about them: {fault}");

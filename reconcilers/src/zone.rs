@@ -273,7 +273,9 @@ impl Lists {
         let list = |kind: &Kind| {
             let objects = match kind {
                 // What users write, and can be invalid once it is merged.
-                Kind::Service | Kind::Ingress => context.settled_objects(*kind, None),
+                Kind::Service | Kind::Ingress | Kind::EndpointSlice | Kind::Endpoints => {
+                    context.settled_objects(*kind, None)
+                }
                 _ => context.store.views(*kind, None).map(|view| view.object).collect(),
             };
             (*kind, objects)

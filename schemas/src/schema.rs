@@ -70,16 +70,12 @@ struct Schemas {
 
 impl Schemas {
     fn compile() -> Schemas {
-        let mut generator = SchemaGenerator::default();
+        let (roots, definitions) = definitions();
         let mut schemas = Schemas::default();
-        for row in crate::KINDS {
-            let Some(name) = register(row.kind, &mut generator) else {
-                continue;
-            };
+        for (kind, name) in roots {
             let id = schemas.reserve(&name);
-            schemas.roots.insert(row.kind, id);
+            schemas.roots.insert(kind, id);
         }
-        let definitions = generator.take_definitions(true);
         for (name, definition) in &definitions {
             let id = schemas.reserve(name);
             let fields = definition.get("properties").and_then(Value::as_object);
@@ -137,6 +133,51 @@ impl Schemas {
             },
             _ => Shape::Any,
         }
+    }
+}
+
+/// Returns the names of the types of all kinds, and the JSON schemas of these and of all that they refer to, by name.
+fn definitions() -> (Vec<(Kind, String)>, serde_json::Map<String, Value>) {
+    let mut generator = SchemaGenerator::default();
+    let kinds = crate::KINDS.iter().map(|row| row.kind);
+    let roots = kinds.filter_map(|kind| Some((kind, register(kind, &mut generator)?)));
+    (roots.collect(), generator.take_definitions(true))
+}
+
+/// What the API's documentation says of types and their fields, for tests: structs do not say what excludes what.
+#[cfg(test)]
+pub(crate) struct Documentation(serde_json::Map<String, Value>);
+
+#[cfg(test)]
+impl Documentation {
+    pub(crate) fn read() -> Self {
+        Self(definitions().1)
+    }
+
+    /// The name of a type, its last part alone.
+    pub(crate) fn name(id: TypeId) -> &'static str {
+        let named = SCHEMAS.ids.iter().find(|(_, known)| **known == id);
+        let name = named.map_or("", |(name, _)| name);
+        name.rsplit('.').next().unwrap_or(name)
+    }
+
+    /// What is said of a type, and of each of its fields.
+    pub(crate) fn of(&self, id: TypeId) -> (String, BTreeMap<String, String>) {
+        let text = |schema: &Value| {
+            let text = schema["description"].as_str().unwrap_or_default().to_lowercase();
+            text.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        let definition = SCHEMAS
+            .ids
+            .iter()
+            .find(|(_, known)| **known == id)
+            .and_then(|(name, _)| self.0.get(name))
+            .unwrap_or(&Value::Null);
+        let fields = definition["properties"].as_object().into_iter().flatten();
+        (
+            text(definition),
+            fields.map(|(name, field)| (name.clone(), text(field))).collect(),
+        )
     }
 }
 

@@ -187,10 +187,8 @@ mod tests {
     use super::*;
     use crate::backup::{About, PeriodicFiles};
 
-    /// A data directory as an agent leaves it, with a sealed backup.
-    async fn made(data_dir: &Path) {
-        fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700)).unwrap();
-        let config = gossip::Config {
+    fn config(data_dir: &Path) -> gossip::Config {
+        gossip::Config {
             data_dir: data_dir.to_owned(),
             advertise: "127.0.0.1:7946".parse().unwrap(),
             node_name: "n1".to_owned(),
@@ -202,14 +200,26 @@ mod tests {
             tls_skip_verify: false,
             pod_cidr: "10.244.0.0/16".parse().unwrap(),
             restart_grace: Duration::ZERO,
-        };
-        let credentials = gossip::bootstrap(&config).await.unwrap();
+        }
+    }
+
+    /// Opens the store as an agent does.
+    async fn open(data_dir: &Path) -> Result<(gossip::Credentials, Store)> {
+        super::super::data_dir::settle(data_dir)?;
+        let credentials = gossip::bootstrap(&config(data_dir)).await?;
         let options = OpenOptions {
             cluster_id: credentials.cluster_id().to_owned(),
             node: credentials.node().clone(),
             seal_key: credentials.seal_key(),
         };
-        let store = Store::open(&data_dir.join("store"), options).unwrap();
+        let store = Store::open(&data_dir.join("store"), options)?;
+        Ok((credentials, store))
+    }
+
+    /// A data directory as an agent leaves it, with a sealed backup.
+    async fn made(data_dir: &Path) {
+        fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700)).unwrap();
+        let (credentials, store) = open(data_dir).await.unwrap();
         let author = Author {
             manager: "test".to_owned(),
             user: String::new(),
@@ -232,7 +242,11 @@ mod tests {
             .unwrap();
         store.close().await;
         drop(store);
-        // The store's thread holds its lock until it has ended.
+        at_rest(data_dir).await;
+    }
+
+    /// The store's thread holds its lock until it has ended.
+    async fn at_rest(data_dir: &Path) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while look(data_dir, SystemTime::now()).is_err() {
             assert!(
@@ -301,6 +315,44 @@ mod tests {
                 .any(|problem| problem.what.contains("time is over")),
             "{expired:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn without_its_key_a_directory_is_refused_and_nothing_is_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let data_dir = folder.path();
+        made(data_dir).await;
+        let listing = || {
+            let entries = fs::read_dir(data_dir).unwrap().map(Result::unwrap);
+            let mut all: Vec<_> = entries
+                .map(|entry| (entry.file_name(), fs::read(entry.path()).unwrap_or_default()))
+                .collect();
+            all.sort();
+            all
+        };
+        let refused = async || format!("{:#}", open(data_dir).await.err().expect("it opened"));
+        let path = data_dir.join("encryption.key");
+        let key = fs::read(&path).unwrap();
+
+        fs::remove_file(&path).unwrap();
+        let before = listing();
+        let error = refused().await;
+        assert!(error.contains(&path.display().to_string()), "{error}");
+        assert_eq!(listing(), before);
+
+        fs::write(&path, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
+        let before = listing();
+        let error = refused().await;
+        for word in ["another encryption key", "encryption.key: put that one back"] {
+            assert!(error.contains(word), "{error}");
+        }
+        assert_eq!(listing(), before);
+        assert_eq!(fs::read_dir(data_dir.join(FOLDER)).unwrap().count(), 1);
+
+        fs::write(&path, key).unwrap();
+        at_rest(data_dir).await;
+        let (_, store) = open(data_dir).await.unwrap();
+        assert!(store.get(&ObjectKey::cluster(Kind::Namespace, "shop")).is_some());
     }
 
     #[tokio::test]

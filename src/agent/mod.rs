@@ -47,7 +47,7 @@ pub use check::{check, print_backup_identity};
 use clock::SystemClock;
 use essential::Essential;
 use reconcile::Reconcilers;
-pub use removal::{Removed, leave_removed, was_removed};
+pub use removal::{Removed, leave_without_agent, needs_no_agent_to_leave};
 
 /// All of a stop. Announcing and draining take a few seconds at most; systemd would kill us after 90.
 const STOP_TIMEOUT: Duration = Duration::from_secs(9);
@@ -187,10 +187,7 @@ impl Agent {
             "Podman answers"
         );
 
-        if !gossip::has_identity(&config.data_dir) && config.data_dir.join("store").exists() {
-            warn!("this node was interrupted while it left its cluster: what it held is set aside now");
-            data_dir::set_aside(&config.data_dir)?;
-        }
+        data_dir::settle(&config.data_dir)?;
         let gossip_config = gossip_config(&config);
         let credentials = Arc::new(gossip::bootstrap(&gossip_config).await?);
         info!(cluster = credentials.cluster_id(), node = %credentials.node(), "credentials are there");
@@ -403,6 +400,7 @@ impl Agent {
             error!(%error, "the node's API token stays valid, and what was said of the node stays: remove both by hand");
         }
         self.gossip.leave().await?;
+        data_dir::begin_leave(&self.config.data_dir)?;
         self.dns.stop().await;
         if let Some(ingress) = self.ingress {
             ingress.stop().await;

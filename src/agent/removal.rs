@@ -59,8 +59,14 @@ impl Removed {
     }
 }
 
+/// Tells whether the directory is set aside without its agent, which would refuse to start: its node was removed, or it is
+/// not known which that is.
+pub fn needs_no_agent_to_leave(data_dir: &Path) -> bool {
+    was_removed(data_dir) || data_dir::is_orphaned(data_dir)
+}
+
 /// Tells whether an agent has found the node of this directory removed.
-pub fn was_removed(data_dir: &Path) -> bool {
+fn was_removed(data_dir: &Path) -> bool {
     data_dir.join(MARK).exists()
 }
 
@@ -74,15 +80,18 @@ pub(super) async fn clean_up(podman: &Podman, network: &Network) {
     }
 }
 
-/// Sets aside what a node held that was removed, so that the next start begins anew. Its agent must not run.
+/// Sets aside what a node held that [needs no agent for that](needs_no_agent_to_leave), so that the next start begins
+/// anew. Its agent must not run.
 ///
 /// # Errors
 /// An agent runs on the directory, or a file cannot be moved.
-pub fn leave_removed(data_dir: &Path) -> Result<()> {
+pub fn leave_without_agent(data_dir: &Path) -> Result<()> {
     let _lock = data_dir::take(data_dir)?;
-    gossip::forget(data_dir)?;
+    data_dir::begin_leave(data_dir)?;
     data_dir::set_aside(data_dir)?;
-    std::fs::remove_file(data_dir.join(MARK))?;
+    if was_removed(data_dir) {
+        std::fs::remove_file(data_dir.join(MARK))?;
+    }
     Ok(())
 }
 
@@ -110,9 +119,11 @@ mod tests {
         }
 
         let running = data_dir::take(path).unwrap();
-        assert!(leave_removed(path).is_err(), "its agent runs");
+        assert!(leave_without_agent(path).is_err(), "its agent runs");
         drop(running);
-        leave_removed(path).unwrap();
+        assert!(needs_no_agent_to_leave(path));
+        leave_without_agent(path).unwrap();
+        assert!(!needs_no_agent_to_leave(path));
         Removed::check(path).unwrap();
         assert!(!gossip::has_identity(path));
         let kept = std::fs::read_to_string(path.join("left/store/kept")).unwrap();

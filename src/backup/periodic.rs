@@ -83,6 +83,14 @@ impl PeriodicFiles {
         Ok(self.names()?.last().and_then(|name| created_of(name)))
     }
 
+    /// Returns where the newest backup is, by its name.
+    ///
+    /// # Errors
+    /// The directory is there and cannot be read.
+    pub fn newest_path(&self) -> Result<Option<PathBuf>, PeriodicError> {
+        Ok(self.names()?.last().map(|name| self.directory.join(name)))
+    }
+
     /// Writes a backup and removes those that are more than stay; never the new one. A file of this name is there only when
     /// all of it survives the loss of power. Blocks.
     ///

@@ -26,8 +26,8 @@ fn main() -> ExitCode {
         }
     };
     match task {
-        Task::Directory(Command::Leave, data_dir) if agent::was_removed(&data_dir) => {
-            match agent::leave_removed(&data_dir) {
+        Task::Directory(Command::Leave, data_dir) if agent::needs_no_agent_to_leave(&data_dir) => {
+            match agent::leave_without_agent(&data_dir) {
                 Ok(()) => {
                     cli::print_left(&data_dir);
                     ExitCode::SUCCESS

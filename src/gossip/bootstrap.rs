@@ -149,24 +149,16 @@ pub async fn bootstrap(config: &Config) -> Result<Credentials, Error> {
     create(config, given_key, own)
 }
 
-/// Forgets the cluster: removes everything that makes the directory a member's. The store is not touched.
-///
-/// # Errors
-/// A file cannot be removed.
-pub fn forget(data_dir: &Path) -> Result<(), Error> {
-    for name in [
-        CLUSTER,
-        NODE_CERTIFICATE,
-        NODE_KEY,
-        AUTHORITY_KEY,
-        AUTHORITY,
-        ENCRYPTION_KEY,
-        TOKEN,
-    ] {
-        files::remove(&data_dir.join(name))?;
-    }
-    files::sync_directory(&data_dir.join(CLUSTER))
-}
+/// The files that make a directory a member's, the one that says so last: without it the others are nobody's.
+pub const IDENTITY: [&str; 7] = [
+    NODE_CERTIFICATE,
+    NODE_KEY,
+    AUTHORITY_KEY,
+    AUTHORITY,
+    ENCRYPTION_KEY,
+    TOKEN,
+    CLUSTER,
+];
 
 /// Tells whether a data directory belongs to a member of a cluster.
 pub fn has_identity(data_dir: &Path) -> bool {
@@ -525,7 +517,9 @@ mod tests {
         assert_eq!(first.node(), renamed.node());
         assert_ne!(first.chain, renamed.chain, "the certificate names the node");
 
-        forget(directory.path()).unwrap();
+        for name in IDENTITY {
+            std::fs::remove_file(directory.path().join(name)).unwrap();
+        }
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
         let other = bootstrap(&config).await.unwrap();
         assert_ne!(first.cluster_id(), other.cluster_id());

@@ -27,7 +27,7 @@ mod tls;
 mod token;
 mod transport;
 
-pub use bootstrap::{Config, Sockets, UserTls, bootstrap, forget, has_identity};
+pub use bootstrap::{Config, IDENTITY, Sockets, UserTls, bootstrap, has_identity};
 pub use credentials::Credentials;
 pub use error::Error;
 pub use files::write as write_private_file;

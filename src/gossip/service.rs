@@ -19,7 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, error, info, warn};
 
 use super::admission::Admission;
-use super::bootstrap::{Config, Sockets, forget};
+use super::bootstrap::{Config, Sockets};
 use super::conduct::Conduct;
 use super::connections::{Connections, Peers};
 use super::credentials::Credentials;
@@ -416,11 +416,11 @@ impl Gossip {
         }
     }
 
-    /// Takes this node out of the cluster for good: removes its Member object, tells the others, stops, and forgets
-    /// the cluster's files. The store's directory is the caller's to remove.
+    /// Takes this node out of the cluster for good: removes its Member object, tells the others, and stops. The
+    /// files of the cluster are the caller's to set aside.
     ///
     /// # Errors
-    /// The removal cannot be stored, or a file not be removed.
+    /// The removal cannot be stored.
     pub async fn leave(self) -> Result<(), Error> {
         self.leaving.cancel();
         let key = members::key(self.node());
@@ -438,9 +438,8 @@ impl Gossip {
         if !is_alone && !self.sync.flush().await {
             warn!("no peer confirmed the removal: the others may go on showing this node");
         }
-        let directory = self.credentials.directory.clone();
         self.stop().await;
-        forget(&directory)
+        Ok(())
     }
 }
 

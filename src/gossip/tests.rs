@@ -20,7 +20,7 @@ use tokio::time::sleep;
 
 mod upkeep;
 
-use super::bootstrap::{Config, Sockets, UserTls, bootstrap};
+use super::bootstrap::{Config, IDENTITY, Sockets, UserTls, bootstrap};
 use super::certificates::{self, Names};
 use super::credentials::pem;
 use super::members;
@@ -604,6 +604,9 @@ async fn a_node_that_leaves_is_gone_everywhere_and_can_join_anew() {
     })
     .await;
     std::fs::remove_dir_all(d2.path().join("store")).unwrap();
+    for name in IDENTITY {
+        std::fs::remove_file(d2.path().join(name)).unwrap();
+    }
     assert_eq!(std::fs::read_dir(d2.path()).unwrap().count(), 0);
 
     let again = node(joining(d2.path(), "node2", &first), None).await.unwrap();

@@ -209,13 +209,6 @@ fn check_disk(disk: &dyn Disk, place: &str, options: &OpenOptions) -> Result<Che
             return report.problem(named, "a record names no object of this version", FROM_PEERS);
         };
         match open::read(&key, value, &seal, &uids) {
-            Ok(stored) if stored.object.key().as_ref() != Some(&key) => {
-                report.problem(
-                    named,
-                    "the record holds another object than it is named for",
-                    FROM_PEERS,
-                );
-            }
             Ok(stored) => {
                 *report.objects.entry(key.kind).or_default() += 1;
                 let removed = tombstones.get(&key);

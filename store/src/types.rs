@@ -191,7 +191,9 @@ pub enum OpenError {
     Full(#[from] Shortage),
     #[error("cannot use {path}")]
     Io { path: String, source: std::io::Error },
-    #[error("{path} was sealed under another encryption key")]
+    #[error(
+        "{path} was sealed under another encryption key than encryption.key: put that one back, any other node of the cluster has it"
+    )]
     WrongKey { path: String },
     #[error("{path} has format {found}, this version reads {ours}")]
     Format { path: String, found: u32, ours: u32 },

@@ -409,12 +409,25 @@ fn a_node_that_leaves_leaves_nothing_behind() {
     cluster.join(2, &[]);
     cluster.wait_healthy(2);
     cluster.wait_nodes(2);
-    // Interrupted between forgetting who it was and setting the rest aside, a start finishes it.
+    // Without the file that says who it is, nothing is guessed and no key replaced.
     cluster.kill_agent(2);
-    std::fs::remove_file(cluster.data(2).join("cluster.json")).unwrap();
+    let path = cluster.data(2);
+    std::fs::rename(path.join("cluster.json"), path.join("kept")).unwrap();
+    let key = std::fs::read_to_string(path.join("encryption.key")).unwrap();
+    cluster.start(2, &[]);
+    assert_eq!(cluster.wait_ended(2), 1);
+    let log = std::fs::read_to_string(cluster.log(2)).unwrap();
+    assert!(log.contains("no cluster.json"), "{log}");
+    let key_now = std::fs::read_to_string(path.join("encryption.key")).unwrap();
+    assert!(key_now == key && path.join("store").exists());
+    std::fs::rename(path.join("kept"), path.join("cluster.json")).unwrap();
+    // Interrupted while it sets aside what it held, a start finishes it.
+    std::fs::write(path.join("leaving"), "").unwrap();
     cluster.start(2, &[]);
     cluster.wait_healthy(2);
-    assert!(cluster.data(2).join("left/store").exists());
+    for kept in ["left/store", "left/encryption.key", "left.1/store"] {
+        assert!(path.join(kept).exists(), "{kept}");
+    }
     assert_eq!(cluster.ready_nodes(2), 1, "a cluster of its own");
 }
 

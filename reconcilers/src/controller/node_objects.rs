@@ -1,9 +1,12 @@
 //! Shows the Node objects: one for each member, computed anew when gossip or a Member document says something else.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
-use schemas::{Kind, ObjectKey};
+use schemas::{Kind, Object, ObjectKey};
 use store::{WatchEvent, WatchScope};
 
+use super::statuses::STORE;
 use super::{Context, Next, ReconcileError, Reconciler, Trigger};
 use crate::node_object::node_object;
 
@@ -46,20 +49,25 @@ impl Reconciler for NodeObjects {
         let context = &self.context;
         let nodes = context.nodes();
         let written = context.store.written(Kind::Node);
+        let settled = context.written_nodes();
         for node in nodes.iter() {
             let Some(member) = context.object(&ObjectKey::cluster(Kind::Member, &node.id.0)) else {
                 continue;
             };
             let key = ObjectKey::cluster(Kind::Node, &node.name);
             let previous = context.object(&key);
-            let written = written.iter().find(|written| written.name() == node.name);
-            let object = node_object(
+            let named = |list: &[Arc<Object>]| list.iter().find(|one| one.name() == node.name).cloned();
+            let mut object = node_object(
                 node,
                 &member,
-                written.map(AsRef::as_ref),
+                named(&settled).as_deref(),
                 previous.as_deref(),
                 context.clock.unix_seconds(),
             );
+            if let (Some(written), Some(status)) = (named(&written), object.0.get_mut("status")) {
+                let previous = previous.as_deref().unwrap_or(&written);
+                context.add_fault(status, &key, previous, &written, STORE);
+            }
             context.store.project(&key, Some(object));
         }
         for shown in context.objects(Kind::Node, None) {

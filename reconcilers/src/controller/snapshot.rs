@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use schemas::{Kind, Object, ObjectKey};
+use store::View;
 
 use super::Context;
 use crate::deployment::ReplicaSetState;
@@ -30,7 +31,20 @@ impl Context {
     /// ([`crate::validity`]).
     pub(crate) fn settled_objects(&self, kind: Kind, namespace: Option<&str>) -> Vec<Arc<Object>> {
         let views = self.store.views(kind, namespace);
-        views.filter_map(|view| self.settled(&view.object)).collect()
+        // What is computed is not what somebody wrote beside it.
+        let is_computed =
+            |view: &View| !view.stored || (kind.row().derived && view.object.controller().is_some());
+        let settled = views.filter_map(|view| match is_computed(&view) {
+            true => Some(view.object),
+            false => self.settled(&view.object),
+        });
+        settled.collect()
+    }
+
+    /// Lists what users wrote of nodes, in forms that are valid.
+    pub(super) fn written_nodes(&self) -> Vec<Arc<Object>> {
+        let written = self.store.written(Kind::Node);
+        written.iter().filter_map(|node| self.settled(node)).collect()
     }
 
     pub(crate) fn settled(&self, object: &Arc<Object>) -> Option<Arc<Object>> {
@@ -58,11 +72,7 @@ impl Context {
 
     pub(super) fn nodes(&self) -> Nodes {
         let cluster = self.cluster.borrow().clone();
-        Nodes::read(
-            &self.objects(Kind::Member, None),
-            &self.store.written(Kind::Node),
-            &cluster,
-        )
+        Nodes::read(&self.objects(Kind::Member, None), &self.written_nodes(), &cluster)
     }
 
     /// Tells whether this node works for an object with this root.

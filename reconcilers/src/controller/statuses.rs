@@ -1,4 +1,5 @@
-//! Shows status: projects what [`crate::status`] computes over Pods, ReplicaSets and Deployments.
+//! Shows status: projects what [`crate::status`] computes over Pods, ReplicaSets and Deployments. Of Namespaces, only
+//! whether they are valid: the API itself shows their phase.
 //!
 //! Runs on every node for every object and writes nothing durable.
 
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use schemas::{Kind, Object, ObjectKey};
-use serde_json::Value;
+use serde_json::{Value, json};
 use store::{WatchEvent, WatchScope};
 
 use super::{Context, Next, ReconcileError, Reconciler, Trigger};
@@ -27,10 +28,13 @@ pub enum StatusKey {
     Unplaced,
     /// The ReplicaSets of a root, and the root.
     Root(ObjectKey),
+    Namespace(ObjectKey),
 }
 
 /// Who tells of workloads, in Events.
 const COMPONENT: &str = "deployment-controller";
+/// Who tells of merged objects that no controller tells more of.
+pub(crate) const STORE: &str = "store";
 
 /// The controller of status.
 pub struct Statuses {
@@ -110,6 +114,7 @@ impl Statuses {
             }
             // It tells which node a name stands for.
             Kind::Member => self.all_pods().into_iter().collect(),
+            Kind::Namespace => vec![StatusKey::Namespace(key.clone())],
             _ => root.into_iter().collect(),
         }
     }
@@ -131,8 +136,8 @@ impl Statuses {
                 .map(AsRef::as_ref),
             misfit: None,
         };
-        self.context
-            .show(key, pod_status(&pod, knowledge, context.clock.unix_seconds()));
+        let status = pod_status(&pod, knowledge, context.clock.unix_seconds());
+        context.show_checked(key, &pod, status, STORE);
     }
 
     fn unplaced(&self) {
@@ -149,8 +154,20 @@ impl Statuses {
                 observed: None,
                 misfit: misfit.as_deref(),
             };
-            self.context
-                .show(&key, pod_status(pod, knowledge, context.clock.unix_seconds()));
+            let status = pod_status(pod, knowledge, context.clock.unix_seconds());
+            context.show_checked(&key, pod, status, STORE);
+        }
+    }
+
+    fn namespace(&self, key: &ObjectKey) {
+        let context = &self.context;
+        if let Some(namespace) = context.object(key) {
+            let shown = context.fault_alone(key, &namespace).map(|status| {
+                let mut shown = Object::default();
+                shown.set(&["status"], status);
+                shown
+            });
+            context.store.project(key, shown);
         }
     }
 
@@ -184,13 +201,7 @@ impl Statuses {
 }
 
 impl Context {
-    fn show(&self, key: &ObjectKey, status: Value) {
-        let mut projection = Object::default();
-        projection.set(&["status"], status);
-        self.store.project(key, Some(projection));
-    }
-
-    /// Shows a status, and that the object is not valid, if it is not. Who works for it tells that in an Event.
+    /// Shows a status, and that the object is not valid, if it is not.
     pub(crate) fn show_checked(
         &self,
         key: &ObjectKey,
@@ -198,8 +209,31 @@ impl Context {
         mut status: Value,
         component: &'static str,
     ) {
-        let (fault, now) = (self.faults.of(object), self.clock.unix_seconds());
-        let told = show_fault(&mut status, object, fault.as_deref(), now);
+        self.add_fault(&mut status, key, object, object, component);
+        let mut projection = Object::default();
+        projection.set(&["status"], status);
+        self.store.project(key, Some(projection));
+    }
+
+    /// Returns the status of an object that shows none but that it is not valid; None: it is.
+    pub(crate) fn fault_alone(&self, key: &ObjectKey, object: &Object) -> Option<Value> {
+        let mut status = json!({});
+        self.add_fault(&mut status, key, object, object, STORE);
+        status.get("conditions").is_some().then_some(status)
+    }
+
+    /// Adds to a status that the object is not valid, if it is not, as `written` says. Who works for it tells that in an
+    /// Event.
+    pub(crate) fn add_fault(
+        &self,
+        status: &mut Value,
+        key: &ObjectKey,
+        object: &Object,
+        written: &Object,
+        component: &'static str,
+    ) {
+        let (fault, now) = (self.faults.of(written), self.clock.unix_seconds());
+        let told = show_fault(status, object, fault.as_deref(), now);
         if let Some(message) = told.filter(|_| self.is_told_here(object)) {
             self.events.event(EventRecord {
                 key: key.clone(),
@@ -210,7 +244,6 @@ impl Context {
                 component,
             });
         }
-        self.show(key, status);
     }
 
     fn is_told_here(&self, object: &Object) -> bool {
@@ -242,7 +275,13 @@ impl Reconciler for Statuses {
 
     fn scope(&self) -> WatchScope {
         WatchScope {
-            kinds: vec![Kind::Member, Kind::Deployment, Kind::ReplicaSet, Kind::Pod],
+            kinds: vec![
+                Kind::Member,
+                Kind::Namespace,
+                Kind::Deployment,
+                Kind::ReplicaSet,
+                Kind::Pod,
+            ],
             namespace: None,
         }
     }
@@ -279,6 +318,7 @@ impl Reconciler for Statuses {
             StatusKey::Pod(key) => self.pod(key),
             StatusKey::Unplaced => self.unplaced(),
             StatusKey::Root(key) => return Ok(self.root(key)),
+            StatusKey::Namespace(key) => self.namespace(key),
         }
         Ok(Next::Done)
     }

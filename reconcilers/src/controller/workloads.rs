@@ -11,7 +11,7 @@ use store::{WatchEvent, WatchScope};
 use super::act::{Component, act_all};
 use super::snapshot::NodesSeen;
 use super::{Context, Next, ReconcileError, Reconciler, Trigger};
-use crate::action::{Plan, Unplaced};
+use crate::action::{Action, Plan, Unplaced};
 use crate::ownership::Holding;
 use crate::placement::Placement;
 use crate::pod_state::Graces;
@@ -57,7 +57,22 @@ impl Workloads {
         }
         tree = tree.holding_still(|object| context.faults.of(object).is_some());
         let placement = Placement::new(&nodes, pods.iter().map(AsRef::as_ref));
-        plan(tree, placement, now)
+        let mut plan = plan(tree, placement, now);
+        plan.actions.retain(|action| !self.is_held(action));
+        plan
+    }
+
+    /// Tells whether an action would go by what an object says that is not valid.
+    fn is_held(&self, action: &Action) -> bool {
+        match action {
+            Action::Place { key, .. } | Action::Set { key, .. } => {
+                let object = self.context.object(key);
+                object.is_some_and(|object| self.context.faults.of(&object).is_some())
+            }
+            Action::Create(_) | Action::Release { .. } | Action::Delete { .. } | Action::Remove { .. } => {
+                false
+            }
+        }
     }
 
     /// Wakes all workloads if what they read of a node changed.

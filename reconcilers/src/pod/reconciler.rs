@@ -65,6 +65,8 @@ struct Known {
     grace: Duration,
     /// Its document said that it is to end.
     terminating: bool,
+    /// Its last form that was valid.
+    valid: Option<Arc<Object>>,
 }
 
 /// What the store says of a pod.
@@ -198,12 +200,15 @@ impl PodReconciler {
         if let Some(key) = pod.key() {
             let grace = DesiredPod::read(Arc::new(pod.clone())).map_or(default_grace(), |pod| grace(&pod));
             let terminating = pod.is_terminating();
+            let mut index = self.index();
+            let valid = index.remove(pod.uid()).and_then(|known| known.valid);
             let known = Known {
                 key,
                 grace,
                 terminating,
+                valid,
             };
-            self.index().insert(pod.uid().to_owned(), known);
+            index.insert(pod.uid().to_owned(), known);
         }
     }
 
@@ -214,6 +219,7 @@ impl PodReconciler {
                 key,
                 grace,
                 terminating: false,
+                valid: None,
             };
             self.index().entry(uid.to_owned()).or_insert(known);
         }
@@ -240,6 +246,7 @@ impl PodReconciler {
             key,
             grace: last_grace,
             terminating: was_terminating,
+            valid,
         }) = self.index().get(uid).cloned()
         else {
             return Found::Unknown;
@@ -274,7 +281,11 @@ impl PodReconciler {
             return gone;
         }
         let terminating = view.object.is_terminating();
-        let Some(pod) = DesiredPod::read(view.object.clone()) else {
+        let wanted = match terminating {
+            true => Some(view.object.clone()),
+            false => self.valid(&view.object, valid),
+        };
+        let Some(pod) = wanted.and_then(DesiredPod::read) else {
             if !terminating {
                 return Found::Unknown;
             }
@@ -292,6 +303,22 @@ impl PodReconciler {
             remove_object: !is_held(&pod.object),
             pod: Some(pod),
         }
+    }
+
+    /// Returns a pod that is valid. Of one that is not, its containers are kept as its last form says that was: the one that
+    /// was acted on, or after a restart the last in its history.
+    fn valid(&self, pod: &Arc<Object>, before: Option<Arc<Object>>) -> Option<Arc<Object>> {
+        if self.context.faults.of(pod).is_none() {
+            if let Some(known) = self.index().get_mut(pod.uid()) {
+                known.valid = Some(pod.clone());
+            }
+            return Some(pod.clone());
+        }
+        let before = before.or_else(|| self.context.settled(pod))?;
+        let mut held = Object::clone(pod);
+        held.set(&["spec"], before.0.get("spec")?.clone());
+        held.set(&["spec", "nodeName"], self.node_name.as_str());
+        Some(Arc::new(held))
     }
 
     /// Tells whether something else is wanted than when `before` was found.
@@ -356,6 +383,8 @@ fn matters(previous: &Object, current: &Object) -> bool {
         "/metadata/deletionGracePeriodSeconds",
         "/metadata/finalizers",
         "/metadata/labels",
+        "/metadata/annotations",
+        "/metadata/ownerReferences",
         "/status/phase",
         "/spec",
     ];

@@ -430,6 +430,70 @@ async fn absence_from_the_store_kills_nothing_and_a_tombstone_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_not_valid_is_kept_as_it_last_was() {
+    let mut node = Node::new().await;
+    node.start().await;
+    let view = node.create(pod("web", "node1")).await;
+    let images = |node: &Node| -> Vec<String> {
+        let all = node.running().into_iter();
+        all.map(|container| container.image).collect()
+    };
+    let runs = async |node: &Node, image: &str| {
+        let what = format!("{image} to run alone");
+        node.wait_for(&what, |node| (images(node) == [image]).then_some(()))
+            .await;
+    };
+    runs(&node, "web:1").await;
+    node.edit(
+        &view,
+        &["spec", "containers"],
+        json!([{ "name": "c", "image": "web:2" }]),
+    )
+    .await;
+    runs(&node, "web:2").await;
+
+    // A container without an image is not valid.
+    let merged = json!([{ "name": "c", "image": "web:3" }, { "name": "d", "image": "" }]);
+    node.edit(&view, &["spec", "containers"], merged).await;
+    let mut never = pod("never", "node1");
+    never["spec"]["containers"][0]["image"] = "".into();
+    let never = node.create(never).await;
+    // It is still restarted, which shows that this controller has seen the edit.
+    for _ in 0..2 {
+        let before = node.running().remove(0).id;
+        node.runtime.exit(&before, 1);
+        node.wait_for("another container", |node| {
+            let running = node.running();
+            (running.len() == 1 && running[0].id != before).then_some(())
+        })
+        .await;
+        assert_eq!(images(&node), ["web:2"]);
+    }
+    assert!(node.runtime.all().iter().all(|container| {
+        container.labels[labels::POD_UID] == view.object.uid() && container.image != "web:3"
+    }));
+    // An agent that starts anew goes by the history.
+    node.stop().await;
+    node.start().await;
+    runs(&node, "web:2").await;
+
+    node.edit(
+        &view,
+        &["spec", "containers"],
+        json!([{ "name": "c", "image": "web:4" }]),
+    )
+    .await;
+    node.edit(&never, &["metadata", "deletionTimestamp"], "2026-01-01T00:00:00Z")
+        .await;
+    runs(&node, "web:4").await;
+    node.wait_for("the last step", |node| {
+        node.store.get(&never.key).is_none().then_some(())
+    })
+    .await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_pods_start_once_with_few_lists_and_survive_an_agent() {
     const PODS: usize = 50;
     let mut node = Node::new().await;
