@@ -16,6 +16,7 @@ use crate::incoming::{IncomingChange, check_put, check_size, guarded};
 use crate::leaves::{self, Edits, Leaves};
 use crate::owners::{self, Operation, Owner, Owners};
 use crate::path::{self, Role};
+use crate::rescue::Sight;
 use crate::types::{NodeId, Via};
 
 pub(crate) const CREATOR: &str = "@creator";
@@ -72,6 +73,9 @@ pub(crate) struct ChangeAuthor {
     /// Of a base (`epoch.rs`): how many changes it stands for.
     #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
     pub(crate) dropped: Option<u64>,
+    /// Of the mark of a namespace's deletion: what was in it where that was asked for (`rescue.rs`).
+    #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sight: Option<Sight>,
 }
 
 /// Reads a way that this version knows: what a later one says must not make its changes unreadable.
