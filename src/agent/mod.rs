@@ -14,6 +14,7 @@ mod listen;
 mod logging;
 mod reconcile;
 mod removal;
+mod reports;
 mod rescued;
 
 use std::fs::File;
@@ -26,8 +27,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{StatusCode, header};
 use reconcilers::controller::Context;
-use reconcilers::ports::{Clock, EventKind, EventRecord, EventSink};
-use schemas::{Kind, ObjectKey};
+use reconcilers::ports::{Clock, EventSink};
 use store::{OpenOptions, Store};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,6 +48,7 @@ use clock::SystemClock;
 use essential::Essential;
 use reconcile::Reconcilers;
 pub use removal::{Removed, leave_without_agent, needs_no_agent_to_leave};
+use reports::Reports;
 
 /// All of a stop. Announcing and draining take a few seconds at most; systemd would kill us after 90.
 const STOP_TIMEOUT: Duration = Duration::from_secs(9);
@@ -202,6 +203,7 @@ impl Agent {
         )
         .map_err(|error| anyhow!("--data-dir: {error:#}"))?;
         info!(revision = %store.revision(), "the store is open");
+        let mut reports = Reports::listen(&store);
 
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let podman = Arc::new(Podman::new(&socket, credentials.cluster_id())?);
@@ -272,6 +274,9 @@ impl Agent {
         };
         let router = api::router(state.clone());
         let announcer = prepared.announcer();
+        let spawn = |name, task: BoxFuture<'static, ()>| tasks.spawn(essential.clone().watch(name, task));
+        let unreadable = reports.take_unreadable();
+        spawn("conflicts", reports.run(events.clone(), working.clone()).boxed());
         let gossip = prepared.start(sockets, router.clone(), facts.clone()).await?;
         // Gossip ends after all others, which its end must not keep waiting.
         let ended = working.clone().run_until_cancelled_owned(gossip.ended());
@@ -282,23 +287,12 @@ impl Agent {
         info!("in step with the cluster");
         api::ensure_namespaces(&store, clock.unix_seconds()).await?;
 
-        for key in store.unreadable() {
-            events.event(EventRecord {
-                key,
-                uid: String::new(),
-                kind: EventKind::Warning,
-                reason: "RecordUnreadable",
-                message: format!(
-                    "what node {} held of this object cannot be read and is set aside; another node brings it, or it can be deleted",
-                    config.node_name
-                ),
-                component: "store",
-            });
+        for key in unreadable {
+            events.event(reports::unreadable(&store, key, &config.node_name));
         }
 
         reconcilers.start().await;
         info!("names and routes are in place");
-        let spawn = |name, task: BoxFuture<'static, ()>| tasks.spawn(essential.clone().watch(name, task));
         let (count_rescued, rescued) = watch::channel(0);
         let export = rescued::Export::new(&state, &config.data_dir, count_rescued);
         spawn("rescue", export.run(working.clone()).boxed());
@@ -315,10 +309,6 @@ impl Agent {
             let (events, working) = (events.clone(), working.clone());
             async move { events.run(working).await }.boxed()
         });
-        spawn(
-            "conflicts",
-            report_conflicts(store.clone(), events.clone(), working.clone()).boxed(),
-        );
         if !flags.backup_interval.is_zero() {
             let making = backups::run(backups::Schedule::of(&config), state.clone(), working.clone());
             spawn("backups", making.boxed());
@@ -496,53 +486,4 @@ async fn follow_gateway(dns: Arc<Dns>, config: Config, network: Arc<Network>, sh
         async move { dns.listen_until_bound(addresses).await }
     };
     shutdown.run_until_cancelled(network.follow_gateway(listen)).await;
-}
-
-/// Makes an Event of each user's value that lost against a concurrent one.
-async fn report_conflicts(store: Store, events: Arc<Events>, shutdown: CancellationToken) {
-    let mut conflicts = store.conflicts();
-    loop {
-        match shutdown.run_until_cancelled(conflicts.recv()).await {
-            Some(Ok(conflict)) => {
-                let uid = store
-                    .get(&conflict.key)
-                    .map(|view| view.object.uid().to_owned())
-                    .unwrap_or_default();
-                let (winner, loser) = (side(&store, &conflict.winner), side(&store, &conflict.loser));
-                let message = if conflict.path.is_empty() {
-                    format!(
-                        "created at once by {winner} and by {loser}, not alike: what the former made stays"
-                    )
-                } else {
-                    format!(
-                        "{} was set at once to {} by {winner} and to {} by {loser}: the former stays",
-                        conflict.path, conflict.winner.value, conflict.loser.value,
-                    )
-                };
-                events.event(EventRecord {
-                    key: conflict.key,
-                    uid,
-                    kind: EventKind::Warning,
-                    reason: "ConflictResolved",
-                    message,
-                    component: "store",
-                });
-            }
-            Some(Err(tokio::sync::broadcast::error::RecvError::Lagged(missed))) => {
-                warn!(missed, "conflicts came faster than they could be reported");
-            }
-            Some(Err(tokio::sync::broadcast::error::RecvError::Closed)) | None => return,
-        }
-    }
-}
-
-fn side(store: &Store, side: &store::ConflictSide) -> String {
-    let member = store.get(&ObjectKey::cluster(Kind::Member, &side.node.0));
-    let name = member.map(|member| member.object.str_at("/spec/name").to_owned());
-    let who = if side.user.is_empty() {
-        &side.manager
-    } else {
-        &side.user
-    };
-    format!("{who} on node {}", name.as_deref().unwrap_or(&side.node.0))
 }

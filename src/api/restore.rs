@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::content::read_body;
 use super::manifests::title;
-use super::resources::{Validation, check_new, delete_if};
+use super::resources::{Validation, check_namespace, check_new, delete_if};
 use super::state::{ApiState, user_of};
 use super::status::{ApiError, ApiResult};
 use super::target::Query;
@@ -105,7 +105,7 @@ fn read_and_plan(state: &ApiState, file: Bytes, replace: bool) -> ApiResult<(Bac
         let (action, message) = step.unwrap_or_else(|reason| (Action::Refuse, reason));
         if let Some(key) = &key
             && key.kind == Kind::Namespace
-            && action != Action::Refuse
+            && action == Action::Create
         {
             namespaces.insert(key.name.clone());
         }
@@ -133,7 +133,7 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// Decides what becomes of an object, with a reason where one is needed. `namespaces`: those that will be there.
+    /// Decides what becomes of an object, with a reason where one is needed. `namespaces`: those that will be made.
     fn step(
         &self,
         key: &ObjectKey,
@@ -142,7 +142,7 @@ impl Planner<'_> {
     ) -> Result<(Action, String), String> {
         let Some(document) = self.snapshot.get(key) else {
             if !namespaces.contains(&key.namespace) {
-                super::resources::check_namespace(self.store, key).map_err(|error| error.message)?;
+                check_namespace(self.store, key).map_err(|error| error.message)?;
             }
             check_new(key, object, Validation::Ignore).map_err(|error| error.message)?;
             return Ok((Action::Create, String::new()));
@@ -250,7 +250,7 @@ async fn act(state: &ApiState, backup: &Backup, planned: Planned, author: &Autho
     entry
 }
 
-async fn act_on(
+pub(super) async fn act_on(
     state: &ApiState,
     key: &ObjectKey,
     object: Object,
@@ -263,6 +263,8 @@ async fn act_on(
         Action::Update => return set(&state.store, key, &object, author).await,
         Action::Unchanged | Action::Skip | Action::Refuse | Action::Fail => return Ok(()),
     }
+    // The plan counts on namespaces of the backup, which may have failed to be made.
+    check_namespace(&state.store, key)?;
     state.store.create(object, author.clone()).await?;
     Ok(())
 }

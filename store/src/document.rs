@@ -4,10 +4,10 @@
 //! Beside the leaves (`leaves.rs`) the map has `@created` (seconds), `@namespace` (the incarnation of the namespace that
 //! the object was created in), and the owners of leaves, `@creator` and `@owner/...` (`owners.rs`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::transaction::{CommitOptions, Transactable};
-use automerge::{ActorId, AutoCommit, Change, ChangeHash, ROOT, ReadDoc, SaveOptions, ScalarValue};
+use automerge::{ActorId, AutoCommit, Change, ChangeHash, ObjId, ROOT, ReadDoc, SaveOptions, ScalarValue};
 use schemas::Kind;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,7 @@ use crate::incoming::{IncomingChange, check_put, check_size, guarded};
 use crate::leaves::{self, Edits, Leaves};
 use crate::owners::{self, Operation, Owner, Owners};
 use crate::path::{self, Role};
+use crate::rescue::Sight;
 use crate::types::{NodeId, Via};
 
 pub(crate) const CREATOR: &str = "@creator";
@@ -76,6 +77,9 @@ pub(crate) struct ChangeAuthor {
     /// Of a base (`epoch.rs`): how many changes it stands for.
     #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
     pub(crate) dropped: Option<u64>,
+    /// Of the mark of a namespace's deletion: what was in it where that was asked for (`rescue.rs`).
+    #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sight: Option<Sight>,
 }
 
 /// Reads a way that this version knows: what a later one says must not make its changes unreadable.
@@ -93,6 +97,16 @@ impl ChangeAuthor {
         match longest {
             Some(..=MAX_AUTHOR_BYTES) | None => Ok(()),
             Some(bytes) => Err(BadBytes(format!("a manager or user of {bytes} bytes"))),
+        }
+    }
+
+    /// Tells whether nobody outside asked for the change. Not by the user: without authentication, and of what comes from
+    /// Git, there is none.
+    pub(crate) fn is_controller(&self) -> bool {
+        match self.via {
+            Some(Via::Controller) => true,
+            Some(Via::Apply | Via::Api | Via::GitOps) => false,
+            None => self.user.is_empty(),
         }
     }
 }
@@ -328,6 +342,7 @@ impl Document {
             }
         }
         let applied: Vec<Change> = fresh.iter().map(|change| change.change.clone()).collect();
+        let before = self.written_before(&fresh);
         let automerge = std::panic::AssertUnwindSafe(&mut self.automerge);
         guarded(move || {
             let automerge = automerge;
@@ -339,47 +354,68 @@ impl Document {
         Ok(Merged {
             missing,
             spec_changes: fresh.iter().map(|change| change.spec_changes).sum(),
-            clashes: self.clashes(&fresh),
+            clashes: self.clashes(&fresh, &before),
             fresh: fresh.len() as u64,
         })
     }
 
-    /// Finds the fields that new changes wrote and that others wrote at the same time.
-    fn clashes(&mut self, changes: &[&IncomingChange]) -> Vec<Clash> {
-        let touched: BTreeSet<&str> = changes
-            .iter()
-            .flat_map(|change| &change.paths)
-            .map(String::as_str)
-            .collect();
-        let mut clashes = Vec::new();
-        for path in touched {
-            if path.starts_with('@') || path::role(path) != Role::Value {
-                continue;
+    /// Returns what is held in the fields that changes write.
+    fn written_before<'a>(&self, changes: &[&'a IncomingChange]) -> BTreeMap<&'a str, BTreeSet<ObjId>> {
+        let ids = |path| self.sides(path, None).into_iter().map(|(_, id)| id).collect();
+        fields(changes)
+            .into_keys()
+            .map(|path| (path, ids(path)))
+            .collect()
+    }
+
+    /// Returns the values of a field that were written at once, the winner last: now, or as it was.
+    fn sides(&self, path: &str, at: Option<&[ChangeHash]>) -> Vec<(ScalarValue, ObjId)> {
+        let all = match at {
+            Some(heads) => self.automerge.get_all_at(&ROOT, path, heads),
+            None => self.automerge.get_all(&ROOT, path),
+        };
+        let all = all.unwrap_or_default().into_iter();
+        all.filter_map(|(value, id)| Some((value.into_scalar().ok()?, id)))
+            .collect()
+    }
+
+    /// Finds the fields that new changes wrote and that others wrote at the same time, `before` being what was held in them.
+    /// Somebody else may have seen both and written the field again: so they are looked for where each change was made, too.
+    fn clashes(
+        &mut self,
+        changes: &[&IncomingChange],
+        before: &BTreeMap<&str, BTreeSet<ObjId>>,
+    ) -> Vec<Clash> {
+        let (mut clashes, nothing) = (Vec::new(), BTreeSet::new());
+        for (path, writers) in fields(changes) {
+            let before = before.get(path).unwrap_or(&nothing);
+            let mut states = vec![self.sides(path, None)];
+            // What one change alone replaced, its author had seen; and nobody here has lost what was not here.
+            if writers.len() > 1 && !before.is_empty() {
+                let made_at = writers
+                    .iter()
+                    .map(|change| self.sides(path, Some(change.change.deps())));
+                states.extend(made_at);
             }
-            let Ok(all) = self.automerge.get_all(&ROOT, path) else {
-                continue;
-            };
-            let all: Vec<(ScalarValue, automerge::ObjId)> = all
-                .into_iter()
-                .filter_map(|(value, id)| Some((value.into_scalar().ok()?, id)))
-                .collect();
-            if all.len() < 2 {
-                continue;
-            }
-            let sides: Vec<(ScalarValue, Option<ChangeAuthor>)> = all
-                .into_iter()
-                .map(|(value, id)| (value, self.author_of(&id)))
-                .collect();
-            let Some(((winner, Some(winner_author)), losers)) = sides.split_last() else {
-                continue;
-            };
-            for (loser, author) in losers.iter().filter(|(loser, _)| loser != winner) {
-                if let Some(author) = author {
-                    clashes.push(Clash {
-                        path: path.to_owned(),
-                        winner: (winner.clone(), winner_author.clone()),
-                        loser: (loser.clone(), author.clone()),
-                    });
+            let mut found = BTreeSet::new();
+            for sides in states {
+                let Some(((winner, winner_id), losers)) = sides.split_last() else {
+                    continue;
+                };
+                for (loser, loser_id) in losers.iter().filter(|(loser, _)| loser != winner) {
+                    let is_known = before.contains(winner_id) && before.contains(loser_id);
+                    if is_known || !found.insert(loser_id.clone()) {
+                        continue;
+                    }
+                    if let (Some(winner_author), Some(author)) =
+                        (self.author_of(winner_id), self.author_of(loser_id))
+                    {
+                        clashes.push(Clash {
+                            path: path.to_owned(),
+                            winner: (winner.clone(), winner_author),
+                            loser: (loser.clone(), author),
+                        });
+                    }
                 }
             }
         }
@@ -387,11 +423,27 @@ impl Document {
     }
 
     /// Returns who made an operation.
-    fn author_of(&mut self, operation: &automerge::ObjId) -> Option<ChangeAuthor> {
+    fn author_of(&mut self, operation: &ObjId) -> Option<ChangeAuthor> {
         let hash = self.automerge.document().hash_for_opid(operation)?;
         let change = self.automerge.get_change_by_hash(&hash)?;
         serde_json::from_str(change.message()?).ok()
     }
+}
+
+/// Returns the values' paths that changes write, each with the changes that do.
+fn fields<'a>(changes: &[&'a IncomingChange]) -> BTreeMap<&'a str, Vec<&'a IncomingChange>> {
+    let mut fields: BTreeMap<&str, Vec<&IncomingChange>> = BTreeMap::new();
+    for &change in changes {
+        let paths = change.paths.iter().map(String::as_str);
+        for path in paths.filter(|path| !path.starts_with('@') && path::role(path) == Role::Value) {
+            let writers = fields.entry(path).or_default();
+            // It may remove and put.
+            if writers.last().is_none_or(|last| last.hash != change.hash) {
+                writers.push(change);
+            }
+        }
+    }
+    fields
 }
 
 /// Decides between presences that were written at once: the higher number; of one number, the removal.

@@ -115,6 +115,11 @@ fn origin(actor: &ActorId, number: u64) -> (Vec<u8>, u64) {
     }
 }
 
+/// Tells whether a change was made of one of another epoch.
+pub(crate) fn is_carried(change: &Change) -> bool {
+    change.actor_id().to_bytes().len() == CARRIED_ACTOR_BYTES
+}
+
 /// Returns what a change is known by to users, given its actor and number: the same when it was carried over.
 pub(crate) fn lasting_id(actor: &ActorId, number: u64) -> String {
     let (actor, number) = origin(actor, number);
@@ -182,6 +187,7 @@ impl Squash<'_> {
             via: Some(Via::Controller),
             unix_seconds,
             dropped: Some(base.dropped),
+            sight: None,
         };
         let message = Message {
             author: &author,

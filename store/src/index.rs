@@ -18,7 +18,7 @@ use crate::leaves::compact_map;
 use crate::packed::{Packed, Recent};
 use crate::quarantine::Quarantine;
 use crate::record::{Record, Stored};
-use crate::rescue::{RescueId, Waiting};
+use crate::rescue::{RescueId, Sight, Waiting};
 use crate::types::{Gone, Revision, View, WatchEvent};
 use crate::watch::{Past, Scope, Watches};
 
@@ -419,6 +419,12 @@ impl Index {
             record.is_some_and(|record| self.is_orphan(key, record))
         });
         orphaned.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Returns what is held in a namespace; None, if it is too much to be said.
+    pub(crate) fn sight(&self, namespace: &str) -> Option<Sight> {
+        let inside = self.entries.iter().filter(|(key, _)| key.namespace == namespace);
+        Sight::of(inside.filter_map(|(_, entry)| entry.record.as_deref()))
     }
 
     /// Tells whether the namespace that an object was created in was removed.

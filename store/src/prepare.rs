@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use schemas::{Object, ObjectKey};
+use schemas::{Kind, Object, ObjectKey};
 
 use crate::apply;
 use crate::commit::Fresh;
@@ -14,9 +14,9 @@ use crate::index::{Change, set_resource_version};
 use crate::leaves::{self, Leaves};
 use crate::owners::{Operation, Owners};
 use crate::record::{Record, Standing, Stored, document_key, show, tombstone_key};
-use crate::rescue::{Lost, Rescued, UNSEEN};
+use crate::rescue::{Lost, MARK, Rescued, UNSEEN};
 use crate::shared::Shared;
-use crate::types::{Author, Precondition, Revision, Via, View, WriteError};
+use crate::types::{Author, Precondition, Revision, View, WriteError};
 
 /// A change that is ready to be committed.
 pub(crate) struct Prepared {
@@ -133,6 +133,7 @@ impl Shared {
             via: Some(author.via),
             unix_seconds: author.unix_seconds,
             dropped: None,
+            sight: None,
         }
     }
 
@@ -232,15 +233,24 @@ impl Shared {
         author: &Author,
     ) -> Result<Prepared, WriteError> {
         let (record, _) = self.current(key, precondition)?;
-        // Who removed the namespace had seen nothing of what came into it afterwards, and what collects it decides nothing.
-        let is_collected = author.via == Via::Controller && self.index().is_orphan(key, &record);
-        let document = self.load(key, &record).filter(|_| !is_collected);
-        let seen = document.map_or(UNSEEN, |mut document| document.seen());
+        let mut document = self.load(key, &record);
+        let edits = document
+            .as_mut()
+            .map(|document| self.edits(key, &record, document, author.via));
+        let seen = edits.as_ref().map_or(UNSEEN, |edits| edits.seen);
         let removed = Tombstone::new(record.incarnation, self.index().round(), seen);
         let mut prepared = self.burial(key, removed, true);
-        if is_collected {
-            self.rescue(&mut prepared, key, &record, Lost::Deleted, seen)
-                .map_err(|error| internal(key, error))?;
+        // What who decided that it goes has not seen is lost here, too.
+        if let (Some(document), Some(edits)) = (document, edits) {
+            self.set_aside(
+                &mut prepared,
+                key,
+                &record,
+                &document,
+                Lost::Deleted,
+                edits.unseen(),
+            )
+            .map_err(|error| internal(key, error))?;
         }
         Ok(prepared)
     }
@@ -326,7 +336,11 @@ impl Shared {
             contents,
             ..
         } = &mut loaded;
-        let written = document.write(key.kind, contents, leaves, owners, &self.change_author(author));
+        let mut author = self.change_author(author);
+        if key.kind == Kind::Namespace && leaves.contains_key(MARK) && !contents.leaves.contains_key(MARK) {
+            author.sight = self.index().sight(&key.name);
+        }
+        let written = document.write(key.kind, contents, leaves, owners, &author);
         let Some(written) = written.map_err(|error| internal(key, error))? else {
             return Ok(None);
         };

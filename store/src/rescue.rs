@@ -9,13 +9,18 @@
 //! which no other edit builds. If another node's builds on ours, that node has both, and the same rule when its copy goes.
 //! If that node was removed from the cluster, all do it that hold a copy.
 //! The deletion of an object names the last edits that the deleter saw ([`Seen`]); who has the same loses nothing.
+//!
+//! Who takes the last step of a deletion may have more than who decided on it could see: that is what the *mark*
+//! (`metadata.deletionTimestamp`) builds on. What is in a namespace has no mark of its own when that is deleted, so the
+//! mark of a namespace says what was in there ([`Sight`]). What builds on an object's mark was written in the knowledge that it goes,
+//! and is no edit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use automerge::legacy::Key;
-use automerge::{Change, ChangeHash};
+use automerge::{Change, ChangeHash, ObjId, ROOT, ReadDoc};
 use schemas::{Kind, Object, ObjectKey, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -23,7 +28,7 @@ use tokio::sync::Notify;
 
 use crate::disk::Write;
 use crate::document::{BadBytes, ChangeAuthor, Document};
-use crate::epoch::lasting_id;
+use crate::epoch::{is_carried, lasting_id};
 use crate::incarnation::Seen;
 use crate::index;
 use crate::leaves;
@@ -41,7 +46,10 @@ const WAITING: usize = 1000;
 const OPEN: u8 = 0;
 const SEALED: u8 = 1;
 /// The leaf that says that an object is being deleted.
-const MARK: &str = "metadata/deletionTimestamp";
+pub(crate) const MARK: &str = "metadata/deletionTimestamp";
+/// Heads of documents that the mark of a namespace names at most, 16 characters each: 800 KB, of the 3.5 MB of a change. With more
+/// in it, whoever collects it is taken for who deleted the namespace.
+const MAX_SIGHT_HEADS: usize = 50_000;
 
 /// Of a deletion that does not say which last edits the deleter saw.
 pub(crate) const UNSEEN: Seen = [0; 8];
@@ -203,31 +211,149 @@ impl Store {
     }
 }
 
+/// What was held in a namespace where somebody asked for its deletion: the heads of the documents in it, shortened.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub(crate) struct Sight(BTreeSet<u64>);
+
+/// Hexadecimal digits of a head.
+const SIGHT_DIGITS: usize = 16;
+
+impl Sight {
+    /// Takes the heads of records; None, if there are too many.
+    pub(crate) fn of<'a>(records: impl Iterator<Item = &'a Record>) -> Option<Self> {
+        let heads = records.flat_map(Record::heads).map(|head| Self::short(&head));
+        let heads: BTreeSet<u64> = heads.collect();
+        (heads.len() <= MAX_SIGHT_HEADS).then_some(Self(heads))
+    }
+
+    fn short(hash: &ChangeHash) -> u64 {
+        hash.0
+            .iter()
+            .take(8)
+            .fold(0, |short, byte| short << 8 | u64::from(*byte))
+    }
+
+    fn has(&self, hash: &ChangeHash) -> bool {
+        self.0.contains(&Self::short(hash))
+    }
+}
+
+impl From<Sight> for String {
+    fn from(sight: Sight) -> Self {
+        sight
+            .0
+            .iter()
+            .map(|head| format!("{head:0SIGHT_DIGITS$x}"))
+            .collect()
+    }
+}
+
+impl From<String> for Sight {
+    /// Leaves out what cannot be read: it counts as unseen.
+    fn from(text: String) -> Self {
+        let heads = text.as_bytes().chunks(SIGHT_DIGITS);
+        let heads = heads.filter_map(|head| u64::from_str_radix(std::str::from_utf8(head).ok()?, 16).ok());
+        Self(heads.collect())
+    }
+}
+
+/// The namespace that was looked at last, and what its marks say was in it: mostly the next object is of the same one.
+#[derive(Default)]
+pub(crate) struct LastSight(Mutex<Option<(Arc<Record>, Option<Arc<Sight>>)>>);
+
 /// An edit of a user, or a base that may stand for some.
 struct Edit {
+    hash: ChangeHash,
     /// The same in every epoch.
     id: String,
     author: ChangeAuthor,
 }
 
-/// Returns the edits on which no other edit builds.
-fn last_edits(history: &[Change]) -> Vec<Edit> {
-    let mut built_on: BTreeSet<ChangeHash> = BTreeSet::new();
-    let mut last = Vec::new();
-    // Effects before causes.
-    for change in history.iter().rev() {
-        let is_built_on = built_on.contains(&change.hash());
-        let author = if is_built_on { None } else { editor(change) };
-        if is_built_on || author.is_some() {
-            built_on.extend(change.deps());
-        }
-        last.extend(author.map(|author| Edit {
-            id: lasting_id(change.actor_id(), change.seq()),
-            author,
-        }));
+/// The last edits of an object that goes.
+pub(crate) struct Edits {
+    last: LastEdits,
+    /// A digest of those that could be seen by who decided that it goes; [`UNSEEN`], if they could see nothing of it.
+    pub(crate) seen: Seen,
+    /// The changes that they could see; None: all.
+    visible: Option<BTreeSet<ChangeHash>>,
+}
+
+impl Edits {
+    /// Returns those that could not be seen by who decided that the object goes.
+    pub(crate) fn unseen(self) -> LastEdits {
+        let Some(visible) = self.visible else {
+            return LastEdits::default();
+        };
+        let unseen = self.last.0.into_iter();
+        LastEdits(unseen.filter(|edit| !visible.contains(&edit.hash)).collect())
     }
-    last.sort_unstable_by(|one, other| one.id.cmp(&other.id));
-    last
+}
+
+/// The edits on which no other edit builds.
+#[derive(Default)]
+pub(crate) struct LastEdits(Vec<Edit>);
+
+impl LastEdits {
+    /// Finds them among changes with all their causes. `knowing`: what was written in the knowledge that the object goes.
+    fn of<'a>(changes: impl DoubleEndedIterator<Item = &'a Change>, knowing: &BTreeSet<ChangeHash>) -> Self {
+        let mut built_on: BTreeSet<ChangeHash> = BTreeSet::new();
+        let mut last = Vec::new();
+        // Effects before causes.
+        for change in changes.rev() {
+            let hash = change.hash();
+            let is_built_on = built_on.contains(&hash);
+            let author = if is_built_on || knowing.contains(&hash) {
+                None
+            } else {
+                editor(change)
+            };
+            if is_built_on || author.is_some() {
+                built_on.extend(change.deps());
+            }
+            last.extend(author.map(|author| Edit {
+                hash,
+                id: lasting_id(change.actor_id(), change.seq()),
+                author,
+            }));
+        }
+        last.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+        Self(last)
+    }
+
+    fn seen(&self) -> Seen {
+        let mut hasher = Sha256::new();
+        self.0.iter().for_each(|edit| hasher.update(&edit.id));
+        let mut short = UNSEEN;
+        short.copy_from_slice(&hasher.finalize()[..UNSEEN.len()]);
+        short
+    }
+}
+
+/// Returns changes and all that they build on.
+fn with_causes(history: &[Change], changes: BTreeSet<ChangeHash>) -> BTreeSet<ChangeHash> {
+    let mut found = changes;
+    for change in history.iter().rev() {
+        if found.contains(&change.hash()) {
+            found.extend(change.deps());
+        }
+    }
+    found
+}
+
+/// Returns what builds on changes.
+fn effects(history: &[Change], causes: &BTreeSet<ChangeHash>) -> BTreeSet<ChangeHash> {
+    let mut found = BTreeSet::new();
+    if causes.is_empty() {
+        return found;
+    }
+    for change in history {
+        let mut deps = change.deps().iter();
+        if deps.any(|dep| causes.contains(dep) || found.contains(dep)) {
+            found.insert(change.hash());
+        }
+    }
+    found
 }
 
 /// Returns who made a change, if it is an edit: what came from outside. A base may stand for edits. What has nobody's name on
@@ -241,12 +367,8 @@ fn editor(change: &Change) -> Option<ChangeAuthor> {
     if author.dropped.is_some() {
         return Some(author);
     }
-    let is_edit = match author.via {
-        Some(Via::Apply | Via::Api) => true,
-        // A controller decides anew, and the repository is applied again.
-        Some(Via::GitOps | Via::Controller) => false,
-        None => !author.user.is_empty(),
-    };
+    // A controller decides anew, and the repository is applied again.
+    let is_edit = !author.is_controller() && author.via != Some(Via::GitOps);
     // Who asks for a deletion loses nothing by it.
     let is_mark = || {
         let mut operations = change.decode().operations.into_iter();
@@ -255,18 +377,28 @@ fn editor(change: &Change) -> Option<ChangeAuthor> {
     (is_edit && !is_mark()).then_some(author)
 }
 
-fn seen(edits: &[Edit]) -> Seen {
-    let mut hasher = Sha256::new();
-    edits.iter().for_each(|edit| hasher.update(&edit.id));
-    let mut short = UNSEEN;
-    short.copy_from_slice(&hasher.finalize()[..UNSEEN.len()]);
-    short
+/// A change that says that an object is being deleted.
+struct Mark {
+    hash: ChangeHash,
+    author: ChangeAuthor,
+    is_carried: bool,
 }
 
 impl Document {
-    /// Returns what a deletion says of what the deleter saw.
-    pub(crate) fn seen(&mut self) -> Seen {
-        seen(&last_edits(&self.history()))
+    /// Returns what says that this is being deleted: more than one, if several asked for it at once.
+    fn marks(&mut self) -> Vec<Mark> {
+        let values = self.automerge.get_all(&ROOT, MARK).unwrap_or_default();
+        let ids: Vec<ObjId> = values.into_iter().map(|(_, id)| id).collect();
+        let mark = |id: ObjId| {
+            let hash = self.automerge.document().hash_for_opid(&id)?;
+            let change = self.automerge.get_change_by_hash(&hash)?;
+            Some(Mark {
+                hash,
+                author: serde_json::from_str(change.message()?).ok()?,
+                is_carried: is_carried(&change),
+            })
+        };
+        ids.into_iter().filter_map(mark).collect()
     }
 }
 
@@ -275,6 +407,93 @@ impl Shared {
         let key = ObjectKey::cluster(Kind::Member, &node.0);
         let index = self.index();
         index.record(&key).is_none() && index.removed(&key).is_some()
+    }
+
+    /// Returns the last edits of an object that is taken away through `via`.
+    pub(crate) fn edits(&self, key: &ObjectKey, record: &Record, document: &mut Document, via: Via) -> Edits {
+        let marks = document.marks();
+        let history = document.history();
+        // Of what builds on a base one cannot tell when it was made.
+        let told = marks.iter().filter(|mark| mark.author.dropped.is_none());
+        let knowing = effects(&history, &told.map(|mark| mark.hash).collect());
+        let last = LastEdits::of(history.iter(), &knowing);
+        let Some(decided_at) = self.decided_at(key, record, &marks, &history, via) else {
+            return Edits {
+                seen: last.seen(),
+                last,
+                visible: None,
+            };
+        };
+        let is_unknown = decided_at.is_empty();
+        let mut visible = with_causes(&history, decided_at);
+        // What was carried over to a base was made without some of what that stands for.
+        if marks.iter().any(|mark| mark.is_carried) {
+            let is_base = |change: &&Change| change.deps().is_empty();
+            for base in history.iter().filter(is_base) {
+                visible.remove(&base.hash());
+            }
+        }
+        let seen = history.iter().filter(|change| visible.contains(&change.hash()));
+        let seen = LastEdits::of(seen, &knowing).seen();
+        Edits {
+            last,
+            seen: if is_unknown { UNSEEN } else { seen },
+            visible: Some(visible),
+        }
+    }
+
+    /// Returns the changes of an object that were the newest where it was decided that it goes; None: all that are here.
+    fn decided_at(
+        &self,
+        key: &ObjectKey,
+        record: &Record,
+        marks: &[Mark],
+        history: &[Change],
+        via: Via,
+    ) -> Option<BTreeSet<ChangeHash>> {
+        if marks.is_empty() && via != Via::Controller {
+            return None;
+        }
+        match self.sight_of_namespace(key, record) {
+            None if marks.is_empty() => None,
+            None => Some(marks.iter().map(|mark| mark.hash).collect()),
+            // What collects it decides nothing.
+            Some(sight) => {
+                let by_users = marks.iter().filter(|mark| !mark.author.is_controller());
+                let in_sight = history.iter().map(Change::hash).filter(|hash| sight.has(hash));
+                Some(by_users.map(|mark| mark.hash).chain(in_sight).collect())
+            }
+        }
+    }
+
+    /// Returns what was in the namespace of an object where somebody asked for the deletion of that, for which it goes: nothing, if
+    /// the namespace is gone already. None, if it stays, or nobody says.
+    fn sight_of_namespace(&self, key: &ObjectKey, record: &Record) -> Option<Arc<Sight>> {
+        let name = ObjectKey::cluster(Kind::Namespace, &key.namespace);
+        let (is_orphan, namespace) = {
+            let index = self.index();
+            (index.is_orphan(key, record), index.record(&name))
+        };
+        if is_orphan {
+            return Some(Arc::default());
+        }
+        let namespace = namespace.filter(|_| key.kind.is_namespaced())?;
+        let mut last = self.last_sight.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, sight)) = last.as_ref()
+            && Arc::ptr_eq(of, &namespace)
+        {
+            return sight.clone();
+        }
+        let marks = self.load(&name, &namespace).map(|mut document| document.marks());
+        let sights = marks
+            .unwrap_or_default()
+            .into_iter()
+            .map(|mark| mark.author.sight);
+        // Somebody saw all that any of them says.
+        let sight = sights.reduce(|one, other| Some(Sight(&one?.0 | &other?.0)));
+        let sight = sight.flatten().map(Arc::new);
+        *last = Some((namespace, sight.clone()));
+        sight
     }
 
     /// Sets aside what a record holds, which the batch of `prepared` takes away or replaces, if an edit of a user through
@@ -292,13 +511,29 @@ impl Shared {
         seen_by_deleter: Seen,
     ) -> Result<(), BadBytes> {
         let mut document = record.load(self.actor(record.epoch))?;
-        let edits = last_edits(&document.history());
-        if seen(&edits) == seen_by_deleter {
+        let edits = self.edits(key, record, &mut document, Via::Controller);
+        if edits.last.seen() == seen_by_deleter {
             return Ok(());
         }
+        // What could be seen may be known here, too.
+        let is_known = seen_by_deleter != UNSEEN && edits.seen == seen_by_deleter;
+        let lost = if is_known { edits.unseen() } else { edits.last };
+        self.set_aside(prepared, key, record, &document, why, lost)
+    }
+
+    /// Sets aside what a document holds, if one of these edits came through this node.
+    pub(crate) fn set_aside(
+        &self,
+        prepared: &mut Prepared,
+        key: &ObjectKey,
+        record: &Record,
+        document: &Document,
+        why: Lost,
+        lost: LastEdits,
+    ) -> Result<(), BadBytes> {
         // Of who has left the cluster, everybody does it: rather too often than never.
         let is_ours = |edit: &Edit| edit.author.node == self.node || self.has_left(&edit.author.node);
-        let ours = edits.into_iter().filter(is_ours);
+        let ours = lost.0.into_iter().filter(is_ours);
         let Some(edit) = ours.max_by_key(|edit| edit.author.unix_seconds) else {
             return Ok(());
         };

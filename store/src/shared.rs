@@ -12,6 +12,7 @@ use crate::epoch::Epoch;
 use crate::incarnation::Uids;
 use crate::index::Index;
 use crate::random::random;
+use crate::rescue::LastSight;
 use crate::rounds::Ballot;
 use crate::seal::Seal;
 use crate::types::{CommitError, Conflict, DiskState, NodeId, Push, Standing};
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) long: Arc<Notify>,
     /// Woken when an object was rescued.
     pub(crate) rescues: Arc<Notify>,
+    pub(crate) last_sight: LastSight,
     pub(crate) ballot: Ballot,
     pub(crate) standing: watch::Sender<Standing>,
     /// Woken when tombstones have become many.
@@ -58,6 +60,7 @@ impl Shared {
             promises: Promises::default(),
             long: Arc::default(),
             rescues: Arc::default(),
+            last_sight: LastSight::default(),
             ballot,
             standing: watch::Sender::default(),
             many_tombstones: Arc::default(),

@@ -693,11 +693,11 @@ impl Shared {
         })
     }
 
-    /// Makes of a clash what users are told: by the node of the loser, of what users wrote on both sides.
+    /// Makes of a clash what users are told: by the node of the loser, unless a controller wrote one of the values.
     fn conflict(&self, key: &ObjectKey, clash: Clash) -> Option<Conflict> {
         let is_told = clash.loser.1.node == self.node
-            && !clash.loser.1.user.is_empty()
-            && !clash.winner.1.user.is_empty()
+            && !clash.loser.1.is_controller()
+            && !clash.winner.1.is_controller()
             && !clash.path.ends_with(LAST_APPLIED);
         let side = |(value, author): (automerge::ScalarValue, crate::document::ChangeAuthor)| {
             let json = leaves::to_json(&value).to_string();

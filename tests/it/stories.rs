@@ -644,15 +644,37 @@ fn wait_lost_node(cluster: &Cluster, lost: &str) -> Vec<(String, String)> {
 #[test]
 fn both_sides_of_a_partition_accept_and_merge() {
     needs_hosts!();
-    let cluster = Cluster::with_agents(3);
+    let mut cluster = Cluster::with_agents(3);
     cluster.apply(1, &web(3, "1", HELLO));
     wait_ready(&cluster, 1, "app=web", 3);
+    let conflicts = [(1, 3), (3, 1)];
+    let labelled = |winner: usize, labels: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: of-node{winner}, labels: {{{labels}}}}}}}"
+        )
+    };
+    for (winner, _) in conflicts {
+        cluster.apply(1, &labelled(winner, ""));
+        let name = format!("of-node{winner}");
+        cluster.wait_for("it on node 3", Duration::from_secs(5), |cluster| {
+            let got = cluster.psctl(3, &["get", "namespace", &name]);
+            if got.ok { Ok(()) } else { Err(got.stderr) }
+        });
+    }
     cluster.cut(3);
     cluster.wait_for("node 3 to be alone", Duration::from_secs(15), |cluster| {
         let seen = (cluster.ready_nodes(1), cluster.ready_nodes(3));
         if seen == (2, 1) { Ok(()) } else { Err(seen) }
     });
-    // Both sides label the same object differently, and each makes an object of its own.
+    // Both sides label the same objects differently, and each makes an object of its own. Who has made more changes wins.
+    for (winner, loser) in conflicts {
+        cluster.apply(loser, &labelled(winner, &format!("side: from-{loser}")));
+        cluster.apply(winner, &labelled(winner, "more: x"));
+        cluster.apply(
+            winner,
+            &labelled(winner, &format!("more: x, side: from-{winner}")),
+        );
+    }
     cluster.apply(
         1,
         &web(3, "1", HELLO).replace(
@@ -665,7 +687,11 @@ fn both_sides_of_a_partition_accept_and_merge() {
         "{apiVersion: v1, kind: Namespace, metadata: {name: from-b, labels: {b: b}}}",
     );
     cluster.apply(1, "{apiVersion: v1, kind: Namespace, metadata: {name: from-a}}");
+    // It meets the others' changes while it starts.
+    cluster.kill_agent(3);
     cluster.heal();
+    cluster.start(3, &[]);
+    cluster.wait_healthy(3);
     for host in 1..=3 {
         cluster.wait_for("both changes", Duration::from_secs(20), |cluster| {
             let seen: Vec<bool> = [["namespace", "from-a"], ["namespace", "from-b"]]
@@ -680,6 +706,24 @@ fn both_sides_of_a_partition_accept_and_merge() {
                 Ok(())
             } else {
                 Err((seen, side))
+            }
+        });
+    }
+    // The node whose value lost tells, and any node shows it.
+    for (winner, loser) in conflicts {
+        let name = format!("of-node{winner}");
+        let said = [
+            "ConflictResolved".to_owned(),
+            format!("metadata.labels.side was set at once to \"from-{winner}\" by"),
+            format!("on node node{winner} and to \"from-{loser}\" by"),
+            format!("on node node{loser}: the former stays"),
+        ];
+        cluster.wait_for(&said.concat(), Duration::from_secs(20), |cluster| {
+            let described = cluster.psctl(2, &["describe", "namespace", &name]).stdout;
+            if said.iter().all(|said| described.contains(said)) {
+                Ok(())
+            } else {
+                Err(described)
             }
         });
     }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use store::{Author, Store, Via};
 
 use super::fixture::{Api, deployment, pod};
+use crate::api::restore::act_on;
 use crate::backup::{self, Action, Entry, Identity, Line};
 
 fn author() -> Author {
@@ -300,6 +301,33 @@ async fn what_cannot_be_made_is_told_and_the_rest_is_made() {
         "{entries:?}"
     );
     assert_eq!(find(&entries, "Pod shop/good").action, Action::Create);
+}
+
+#[tokio::test]
+async fn nothing_is_made_in_a_namespace_that_is_not_there_or_goes() {
+    let (old, new) = (Api::open().await, Api::open().await);
+    for (api, name, ends) in [(&old, "shop", false), (&new, "shop", true)] {
+        let mut object = Object::new(&ObjectKey::cluster(Kind::Namespace, name));
+        if ends {
+            object.set(&["metadata", "deletionTimestamp"], "2027-01-15T08:00:00Z");
+        }
+        create(api, object.into_value()).await;
+    }
+    let mut web = pod("web");
+    web["metadata"]["namespace"] = "shop".into();
+    create(&old, web).await;
+    let (entries, _) = restore(&new, "", &fetch(&old, "").await).await;
+    let entry = find(&entries, "Pod shop/web");
+    assert_eq!(entry.action, Action::Refuse, "{entry:?}");
+    assert!(entry.message.contains("being terminated"), "{entry:?}");
+
+    // The plan had one made, and that failed.
+    let mut lost = Object::from_value(pod("lost")).unwrap();
+    lost.set(&["metadata", "namespace"], "nowhere");
+    let key = lost.key().unwrap();
+    let error = act_on(&new.state, &key, lost, Action::Create, &author()).await;
+    assert!(error.unwrap_err().message.contains("nowhere"));
+    assert!(new.state.store.get(&key).is_none());
 }
 
 #[tokio::test]

@@ -144,6 +144,7 @@ fn is_read_from_leaves(document: Option<Document>, object: &Object) -> Option<Do
         via: Some(Via::Api),
         unix_seconds: 0,
         dropped: None,
+        sight: None,
     };
     let mut document = match document {
         None => {

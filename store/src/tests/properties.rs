@@ -312,6 +312,7 @@ fn change_author() -> ChangeAuthor {
         via: Some(Via::Api),
         unix_seconds: 0,
         dropped: None,
+        sight: None,
     }
 }
 

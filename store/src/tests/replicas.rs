@@ -281,6 +281,73 @@ async fn a_lost_value_is_told_once_where_it_was_written() {
     assert_ne!(conflict.winner.node, conflict.loser.node);
 }
 
+#[tokio::test]
+async fn a_lost_value_is_told_whoever_wrote_it_but_a_controller() {
+    for (via, is_told) in [
+        (Via::Apply, true),
+        (Via::Api, true),
+        (Via::GitOps, true),
+        (Via::Controller, false),
+    ] {
+        // As without authentication, and from Git.
+        let nobody = Author {
+            user: String::new(),
+            via,
+            ..author("x")
+        };
+        let (a, b, key) = pair(&deployment("web")).await;
+        let (mut at_a, mut at_b) = (a.conflicts(), b.conflicts());
+        for (store, replicas, author) in [(&a, 5, nobody), (&b, 6, author("x"))] {
+            let set: Result<View, WriteError> = store
+                .update(&key, &Precondition::default(), author, |object| {
+                    let mut changed = object.clone();
+                    changed.set(&["spec", "replicas"], replicas);
+                    Ok(changed)
+                })
+                .await;
+            set.unwrap();
+        }
+        meet(&a, &b, &key).await;
+        let told = at_a.try_recv().is_ok() || at_b.try_recv().is_ok();
+        assert_eq!(told, is_told, "{via:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_value_is_told_though_somebody_who_saw_both_has_written_a_third() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    let c = store("c");
+    exchange(&c, &b).await;
+    let mut told = [a.conflicts(), b.conflicts(), c.conflicts()];
+    let set = |replicas: i64| move |object: &mut Object| object.set(&["spec", "replicas"], replicas);
+    edit(&a, &key, set(5)).await;
+    // More operations: it wins.
+    edit(&b, &key, |object| {
+        object.set(&["metadata", "labels", "more"], "x")
+    })
+    .await;
+    edit(&b, &key, set(6)).await;
+    exchange(&c, &a).await;
+    exchange(&c, &b).await;
+    edit(&c, &key, set(7)).await;
+    edit(&c, &key, set(8)).await;
+    for (from, to) in [(&c, &a), (&c, &b), (&a, &b)] {
+        exchange(from, to).await;
+    }
+    let told = told.each_mut().map(|told| {
+        let conflicts = std::iter::from_fn(|| told.try_recv().ok());
+        conflicts
+            .map(|told| (told.path, told.winner.value, told.loser.value))
+            .collect::<Vec<_>>()
+    });
+    let lost = ("spec.replicas".to_owned(), "6".to_owned(), "5".to_owned());
+    assert_eq!(told, [vec![lost], vec![], vec![]]);
+    assert_eq!(
+        a.get(&key).unwrap().object.pointer("/spec/replicas"),
+        Some(&json!(8))
+    );
+}
+
 /// The next fresh change, as a frame.
 async fn pushed(store: &Store, pushes: &mut broadcast::Receiver<Push>) -> Bytes {
     store.push_frame(&[pushes.recv().await.unwrap()]).unwrap()

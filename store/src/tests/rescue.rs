@@ -150,15 +150,7 @@ async fn what_the_deleter_saw_is_not_set_aside() {
     )
     .await;
     // Asked for on a node that sees no more of it than that.
-    let mark = time::to_rfc3339(1_700_000_000);
-    set(
-        &stores[2],
-        &key(),
-        author("x"),
-        &["metadata", "deletionTimestamp"],
-        mark,
-    )
-    .await;
+    mark(&stores[2], &key(), author("x")).await;
     exchange(&stores[2], &stores[0]).await;
     set(
         &stores[0],
@@ -171,6 +163,99 @@ async fn what_the_deleter_saw_is_not_set_aside() {
     remove(&stores[0], &key(), controller()).await;
     heal(&stores).await;
     assert_eq!(rescued(&stores), [vec![], vec![], Vec::<String>::new()]);
+}
+
+/// Asks for a deletion that somebody else finishes.
+async fn mark(store: &Store, key: &ObjectKey, author: Author) {
+    let mark = time::to_rfc3339(1_700_000_000);
+    set(store, key, author, &["metadata", "deletionTimestamp"], mark).await;
+}
+
+#[tokio::test]
+async fn an_edit_made_while_a_deletion_was_asked_for_is_set_aside_whoever_finishes_it() {
+    for last in 0..3 {
+        let stores: [Store; 3] = replicas(deployment("web")).await;
+        // Its author loses nothing: the deleter has seen it.
+        set(
+            &stores[2],
+            &key(),
+            author("x"),
+            &["metadata", "labels", "seen"],
+            "x",
+        )
+        .await;
+        exchange(&stores[2], &stores[0]).await;
+        mark(&stores[0], &key(), author("x")).await;
+        set(&stores[1], &key(), author("x"), &["spec", "replicas"], 9).await;
+        heal(&stores).await;
+        remove(&stores[last], &key(), controller()).await;
+        heal(&stores).await;
+        assert_eq!(
+            rescued(&stores),
+            [vec![], vec!["9".to_owned()], vec![]],
+            "finished by {last}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_edited_in_the_knowledge_that_it_goes_is_not_set_aside() {
+    let mut held = deployment("web");
+    held.set(&["metadata", "finalizers"], json!(["example.com/hold"]));
+    let stores: [Store; 3] = replicas(held).await;
+    mark(&stores[0], &key(), author("x")).await;
+    heal(&stores).await;
+    // As who holds it does, with a user's name.
+    set(
+        &stores[1],
+        &key(),
+        author("x"),
+        &["metadata", "finalizers"],
+        json!([]),
+    )
+    .await;
+    remove(&stores[1], &key(), author("x")).await;
+    heal(&stores).await;
+    assert_eq!(rescued(&stores), [vec![], vec![], Vec::<String>::new()]);
+}
+
+#[tokio::test]
+async fn of_an_ending_namespace_what_its_deleter_had_not_seen_is_set_aside_and_nothing_else() {
+    for collector in 0..3 {
+        let stores: [Store; 3] = replicas(namespace("default")).await;
+        let name = ObjectKey::cluster(Kind::Namespace, "default");
+        for (at, seen) in ["api", "held", "web"].into_iter().enumerate() {
+            stores[at].create(deployment(seen), author("x")).await.unwrap();
+        }
+        heal(&stores).await;
+        mark(&stores[0], &name, author("x")).await;
+        // On the other side: something new, and an edit of what was there.
+        let mut new = deployment("new");
+        new.set(&["spec", "replicas"], 5);
+        stores[1].create(new, author("x")).await.unwrap();
+        set(
+            &stores[2],
+            &key_of(&deployment("held")),
+            author("x"),
+            &["spec", "replicas"],
+            9,
+        )
+        .await;
+        heal(&stores).await;
+        // As the garbage collector does, on any node: what is held it marks first.
+        let at = &stores[collector];
+        mark(at, &key_of(&deployment("held")), controller()).await;
+        for object in ["api", "held", "new", "web"] {
+            remove(at, &key_of(&deployment(object)), controller()).await;
+        }
+        remove(at, &name, controller()).await;
+        heal(&stores).await;
+        assert_eq!(
+            rescued(&stores),
+            [vec![], vec!["5".to_owned()], vec!["9".to_owned()]],
+            "collected by {collector}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -311,6 +396,9 @@ enum Step {
     Create(Index, usize),
     /// An edit of a user, or of a controller.
     Edit(Index, usize, bool),
+    /// Asks for a deletion.
+    Mark(Index, usize),
+    /// Deletes, or finishes a deletion.
     Remove(Index, usize),
     Exchange(Index, Index),
     Squash(Index, Vec<bool>),
@@ -323,6 +411,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => (at(), name()).prop_map(|(at, name)| Step::Create(at, name)),
         8 => (at(), name(), prop::bool::weighted(0.7)).prop_map(|(at, name, user)| Step::Edit(at, name, user)),
+        1 => (at(), name()).prop_map(|(at, name)| Step::Mark(at, name)),
         2 => (at(), name()).prop_map(|(at, name)| Step::Remove(at, name)),
         5 => (at(), at()).prop_map(|(from, to)| Step::Exchange(from, to)),
         2 => (at(), prop::collection::vec(any::<bool>(), 4)).prop_map(|(at, hear)| Step::Squash(at, hear)),
@@ -366,13 +455,22 @@ async fn run(count: usize, steps: Vec<Step>) -> Edits {
                     let label = format!("edit{next}");
                     let by = if by_user { author("x") } else { controller() };
                     set(store, &keys[name], by, &["metadata", "labels", &label], "x").await;
-                    edits.extend(by_user.then(|| (view.object.uid().to_owned(), label)));
+                    let is_edit = by_user && !view.object.is_terminating();
+                    edits.extend(is_edit.then(|| (view.object.uid().to_owned(), label)));
+                }
+            }
+            Step::Mark(at, name) => {
+                let store = &at.get(&nodes).0;
+                let view = store.get(&keys[name]);
+                if let Some(view) = view.filter(|view| !view.object.is_terminating()) {
+                    mark(store, &keys[name], author("x")).await;
+                    seen.extend(labels(&view.object));
                 }
             }
             Step::Remove(at, name) => {
-                let any = Precondition::default();
-                let removed = at.get(&nodes).0.remove(&keys[name], &any, author("x"));
-                if let Ok(view) = removed.await {
+                let (store, any) = (&at.get(&nodes).0, Precondition::default());
+                let removed = store.remove(&keys[name], &any, author("x")).await;
+                if let Some(view) = removed.ok().filter(|view| !view.object.is_terminating()) {
                     seen.extend(labels(&view.object));
                 }
             }
