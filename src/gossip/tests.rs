@@ -66,7 +66,7 @@ struct Node {
     config: Config,
 }
 
-fn config(directory: &Path, name: &str) -> Config {
+pub(super) fn config(directory: &Path, name: &str) -> Config {
     Config {
         data_dir: directory.to_owned(),
         advertise: ([127, 0, 0, 1], 0).into(),
