@@ -29,6 +29,8 @@ use super::members::{self, Member};
 use super::membership::{self, Membership};
 use super::peer_server::{GENERATION_PATH, PeerServer, REMOVED};
 use super::published::{Announcements, FACTS, READY, STATE, facts_text};
+#[cfg(test)]
+use super::sync::{Ended, ExchangeError};
 use super::sync::{Exchanged, Sync};
 use super::tls;
 use super::token::join_token_object;
@@ -130,6 +132,23 @@ impl Prepared {
     /// Sends requests to other nodes.
     pub fn relay(&self) -> Arc<dyn Relay> {
         self.connections.clone()
+    }
+
+    /// Runs an exchange with a peer, while nothing of this node runs by itself.
+    #[cfg(test)]
+    pub(super) async fn catch_up(&self, node: &NodeId) -> Result<Ended, ExchangeError> {
+        let sync = Sync {
+            me: self.credentials.node().clone(),
+            store: self.store.clone(),
+            connections: self.connections.clone(),
+            announcements: self.announcements.clone(),
+            peers: self.peers.1.clone(),
+            cluster: self.cluster.1.clone(),
+            clock: self.clock.clone(),
+            exchanged: watch::Sender::new(Exchanged::new()),
+            caught_up: watch::Sender::new(false),
+        };
+        sync.catch_up(node).await
     }
 
     /// Begins to serve peers, to gossip and to sync, in this order. `api` answers what peers relay; every request
