@@ -20,6 +20,8 @@ use tracing::{debug, error, info, warn};
 
 use super::admission::Admission;
 use super::bootstrap::{Config, Sockets, forget};
+#[cfg(test)]
+use super::compaction;
 use super::conduct::Conduct;
 use super::connections::{Connections, Peers};
 use super::credentials::Credentials;
@@ -419,6 +421,18 @@ impl Gossip {
     #[cfg(test)]
     pub(super) fn fall_silent(&self) {
         self.membership.abort();
+    }
+
+    /// Looks at once whether there are histories to squash, as it is done now and then.
+    #[cfg(test)]
+    pub(super) async fn squash_some(&self) -> compaction::Outcome {
+        self.sync.squash_some().await
+    }
+
+    /// Closes a round as is done now and then, with so many tombstones or more.
+    #[cfg(test)]
+    pub(super) async fn close_round_beyond(&self, tombstones: usize) {
+        self.sync.close_round_beyond(tombstones).await;
     }
 
     /// Announces the stop to the others, closes all connections and ends. The node stays a member. Takes less than
