@@ -85,7 +85,7 @@ impl Both {
 
 /// Sections `size`, `read`, `list`, `write`, `syncs`, `load` and `join`.
 pub(crate) fn beside_etcd(wanted: &Wanted, table: &mut Table) {
-    let mut cluster = Cluster::hosts(2);
+    let cluster = Cluster::hosts(2);
     cluster.start(1, &[QUIET]);
     cluster.wait_healthy(1);
     let etcd = Etcd::start(&cluster);
@@ -102,7 +102,7 @@ pub(crate) fn beside_etcd(wanted: &Wanted, table: &mut Table) {
         }
     });
     if wanted.has("load") {
-        load(&mut cluster, "10,000 objects", table);
+        load(&cluster, "10,000 objects", table);
         let memory = memory_of(&cluster, 1, AGENT);
         table.row(
             "memory after a start with 10,000 objects",
@@ -111,7 +111,7 @@ pub(crate) fn beside_etcd(wanted: &Wanted, table: &mut Table) {
         );
     }
     if wanted.has("join") {
-        join(&mut cluster, table);
+        join(&cluster, table);
         // Writes are measured without it.
         cluster.stop_agent(2);
     }
@@ -307,7 +307,7 @@ impl Trace {
 // ---------------------------------------------------------------- start and join
 
 /// Opens the store of host 1 in this process, and starts its agent again.
-fn load(cluster: &mut Cluster, what: &str, table: &mut Table) {
+fn load(cluster: &Cluster, what: &str, table: &mut Table) {
     cluster.stop_agent(1);
     let time = open(&cluster.data(1));
     table.row(
@@ -372,7 +372,7 @@ fn open(data_dir: &Path) -> Duration {
     })
 }
 
-fn join(cluster: &mut Cluster, table: &mut Table) {
+fn join(cluster: &Cluster, table: &mut Table) {
     let wanted = on_the_lan(cluster, {
         let server = agent(cluster, 1);
         async move || Client::open(&server).await.count().await
@@ -409,7 +409,7 @@ fn join(cluster: &mut Cluster, table: &mut Table) {
 
 /// Section `churn`.
 pub(crate) fn churn(table: &mut Table) {
-    let mut cluster = Cluster::hosts(1);
+    let cluster = Cluster::hosts(1);
     cluster.start(1, &[QUIET]);
     cluster.wait_healthy(1);
     let server = agent(&cluster, 1);
@@ -434,7 +434,7 @@ pub(crate) fn churn(table: &mut Table) {
         "memory and disk after 10,000 changes of one object",
         table,
     );
-    load(&mut cluster, "one object of 10,000 changes", table);
+    load(&cluster, "one object of 10,000 changes", table);
     let time = on_the_lan(&cluster, async || {
         let mut client = Client::open(&server).await;
         let path = format!("{SERVICES}/reborn");
@@ -453,7 +453,7 @@ pub(crate) fn churn(table: &mut Table) {
         "memory and disk after 10,000 rounds of create and delete of one name",
         table,
     );
-    load(&mut cluster, "10,000 rounds of one name", table);
+    load(&cluster, "10,000 rounds of one name", table);
     size(&cluster, "memory and disk after that start", table);
 }
 

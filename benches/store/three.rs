@@ -30,7 +30,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Sections `visible`, `wire`, `idle` and `away`.
 pub(crate) fn run(wanted: &Wanted, table: &mut Table) {
-    let mut cluster = Cluster::with_flags(3, &[QUIET]);
+    let cluster = Cluster::with_flags(3, &[QUIET]);
     if wanted.has("idle") {
         idle(&cluster, table);
     }
@@ -41,7 +41,7 @@ pub(crate) fn run(wanted: &Wanted, table: &mut Table) {
         wire(&cluster, table);
     }
     if wanted.has("away") {
-        away(&mut cluster, table);
+        away(&cluster, table);
     }
 }
 
@@ -211,7 +211,7 @@ fn wire(cluster: &Cluster, table: &mut Table) {
 
 // ---------------------------------------------------------------- one is away
 
-fn away(cluster: &mut Cluster, table: &mut Table) {
+fn away(cluster: &Cluster, table: &mut Table) {
     let server = agent(cluster, 1);
     let name = |number: usize| format!("away-{number}");
     on_the_lan(cluster, async || {

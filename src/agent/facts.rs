@@ -140,3 +140,85 @@ pub(super) async fn watch_node(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use reconcilers::fakes::FakeAnnouncer;
+    use schemas::{Kind, Object, ObjectKey};
+    use store::{Author, Exchange, MemoryDisk, NodeId, OpenOptions, Precondition, Via};
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    fn node(name: &str) -> (NodeId, Store) {
+        let node = NodeId(name.to_owned());
+        let options = OpenOptions {
+            cluster_id: "cluster".to_owned(),
+            node: node.clone(),
+            seal_key: [7; 32],
+        };
+        let store = Store::open_in_memory(MemoryDisk::default(), options);
+        (node, store.unwrap())
+    }
+
+    async fn create(store: &Store, name: &str) -> ObjectKey {
+        let object = Object::new(&ObjectKey::cluster(Kind::Namespace, name));
+        store.create(object, author()).await.unwrap().key
+    }
+
+    fn author() -> Author {
+        Author {
+            manager: "test".to_owned(),
+            user: String::new(),
+            via: Via::Controller,
+            unix_seconds: 0,
+        }
+    }
+
+    async fn wait_until_announced(announcer: &FakeAnnouncer, catching_up: bool) {
+        let announced = async {
+            while announcer.facts().catching_up != catching_up {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let announced = timeout(Duration::from_secs(20), announced).await;
+        assert!(announced.is_ok(), "last saw {:?}", announcer.facts());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_away_for_too_long_says_so_until_it_has_caught_up() {
+        let ((there_id, there), (away_id, away)) = (node("there"), node("away"));
+        create(&away, "old").await;
+        let gone = create(&there, "gone").await;
+        let any = Precondition::default();
+        there.remove(&gone, &any, author()).await.unwrap();
+        let closing = there.propose_closing_beyond(1).await.unwrap().unwrap();
+        assert!(there.close_round(closing).await.unwrap());
+
+        let announcer = Arc::new(FakeAnnouncer::default());
+        let podman = Podman::new("unix:///no/such/podman.sock", "c").unwrap();
+        let shutdown = CancellationToken::new();
+        let watching = tokio::spawn(watch_node(
+            Arc::new(podman),
+            away.clone(),
+            announcer.clone(),
+            NodeFacts::default(),
+            watch::channel(0).1,
+            shutdown.clone(),
+        ));
+        let Exchange::Send(first) = there.begin_exchange(&away_id) else {
+            panic!("it has nothing to say");
+        };
+        let mut next = away.receive(&there_id, &first).await.unwrap();
+        wait_until_announced(&announcer, true).await;
+        while let Exchange::Send(frame) = next {
+            next = match there.receive(&away_id, &frame).await.unwrap() {
+                Exchange::Send(answer) => away.receive(&there_id, &answer).await.unwrap(),
+                Exchange::Done => Exchange::Done,
+            };
+        }
+        wait_until_announced(&announcer, false).await;
+        shutdown.cancel();
+        watching.await.unwrap();
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! One node at a time proposes, the first of those present, so that proposals do not get in one another's way.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use reconcilers::ports::Liveness;
@@ -41,7 +42,7 @@ impl Sync {
     }
 
     /// Squashes some histories.
-    async fn squash_some(&self) -> Outcome {
+    pub(super) async fn squash_some(&self) -> Outcome {
         let Some(present) = self.electorate() else {
             return Outcome::NothingToDo;
         };
@@ -65,19 +66,11 @@ impl Sync {
 
     /// Who has to agree; None if this node is not the one to propose, or too few are there.
     pub(super) fn electorate(&self) -> Option<Electorate> {
-        let admitted = members::list(&self.store);
+        let admitted = members::list(&self.store).into_keys().collect();
         let cluster = self.cluster.borrow().clone();
-        let is_present = |node: &&NodeId| {
-            let seen = cluster.nodes.get(*node);
-            **node == self.me || seen.is_some_and(|seen| seen.liveness == Liveness::Alive)
-        };
-        let present: Vec<&NodeId> = admitted.keys().filter(is_present).collect();
-        if present.first() != Some(&&self.me) || present.len() * 2 <= admitted.len() {
-            return None;
-        }
-        Some(Electorate {
-            is_everyone: present.len() == admitted.len(),
-            others: present[1..].iter().map(|node| (*node).clone()).collect(),
+        elect(&admitted, &self.me, |node| {
+            let seen = cluster.nodes.get(node);
+            seen.is_some_and(|seen| seen.liveness == Liveness::Alive)
         })
     }
 
@@ -96,7 +89,9 @@ impl Sync {
     }
 }
 
-enum Outcome {
+/// What came of a look at the histories.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
     /// There may be more to squash.
     Squashed,
     /// No history is long, this node is not the one to propose, or too few are there.
@@ -105,8 +100,71 @@ enum Outcome {
 }
 
 /// Who has to agree to what one node proposes.
+#[derive(PartialEq, Eq, Debug)]
 pub(super) struct Electorate {
     pub(super) others: Vec<NodeId>,
     /// All that are admitted are present.
     pub(super) is_everyone: bool,
+}
+
+/// Decides who has to agree to what `me` proposes: all that are present, and they must be more than half of the admitted.
+/// Of those the first proposes.
+fn elect(admitted: &BTreeSet<NodeId>, me: &NodeId, is_alive: impl Fn(&NodeId) -> bool) -> Option<Electorate> {
+    let is_present = |node: &&NodeId| *node == me || is_alive(node);
+    let mut present = admitted.iter().filter(is_present);
+    if present.next()? != me {
+        return None;
+    }
+    let others: Vec<NodeId> = present.cloned().collect();
+    let present = 1 + others.len();
+    (present * 2 > admitted.len()).then_some(Electorate {
+        is_everyone: present == admitted.len(),
+        others,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nodes are letters. `expected`: those who are asked, and whether they and `me` are everyone.
+    #[track_caller]
+    fn check(admitted: &str, alive: &str, me: &str, expected: Option<(&str, bool)>) {
+        let node = |letter: char| NodeId(letter.to_string());
+        let admitted_nodes = admitted.chars().map(node).collect();
+        let elected = elect(&admitted_nodes, &NodeId(me.into()), |node| {
+            alive.contains(&node.0)
+        });
+        let expected = expected.map(|(others, is_everyone)| Electorate {
+            others: others.chars().map(node).collect(),
+            is_everyone,
+        });
+        assert_eq!(elected, expected, "admitted {admitted}, alive {alive}, me {me}");
+    }
+
+    #[test]
+    fn the_first_of_a_majority_of_the_admitted_proposes_to_all_that_are_there() {
+        // Whether this node sees itself as alive does not matter.
+        check("a", "a", "a", Some(("", true)));
+        check("a", "", "a", Some(("", true)));
+        check("ab", "ab", "a", Some(("b", true)));
+        check("ab", "a", "a", None);
+        check("ab", "b", "b", None);
+        check("abc", "abc", "a", Some(("bc", true)));
+        check("abc", "abc", "b", None);
+        check("abc", "bc", "b", Some(("c", false)));
+        check("abc", "ac", "a", Some(("c", false)));
+        check("abc", "c", "c", None);
+        // Half is no majority: both halves could have it.
+        check("abcd", "ab", "a", None);
+        check("abcd", "cd", "c", None);
+        check("abcd", "abd", "a", Some(("bd", false)));
+        check("abcde", "cde", "c", Some(("de", false)));
+        check("abcde", "ab", "a", None);
+        // Who was removed neither counts nor is asked, although it lives; nor does it propose.
+        check("bc", "abc", "b", Some(("c", true)));
+        check("bc", "abc", "a", None);
+        check("bcd", "ab", "b", None);
+        check("", "a", "a", None);
+    }
 }

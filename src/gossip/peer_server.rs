@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
-use store::{CommitError, Exchange, NodeId, Store, SyncError};
+use store::{CommitError, Exchange, NodeId, Received, Store, SyncError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -92,6 +92,12 @@ impl PeerServer {
                     .route(join::PATH, post(join_handler))
                     .with_state(self),
             )
+    }
+
+    fn count_bad(&self, node: &NodeId) {
+        if self.conduct.was_bad(node) {
+            warn!(%node, "this member sends nonsense: its frames are not read for a while");
+        }
     }
 
     /// Serves until `stop`; connections are then closed.
@@ -244,13 +250,24 @@ async fn sync(
         Ok(frame) => frame,
         Err(response) => return response,
     };
-    match server.store.receive(&node, &frame).await {
-        Ok(Exchange::Send(answer)) => answer.into_response(),
-        Ok(Exchange::Done) => StatusCode::NO_CONTENT.into_response(),
+    match server.store.receive_and_judge(&node, &frame).await {
+        Ok(Received { next, refused }) => {
+            if refused > 0 {
+                server.count_bad(&node);
+            }
+            match next {
+                Exchange::Send(answer) => answer.into_response(),
+                Exchange::Done => StatusCode::NO_CONTENT.into_response(),
+            }
+        }
         Err(error) => {
-            warn!(%node, %error, "refused a frame of sync");
-            if matches!(error, SyncError::Malformed(_)) && server.conduct.was_bad(&node) {
-                warn!(%node, "this member sends nonsense: its frames are not read for a while");
+            if server.conduct.is_news(&node, &error) {
+                warn!(%node, %error, "refused a frame of sync");
+            } else {
+                debug!(%node, %error, "refused a frame of sync");
+            }
+            if matches!(error, SyncError::Malformed(_)) {
+                server.count_bad(&node);
             }
             let status = match error {
                 SyncError::Malformed(_) | SyncError::Version { .. } => StatusCode::BAD_REQUEST,
@@ -327,4 +344,128 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, Response> {
 fn refusal(status: StatusCode, reason: impl Into<String>) -> Response {
     let reason = reason.into();
     (status, Json(Refusal { reason })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use futures::StreamExt;
+    use futures::future::join_all;
+
+    use super::super::bootstrap::bootstrap;
+    use super::super::conduct::{BAD_FRAMES, FRAMES_AT_ONCE};
+    use super::super::members::Member;
+    use super::super::tests::config;
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        NodeId(name.to_owned())
+    }
+
+    /// A server with two members, whose store is in memory.
+    async fn server() -> (tempfile::TempDir, Router) {
+        let directory = tempfile::tempdir().unwrap();
+        let credentials = Arc::new(bootstrap(&config(directory.path(), "node1")).await.unwrap());
+        let options = store::OpenOptions {
+            cluster_id: credentials.cluster_id().to_owned(),
+            node: credentials.node().clone(),
+            seal_key: credentials.seal_key(),
+        };
+        let store = Store::open_in_memory(store::MemoryDisk::default(), options).unwrap();
+        for name in ["stalls", "other"] {
+            let member = Member {
+                id: node(name),
+                name: name.to_owned(),
+                address: ([127, 0, 0, 1], 1).into(),
+                pod_cidr: None,
+                voter: true,
+            };
+            members::put(&store, &member).await.unwrap();
+        }
+        let pod_cidr = "10.244.0.0/16".parse().unwrap();
+        let caught_up = watch::channel(true).1;
+        let server = PeerServer {
+            admission: Admission::new(store.clone(), credentials, pod_cidr, caught_up),
+            store,
+            peers: watch::channel(Arc::new(BTreeMap::new())).1,
+            conduct: Conduct::default(),
+        };
+        (directory, Arc::new(server).router(Router::new()))
+    }
+
+    async fn post(server: &Router, from: &str, body: Body) -> StatusCode {
+        let mut request = Request::post(SYNC_PATH).body(body).unwrap();
+        request.extensions_mut().insert(Certified(Some(node(from))));
+        server.clone().oneshot(request).await.unwrap().status()
+    }
+
+    fn endless() -> Body {
+        let bytes = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(b"x")));
+        let slow = bytes.then(|bytes| async {
+            sleep(Duration::from_secs(1)).await;
+            bytes
+        });
+        Body::from_stream(slow)
+    }
+
+    /// A frame that is well formed, with a change that is none.
+    async fn bad_change() -> Vec<u8> {
+        /// How what automerge writes begins; a checksum follows, and then what it is.
+        const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
+        const TYPE_AT: usize = 8;
+        let options = store::OpenOptions {
+            cluster_id: "cluster".to_owned(),
+            node: node("other"),
+            seal_key: [7; 32],
+        };
+        let store = Store::open_in_memory(store::MemoryDisk::default(), options).unwrap();
+        let mut pushes = store.pushes();
+        let object = schemas::Object::new(&members::key(&node("x")));
+        store.create(object, members::author()).await.unwrap();
+        let push = pushes.recv().await.unwrap();
+        let mut frame = store.push_frame(&[push]).unwrap().to_vec();
+        let change = frame.windows(MAGIC.len()).position(|bytes| bytes == MAGIC);
+        frame[change.unwrap() + TYPE_AT] = 99;
+        frame
+    }
+
+    #[tokio::test]
+    async fn bodies_that_never_end_are_cut_off_and_keep_nobody_else_waiting() {
+        let (_directory, server) = server().await;
+        tokio::time::pause();
+        let began = tokio::time::Instant::now();
+        let stalled = join_all((0..FRAMES_AT_ONCE).map(|_| post(&server, "stalls", endless())));
+        let meanwhile = async {
+            // One too many, from this peer alone.
+            let more = post(&server, "stalls", Body::empty()).await;
+            let other = post(&server, "other", Body::empty()).await;
+            (more, other, began.elapsed())
+        };
+        let (stalled, (more, other, elapsed)) = tokio::join!(stalled, meanwhile);
+        assert_eq!(more, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(other, StatusCode::BAD_REQUEST, "it is read, and is no frame");
+        assert!(elapsed < BODY_TIMEOUT, "{elapsed:?}");
+        assert_eq!(stalled, [StatusCode::REQUEST_TIMEOUT; FRAMES_AT_ONCE]);
+        assert!(began.elapsed() < BODY_TIMEOUT * 2);
+        // Their turns are given back.
+        let again = post(&server, "stalls", Body::empty()).await;
+        assert_eq!(again, StatusCode::BAD_REQUEST);
+    }
+
+    #[tokio::test]
+    async fn frames_of_changes_that_nobody_can_take_cut_their_sender_off_too() {
+        let (_directory, server) = server().await;
+        let bad = bad_change().await;
+        for _ in 0..BAD_FRAMES {
+            assert!(
+                post(&server, "stalls", Body::from(bad.clone()))
+                    .await
+                    .is_success()
+            );
+        }
+        let turned_away = post(&server, "stalls", Body::from(bad.clone())).await;
+        assert_eq!(turned_away, StatusCode::TOO_MANY_REQUESTS);
+        assert!(post(&server, "other", Body::from(bad)).await.is_success());
+    }
 }

@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
-use store::{Closing, NodeId};
+use store::{Closing, CommitError, NodeId};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error};
 
+use super::compaction::Electorate;
 use super::sync::Sync;
 
 /// Without being woken: tombstones that stayed because somebody was missing.
@@ -43,7 +44,21 @@ impl Sync {
         let Some(present) = self.electorate() else {
             return Outcome::NothingToDo;
         };
-        let mut closing = match self.store.propose_closing(present.is_everyone).await {
+        let proposed = self.store.propose_closing(present.is_everyone).await;
+        self.close(&present, proposed).await
+    }
+
+    /// As what is done now and then, with so many tombstones or more, however many nodes are present.
+    #[cfg(test)]
+    pub(super) async fn close_round_beyond(&self, tombstones: usize) {
+        if let Some(present) = self.electorate() {
+            let proposed = self.store.propose_closing_beyond(tombstones).await;
+            self.close(&present, proposed).await;
+        }
+    }
+
+    async fn close(&self, present: &Electorate, proposed: Result<Option<Closing>, CommitError>) -> Outcome {
+        let mut closing = match proposed {
             Ok(Some(closing)) => closing,
             Ok(None) => return Outcome::NothingToDo,
             Err(error) => {

@@ -20,6 +20,8 @@ use tracing::{debug, error, info, warn};
 
 use super::admission::Admission;
 use super::bootstrap::{Config, Sockets};
+#[cfg(test)]
+use super::compaction;
 use super::conduct::Conduct;
 use super::connections::{Connections, Peers};
 use super::credentials::Credentials;
@@ -29,6 +31,8 @@ use super::members::{self, Member};
 use super::membership::{self, Membership};
 use super::peer_server::{GENERATION_PATH, PeerServer, REMOVED};
 use super::published::{Announcements, FACTS, READY, STATE, facts_text};
+#[cfg(test)]
+use super::sync::{Ended, ExchangeError};
 use super::sync::{Exchanged, Sync};
 use super::tls;
 use super::token::join_token_object;
@@ -130,6 +134,23 @@ impl Prepared {
     /// Sends requests to other nodes.
     pub fn relay(&self) -> Arc<dyn Relay> {
         self.connections.clone()
+    }
+
+    /// Runs an exchange with a peer, while nothing of this node runs by itself.
+    #[cfg(test)]
+    pub(super) async fn catch_up(&self, node: &NodeId) -> Result<Ended, ExchangeError> {
+        let sync = Sync {
+            me: self.credentials.node().clone(),
+            store: self.store.clone(),
+            connections: self.connections.clone(),
+            announcements: self.announcements.clone(),
+            peers: self.peers.1.clone(),
+            cluster: self.cluster.1.clone(),
+            clock: self.clock.clone(),
+            exchanged: watch::Sender::new(Exchanged::new()),
+            caught_up: watch::Sender::new(false),
+        };
+        sync.catch_up(node).await
     }
 
     /// Begins to serve peers, to gossip and to sync, in this order. `api` answers what peers relay; every request
@@ -400,6 +421,18 @@ impl Gossip {
     #[cfg(test)]
     pub(super) fn fall_silent(&self) {
         self.membership.abort();
+    }
+
+    /// Looks at once whether there are histories to squash, as it is done now and then.
+    #[cfg(test)]
+    pub(super) async fn squash_some(&self) -> compaction::Outcome {
+        self.sync.squash_some().await
+    }
+
+    /// Closes a round as is done now and then, with so many tombstones or more.
+    #[cfg(test)]
+    pub(super) async fn close_round_beyond(&self, tombstones: usize) {
+        self.sync.close_round_beyond(tombstones).await;
     }
 
     /// Announces the stop to the others, closes all connections and ends. The node stays a member. Takes less than

@@ -36,10 +36,14 @@ const PUSH_BYTES: usize = 256 << 10;
 const PUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Exchanges that this node begins at a time.
 const EXCHANGES: usize = 3;
+/// Of those, with peers whose last one failed: one that accepts and never answers has its place for a whole
+/// [`STEP_TIMEOUT`], and the others must not wait for that.
+const DOUBTFUL_EXCHANGES: usize = 1;
 /// For one step: a frame of [`FRAME_LIMIT`] takes 0.4 s at 100 Mbit/s, and the peer stores it durably.
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);
-/// Steps of one exchange; each narrows ranges or carries changes. What is left over is for the next one.
-const STEPS: usize = 64;
+/// Steps of one exchange; each narrows ranges or carries changes, in all up to 64 MiB. What is left over is for the next one,
+/// after others had their turn. In tests few, so that there is a next one.
+const STEPS: usize = if cfg!(test) { 8 } else { 64 };
 /// Digests may differ for so long: a push and its digest are on their way.
 const PATIENCE: Duration = Duration::from_millis(400);
 /// Between two exchanges with one peer, after success and after the first failure; then it doubles.
@@ -64,10 +68,21 @@ pub(super) enum ExchangeError {
     Body(String),
     #[error(transparent)]
     Store(#[from] SyncError),
-    #[error("not done after {STEPS} steps")]
+    #[error("not done after {STEPS} steps, and nothing came of them")]
     Endless,
     #[error("it panicked")]
     Panicked,
+}
+
+/// How an exchange ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Ended {
+    /// Both hold the same, as far as it could tell.
+    Done,
+    /// It brought something, and there is more.
+    Unfinished,
+    /// Some of what the peer sent can be taken by nobody: the next one brings that again.
+    WithNonsense,
 }
 
 /// When the last exchange with each node began, of those that ended well.
@@ -167,7 +182,7 @@ impl Sync {
         let frame = self.store.push_frame(pushes)?;
         match self.send(node, frame, PUSH_TIMEOUT).await? {
             // The peer misses what this builds on: go on as an exchange.
-            Some(answer) => self.exchange(node, Some(answer)).await,
+            Some(answer) => self.exchange(node, Some(answer)).await.map(drop),
             None => Ok(()),
         }
     }
@@ -197,7 +212,7 @@ impl Sync {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut differing: BTreeMap<NodeId, Differing> = BTreeMap::new();
-        let mut exchanges: JoinSet<(NodeId, Result<(), ExchangeError>)> = JoinSet::new();
+        let mut exchanges: JoinSet<(NodeId, Result<Ended, ExchangeError>)> = JoinSet::new();
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
@@ -235,26 +250,15 @@ impl Sync {
                     .or_insert_with(|| Differing::new(now + patience));
             }
             while exchanges.len() < EXCHANGES {
-                // Peers with one digest hold the same: one of them is enough at a time.
-                let busy: Vec<_> = differing
-                    .iter()
-                    .filter(|(_, one)| one.running)
-                    .filter_map(|(node, _)| peers.get(node))
-                    .map(|peer| &peer.digest)
-                    .collect();
-                let next = differing
-                    .iter_mut()
-                    .filter(|(node, one)| {
-                        !one.running
-                            && one.not_before <= now
-                            && peers.get(*node).is_some_and(|peer| !busy.contains(&&peer.digest))
-                    })
-                    .choose(&mut rand::rng());
+                let digest_of = |node: &NodeId| peers.get(node).map(|peer| peer.digest.as_str());
+                let may_begin = may_begin(&differing, now, digest_of);
+                let next = may_begin.into_iter().choose(&mut rand::rng());
+                let next = next.and_then(|node| Some((node.clone(), differing.get_mut(&node)?)));
                 let Some((node, one)) = next else {
                     break;
                 };
                 one.running = true;
-                let (sync, node) = (self.clone(), node.clone());
+                let sync = self.clone();
                 exchanges.spawn(async move {
                     let result = unless_panicked(sync.catch_up(&node)).await;
                     (node, result)
@@ -263,14 +267,14 @@ impl Sync {
         }
     }
 
-    /// Exchanges all that differs with a peer. Where writes never cease, digests are never equal, and this alone tells that
-    /// a joiner has arrived.
-    pub(super) async fn catch_up(&self, node: &NodeId) -> Result<(), ExchangeError> {
+    /// Exchanges what differs with a peer. Where writes never cease, digests are never equal, and this alone tells that a
+    /// joiner has arrived.
+    pub(super) async fn catch_up(&self, node: &NodeId) -> Result<Ended, ExchangeError> {
         let began = self.clock.now();
-        self.exchange(node, None).await?;
-        // What this node holds is not all decided yet: the next exchange goes on.
-        if self.is_catching_up() {
-            return Ok(());
+        let ended = self.exchange(node, None).await?;
+        // What this node holds is not all there or not all decided yet: the next exchange goes on.
+        if ended == Ended::Unfinished || self.is_catching_up() {
+            return Ok(ended);
         }
         self.exchanged.send_modify(|exchanged| {
             exchanged.insert(node.clone(), began);
@@ -280,30 +284,58 @@ impl Sync {
             self.caught_up
                 .send_if_modified(|caught_up| !std::mem::replace(caught_up, true));
         }
-        Ok(())
+        Ok(ended)
     }
 
     fn is_catching_up(&self) -> bool {
         self.store.standing().borrow().catching_up
     }
 
-    /// Runs an exchange to its end; `answer`: one that is under way.
-    async fn exchange(&self, node: &NodeId, answer: Option<Bytes>) -> Result<(), ExchangeError> {
+    /// Runs an exchange to its end, or for [`STEPS`]; `answer`: one that is under way.
+    async fn exchange(&self, node: &NodeId, answer: Option<Bytes>) -> Result<Ended, ExchangeError> {
+        let before = self.digests(node);
+        let mut refused = 0;
         let mut next = match answer {
-            Some(answer) => self.store.receive(node, &answer).await?,
+            Some(answer) => self.receive(node, &answer, &mut refused).await?,
             None => self.store.begin_exchange(node),
         };
         for _ in 0..STEPS {
-            let frame = match next {
-                Exchange::Done => return Ok(()),
-                Exchange::Send(frame) => frame,
+            let Exchange::Send(frame) = next else {
+                break;
             };
-            match self.send(node, frame, STEP_TIMEOUT).await? {
-                Some(answer) => next = self.store.receive(node, &answer).await?,
-                None => return Ok(()),
-            }
+            next = match self.send(node, frame, STEP_TIMEOUT).await? {
+                Some(answer) => self.receive(node, &answer, &mut refused).await?,
+                None => Exchange::Done,
+            };
         }
-        Err(ExchangeError::Endless)
+        if matches!(next, Exchange::Done) {
+            return Ok(match refused {
+                0 => Ended::Done,
+                _ => Ended::WithNonsense,
+            });
+        }
+        if self.digests(node) == before {
+            return Err(ExchangeError::Endless);
+        }
+        Ok(Ended::Unfinished)
+    }
+
+    async fn receive(
+        &self,
+        node: &NodeId,
+        answer: &[u8],
+        refused: &mut usize,
+    ) -> Result<Exchange, ExchangeError> {
+        let received = self.store.receive_and_judge(node, answer).await?;
+        *refused += received.refused;
+        Ok(received.next)
+    }
+
+    /// What is held here, and what a peer says it holds: either changes with an exchange that brings something.
+    fn digests(&self, node: &NodeId) -> (String, Option<String>) {
+        let peers = self.peers.borrow();
+        let theirs = peers.get(node).map(|peer| peer.digest.clone());
+        (self.store.digest(), theirs)
     }
 
     /// Exchanges with a live peer now; true if one confirmed to hold what we hold.
@@ -315,9 +347,15 @@ impl Sync {
     async fn exchange_with_one(&self, suits: impl Fn(&Peer) -> bool) -> bool {
         let peers = self.peers.borrow().clone();
         for node in peers.iter().filter(|(_, peer)| suits(peer)).map(|(node, _)| node) {
-            match self.catch_up(node).await {
-                Ok(()) => return true,
-                Err(error) => debug!(%node, %error, "cannot exchange changes with this peer"),
+            loop {
+                match self.catch_up(node).await {
+                    Ok(Ended::Done | Ended::WithNonsense) => return true,
+                    Ok(Ended::Unfinished) => {}
+                    Err(error) => {
+                        debug!(%node, %error, "cannot exchange changes with this peer");
+                        break;
+                    }
+                }
             }
         }
         false
@@ -360,10 +398,29 @@ impl Sync {
 
 /// Runs an exchange. One that panics has failed like any other, and is tried again.
 async fn unless_panicked(
-    exchange: impl Future<Output = Result<(), ExchangeError>>,
-) -> Result<(), ExchangeError> {
+    exchange: impl Future<Output = Result<Ended, ExchangeError>>,
+) -> Result<Ended, ExchangeError> {
     let ended = AssertUnwindSafe(exchange).catch_unwind().await;
     ended.unwrap_or(Err(ExchangeError::Panicked))
+}
+
+/// Returns the peers with which an exchange may begin; `digest_of` those that are there.
+fn may_begin<'a>(
+    differing: &BTreeMap<NodeId, Differing>,
+    now: Instant,
+    digest_of: impl Fn(&NodeId) -> Option<&'a str>,
+) -> Vec<NodeId> {
+    let running = || differing.iter().filter(|(_, one)| one.running);
+    // Peers with one digest hold the same: one of them is enough at a time.
+    let busy: Vec<&str> = running().filter_map(|(node, _)| digest_of(node)).collect();
+    let doubtful = running().filter(|(_, one)| one.is_doubtful()).count();
+    let may_begin = differing.iter().filter(|(node, one)| {
+        !one.running
+            && one.not_before <= now
+            && (!one.is_doubtful() || doubtful < DOUBTFUL_EXCHANGES)
+            && digest_of(node).is_some_and(|digest| !busy.contains(&digest))
+    });
+    may_begin.map(|(node, _)| node.clone()).collect()
 }
 
 /// A peer that holds something else than we do.
@@ -387,13 +444,22 @@ impl Differing {
         }
     }
 
-    fn ended(&mut self, node: &NodeId, result: Result<(), ExchangeError>) {
+    /// The last exchange failed.
+    fn is_doubtful(&self) -> bool {
+        !self.told.is_empty()
+    }
+
+    fn ended(&mut self, node: &NodeId, result: Result<Ended, ExchangeError>) {
         self.running = false;
         match result {
-            Ok(()) => {
-                self.pause = PAUSE;
+            Ok(ended) => {
                 self.told.clear();
-                self.not_before = Instant::now() + PAUSE;
+                let now = Instant::now();
+                (self.not_before, self.pause) = match ended {
+                    Ended::Done => (now + PAUSE, PAUSE),
+                    Ended::Unfinished => (now, PAUSE),
+                    Ended::WithNonsense => (now + self.pause, self.longer_pause()),
+                };
             }
             Err(error) => {
                 let error = error.to_string();
@@ -402,9 +468,13 @@ impl Differing {
                     self.told = error;
                 }
                 self.not_before = Instant::now() + self.pause;
-                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                self.pause = self.longer_pause();
             }
         }
+    }
+
+    fn longer_pause(&self) -> Duration {
+        (self.pause * 2).min(LONGEST_PAUSE)
     }
 }
 
@@ -419,5 +489,55 @@ mod tests {
         peer.running = true;
         peer.ended(&NodeId("peer".into()), unless_panicked(panics).await);
         assert!(!peer.running && peer.not_before > Instant::now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peers_that_never_answer_do_not_keep_the_others_waiting() {
+        let node = |name: &str| NodeId(name.to_owned());
+        let names = ["bad1", "bad2", "bad3", "bad4", "good"];
+        let mut differing: BTreeMap<NodeId, Differing> = names
+            .iter()
+            .map(|name| (node(name), Differing::new(Instant::now())))
+            .collect();
+        // Each holds something else.
+        let digest_of = |node: &NodeId| names.iter().find(|name| **name == node.0).copied();
+        let timeout = || Err(ExchangeError::Timeout(STEP_TIMEOUT));
+        for name in ["bad1", "bad2", "bad3"] {
+            differing.get_mut(&node(name)).unwrap().running = true;
+        }
+        // Nobody knows yet that they do not answer.
+        assert_eq!(may_begin(&differing, Instant::now(), digest_of).len(), 2);
+        for name in ["bad1", "bad2", "bad3"] {
+            let ended = differing.get_mut(&node(name)).unwrap();
+            ended.ended(&node(name), timeout());
+            assert!(ended.not_before > Instant::now());
+        }
+        tokio::time::advance(LONGEST_PAUSE).await;
+        differing.get_mut(&node("bad1")).unwrap().running = true;
+        let next = may_begin(&differing, Instant::now(), digest_of);
+        assert_eq!(
+            next,
+            [node("bad4"), node("good")],
+            "one of those that failed is enough"
+        );
+        // Who answers again is like any other.
+        let back = differing.get_mut(&node("bad1")).unwrap();
+        back.ended(&node("bad1"), Ok(Ended::Unfinished));
+        let next = may_begin(&differing, Instant::now(), digest_of);
+        assert_eq!(next.len(), 5, "{next:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_exchange_that_is_unfinished_goes_on_at_once_and_one_with_nonsense_waits_ever_longer() {
+        let node = NodeId("peer".into());
+        let mut peer = Differing::new(Instant::now());
+        peer.ended(&node, Ok(Ended::Unfinished));
+        assert!(peer.not_before <= Instant::now() && !peer.is_doubtful());
+        for pause in [PAUSE, PAUSE * 2, PAUSE * 4] {
+            peer.ended(&node, Ok(Ended::WithNonsense));
+            assert_eq!(peer.not_before, Instant::now() + pause);
+        }
+        peer.ended(&node, Ok(Ended::Done));
+        assert_eq!((peer.not_before, peer.pause), (Instant::now() + PAUSE, PAUSE));
     }
 }

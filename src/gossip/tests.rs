@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+mod streams;
 mod upkeep;
 
 use super::bootstrap::{Config, IDENTITY, Sockets, UserTls, bootstrap};
@@ -66,7 +67,7 @@ struct Node {
     config: Config,
 }
 
-fn config(directory: &Path, name: &str) -> Config {
+pub(super) fn config(directory: &Path, name: &str) -> Config {
     Config {
         data_dir: directory.to_owned(),
         advertise: ([127, 0, 0, 1], 0).into(),
@@ -94,13 +95,9 @@ async fn whoami(Extension(caller): Extension<Caller>) -> String {
     format!("{caller:?}")
 }
 
-/// Starts a node; at `address` again, if it was started before.
-async fn node(mut config: Config, address: Option<SocketAddr>) -> Result<Node, Error> {
-    let sockets = Sockets::bind(address.unwrap_or(([127, 0, 0, 1], 0).into())).await?;
-    config.advertise = sockets.local_addr().unwrap();
-    let credentials = Arc::new(bootstrap(&config).await?);
-    // What a node that was killed in this process was doing lets go of it a moment later.
-    let store = wait_for("the store", || {
+/// Opens a node's store: what a node that was killed in this process was doing lets go of it a moment later.
+async fn open(config: &Config, credentials: &Credentials) -> Store {
+    wait_for("the store", || {
         let options = OpenOptions {
             cluster_id: credentials.cluster_id().to_owned(),
             node: credentials.node().clone(),
@@ -108,7 +105,25 @@ async fn node(mut config: Config, address: Option<SocketAddr>) -> Result<Node, E
         };
         Store::open(&config.data_dir.join("store"), options)
     })
-    .await;
+    .await
+}
+
+/// Starts a node; at `address` again, if it was started before.
+async fn node(config: Config, address: Option<SocketAddr>) -> Result<Node, Error> {
+    node_with(config, address, |_| {}).await
+}
+
+/// The same; `before` sees the store before any peer does.
+async fn node_with(
+    mut config: Config,
+    address: Option<SocketAddr>,
+    before: impl FnOnce(&Store),
+) -> Result<Node, Error> {
+    let sockets = Sockets::bind(address.unwrap_or(([127, 0, 0, 1], 0).into())).await?;
+    config.advertise = sockets.local_addr().unwrap();
+    let credentials = Arc::new(bootstrap(&config).await?);
+    let store = open(&config, &credentials).await;
+    before(&store);
     let api = Router::new().route("/api/whoami", get(whoami));
     let clock = Arc::new(TestClock(Instant::now()));
     let prepared = prepare(&config, credentials.clone(), store.clone(), clock).await?;

@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use crate::document::Document;
 use crate::epoch::{Epoch, Squash, carry_over};
 use crate::frame::{self, Agreement, Body, Heads, Item};
+use crate::incarnation::Incarnation;
 use crate::prepare::Prepared;
 use crate::record::{Record, Standing};
 use crate::store::{Store, finished};
@@ -30,39 +31,85 @@ pub(crate) const LONG: u64 = 128;
 /// The last changes stay as they are: for `psctl history`, and so that a change on its way is rarely one to be carried over.
 const KEPT: usize = 32;
 /// Documents of one proposal.
-const PROPOSED_MAX: usize = 64;
+pub(crate) const PROPOSED_MAX: usize = 64;
 /// How far before the last [`KEPT`] changes a place is looked for that all later changes build on.
 const CLEAN_CUT_SEARCH: usize = 64;
 
-/// The heads up to which this node has agreed to squash documents, or proposed to.
+/// Which history a document has: its incarnation and its epoch.
+type Lineage = (Incarnation, Epoch);
+
+/// What this node remembers of documents while their histories are as they are: never more than there are documents.
 #[derive(Default)]
-pub(crate) struct Promises(Mutex<HashMap<ObjectKey, (Epoch, Vec<ChangeHash>)>>);
+pub(crate) struct Promises(Mutex<Remembered>);
+
+#[derive(Default)]
+struct Remembered {
+    /// The heads up to which this node has agreed to squash them, or proposed to.
+    made: HashMap<ObjectKey, (Lineage, Vec<ChangeHash>)>,
+    /// Those that could not be squashed, with as many changes as they had then.
+    unsquashable: HashMap<ObjectKey, (Lineage, u64)>,
+}
 
 impl Promises {
-    fn made(&self) -> MutexGuard<'_, HashMap<ObjectKey, (Epoch, Vec<ChangeHash>)>> {
+    fn remembered(&self) -> MutexGuard<'_, Remembered> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Promises to agree to nothing that holds less than these heads; false if more was promised.
-    fn make(&self, key: &ObjectKey, epoch: Epoch, past: &Past) -> bool {
-        let mut made = self.made();
-        let before = made.get(key).filter(|(promised, _)| *promised == epoch);
+    fn make(&self, key: &ObjectKey, lineage: Lineage, past: &Past) -> bool {
+        let made = &mut self.remembered().made;
+        let before = made.get(key).filter(|(promised, _)| *promised == lineage);
         if before.is_some_and(|(_, heads)| heads.iter().any(|head| !past.holds.contains(head))) {
             return false;
         }
-        made.insert(key.clone(), (epoch, past.heads.clone()));
+        made.insert(key.clone(), (lineage, past.heads.clone()));
         true
     }
 
-    fn stands(&self, key: &ObjectKey, epoch: Epoch, heads: &[ChangeHash]) -> bool {
-        let made = self.made();
+    fn stands(&self, key: &ObjectKey, lineage: Lineage, heads: &[ChangeHash]) -> bool {
+        let made = &self.remembered().made;
         made.get(key)
-            .is_some_and(|promise| *promise == (epoch, heads.to_vec()))
+            .is_some_and(|promise| *promise == (lineage, heads.to_vec()))
     }
 
     fn forget(&self, key: &ObjectKey) {
-        self.made().remove(key);
+        self.remembered().made.remove(key);
     }
+
+    fn cannot_squash(&self, key: &ObjectKey, record: &Record) {
+        let unsquashable = &mut self.remembered().unsquashable;
+        unsquashable.insert(key.clone(), (lineage(record), record.changes));
+    }
+
+    /// Tells whether it is worth to try to squash a document: not again before it has changed as much as makes a history long.
+    fn may_squash(&self, key: &ObjectKey, record: &Record) -> bool {
+        let unsquashable = &self.remembered().unsquashable;
+        let failed = unsquashable
+            .get(key)
+            .filter(|(failed, _)| *failed == lineage(record));
+        failed.is_none_or(|(_, changes)| record.changes >= changes.saturating_add(LONG))
+    }
+
+    /// Forgets all of documents that are gone, or that have another history now: nobody will ever ask for the old one.
+    fn prune(&self, now: impl Fn(&ObjectKey) -> Option<Lineage>) {
+        let mut remembered = self.remembered();
+        remembered
+            .made
+            .retain(|key, (lineage, _)| now(key) == Some(*lineage));
+        remembered
+            .unsquashable
+            .retain(|key, (lineage, _)| now(key) == Some(*lineage));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        let remembered = self.remembered();
+        remembered.made.len() + remembered.unsquashable.len()
+    }
+}
+
+fn lineage(record: &Record) -> Lineage {
+    (record.incarnation, record.epoch)
 }
 
 /// A part of a history: some changes and all before them.
@@ -172,17 +219,20 @@ impl Store {
 
     /// As [`Store::propose`], of histories with `long` changes or more, but for the last `kept`.
     pub(crate) fn propose_beyond(&self, long: u64, kept: usize) -> Option<Proposal> {
+        self.shared.prune_promises();
         let long: Vec<(ObjectKey, Arc<Record>)> = {
             let index = self.shared.index();
             let held = index.held().filter_map(|(key, _, record)| Some((key, record?)));
-            let long = held.filter(|(_, record)| record.changes >= long);
-            long.take(PROPOSED_MAX)
+            held.filter(|(_, record)| record.changes >= long)
                 .map(|(key, record)| (key.clone(), record.clone()))
                 .collect()
         };
+        // Those that cannot be proposed take nobody's place.
         let items: Vec<Proposed> = long
             .into_iter()
+            .filter(|(key, record)| self.shared.promises.may_squash(key, record))
             .filter_map(|(key, record)| self.proposed(key, &record, kept))
+            .take(PROPOSED_MAX)
             .collect();
         let wire = items.iter().map(|item| Item {
             key: item.key.to_string(),
@@ -203,7 +253,7 @@ impl Store {
         let past = Past::to_drop(&document.history(), kept)?;
         self.shared
             .promises
-            .make(&key, record.epoch, &past)
+            .make(&key, lineage(record), &past)
             .then(|| Proposed {
                 heads: Heads {
                     incarnation: record.incarnation,
@@ -217,6 +267,7 @@ impl Store {
 
     /// Answers a proposal, one by one.
     pub(crate) fn agree(&self, items: &[Item]) -> Vec<Agreement> {
+        self.shared.prune_promises();
         let answer = |(at, item): (usize, &Item)| {
             // More than anybody proposes.
             if at >= PROPOSED_MAX {
@@ -231,7 +282,7 @@ impl Store {
             let mut document = self.shared.load(&key, &record)?;
             let heads = asked.heads.iter().map(|head| ChangeHash(*head)).collect();
             let past = Past::of(&document.history(), heads)?;
-            let promised = self.shared.promises.make(&key, record.epoch, &past);
+            let promised = self.shared.promises.make(&key, lineage(&record), &past);
             promised.then_some(match past.is_clean {
                 true => Agreement::YesCleanly,
                 false => Agreement::Yes,
@@ -261,13 +312,19 @@ impl Store {
 }
 
 impl crate::shared::Shared {
+    fn prune_promises(&self) {
+        let index = self.index();
+        self.promises
+            .prune(|key| index.record(key).map(|record| lineage(&record)));
+    }
+
     /// Prepares a squash; None if it is overtaken, or not possible.
     fn prepare_squash(&self, item: &Proposed, all_agreed: bool) -> Option<Prepared> {
         let Proposed { key, heads, is_clean } = item;
         let record = self.index().record(key)?;
         let changes: Vec<ChangeHash> = heads.heads.iter().map(|head| ChangeHash(*head)).collect();
-        let is_same = (record.incarnation, record.epoch) == (heads.incarnation, heads.epoch);
-        if !is_same || !self.promises.stands(key, record.epoch, &changes) {
+        let is_same = lineage(&record) == (heads.incarnation, heads.epoch);
+        if !is_same || !self.promises.stands(key, lineage(&record), &changes) {
             return None;
         }
         let prepared = self.load(key, &record).map(|mut document| {
@@ -281,13 +338,14 @@ impl crate::shared::Shared {
             };
             self.squash(key, &record, &mut document, &squash)
         })?;
-        match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                tracing::error!(%key, %error, "a history cannot be squashed");
-                None
-            }
+        let prepared = prepared.unwrap_or_else(|error| {
+            tracing::error!(%key, %error, "a history cannot be squashed");
+            None
+        });
+        if prepared.is_none() {
+            self.promises.cannot_squash(key, &record);
         }
+        prepared
     }
 
     fn squash(

@@ -75,6 +75,20 @@ impl IncomingChange {
     }
 }
 
+/// Changes that nobody can take, and why the first of them.
+#[derive(Default, Debug)]
+pub(crate) struct Refused {
+    pub(crate) count: usize,
+    pub(crate) first: Option<BadBytes>,
+}
+
+impl Refused {
+    pub(crate) fn add(&mut self, error: BadBytes) {
+        self.count += 1;
+        self.first.get_or_insert(error);
+    }
+}
+
 /// Runs what reads a peer's bytes: automerge has panics for what it thinks impossible.
 pub(crate) fn guarded<T>(
     read: impl FnOnce() -> Result<T, BadBytes> + std::panic::UnwindSafe,

@@ -60,6 +60,6 @@ pub use store::Store;
 pub use types::{
     Applied, Author, ChangedFields, CommitError, Conflict, ConflictSide, Difference, DiskState, Exchange,
     FieldChange, Gone, History, HistoryChange, HistoryError, Listing, NodeId, OpenError, OpenOptions,
-    Outcome, Precondition, Push, Revision, Shortage, Standing, SyncError, Via, View, Views, WatchEvent,
-    WatchScope, WriteError,
+    Outcome, Precondition, Push, Received, Revision, Shortage, Standing, SyncError, Via, View, Views,
+    WatchEvent, WatchScope, WriteError,
 };

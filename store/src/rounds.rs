@@ -396,7 +396,10 @@ impl Store {
     }
 
     /// As [`Store::propose_closing`], with so many tombstones or more.
-    pub(crate) async fn propose_closing_beyond(&self, many: usize) -> Result<Option<Closing>, CommitError> {
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub async fn propose_closing_beyond(&self, many: usize) -> Result<Option<Closing>, CommitError> {
         let me = &self.shared.node;
         let round = {
             let index = self.shared.index();

@@ -22,8 +22,8 @@ use crate::shared::Shared;
 use crate::sled_disk::SledDisk;
 use crate::types::{
     Applied, Author, CommitError, Conflict, DiskState, Exchange, Gone, Listing, NodeId, OpenError,
-    OpenOptions, Outcome, Precondition, Push, Revision, SyncError, View, Views, WatchEvent, WatchScope,
-    WriteError,
+    OpenOptions, Outcome, Precondition, Push, Received, Revision, SyncError, View, Views, WatchEvent,
+    WatchScope, WriteError,
 };
 use crate::watch::Scope;
 
@@ -486,6 +486,14 @@ impl Store {
     /// # Errors
     /// The frame is refused as a whole.
     pub async fn receive(&self, peer: &NodeId, frame: &[u8]) -> Result<Exchange, SyncError> {
+        Ok(self.receive_and_judge(peer, frame).await?.next)
+    }
+
+    /// As [`Store::receive`], and says how much of it no store can take.
+    ///
+    /// # Errors
+    /// The frame is refused as a whole.
+    pub async fn receive_and_judge(&self, peer: &NodeId, frame: &[u8]) -> Result<Received, SyncError> {
         self.step(peer, frame).await
     }
 

@@ -20,7 +20,7 @@ use crate::document::{BadBytes, Clash, Document};
 use crate::epoch::carry_over;
 use crate::frame::{self, Body, Changes, Delta, Header, Heads, Item, MAX_FRAME_BYTES, Want};
 use crate::incarnation::{Incarnation, Seen, Tombstone};
-use crate::incoming::IncomingChange;
+use crate::incoming::{IncomingChange, Refused};
 use crate::index::Change;
 use crate::leaves;
 use crate::path;
@@ -30,7 +30,7 @@ use crate::rescue::{Lost, UNSEEN};
 use crate::settle::Theirs;
 use crate::shared::Shared;
 use crate::store::{Done, Store, finished};
-use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, SyncError};
+use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, Received, SyncError};
 
 /// How many bytes of items are collected before one stops; the last may be as large as a frame.
 const ITEMS_BYTES: usize = 2 << 20;
@@ -57,6 +57,7 @@ struct Taken {
     is_behind: bool,
     /// What was here went to the epoch that came: the sender lacks it.
     is_carried: bool,
+    refused: Refused,
 }
 
 /// What came of several deltas.
@@ -71,6 +72,8 @@ struct TakenAll {
     is_carried: bool,
     /// Some was prepared before a register changed, and is not stored.
     is_overtaken: bool,
+    /// Changes that nobody can take.
+    refused: usize,
 }
 
 impl Store {
@@ -81,9 +84,21 @@ impl Store {
         send(index.header(), &Body::Digests { buckets }).unwrap_or(Exchange::Done)
     }
 
-    pub(crate) async fn step(&self, peer: &NodeId, frame: &[u8]) -> Result<Exchange, SyncError> {
+    pub(crate) async fn step(&self, peer: &NodeId, frame: &[u8]) -> Result<Received, SyncError> {
         let (theirs, body) = frame::decode(frame)?;
         self.meet(theirs).await?;
+        let mut refused = 0;
+        let next = self.answer_to(peer, theirs, body, &mut refused).await?;
+        Ok(Received { next, refused })
+    }
+
+    async fn answer_to(
+        &self,
+        peer: &NodeId,
+        theirs: Header,
+        body: Body,
+        refused: &mut usize,
+    ) -> Result<Exchange, SyncError> {
         let header = self.shared.index().header();
         match body {
             // It needs to see what the peer holds, and not the other way round.
@@ -92,6 +107,7 @@ impl Store {
             Body::Summary { buckets, items, more } => self.compare(peer, theirs, &buckets, items, more).await,
             Body::Changes { items, wants, more } => {
                 let taken = self.take(peer, theirs, items).await?;
+                *refused = taken.refused;
                 let progress = taken.progress;
                 if !taken.wants.is_empty() {
                     tracing::debug!(%peer, documents = taken.wants.len(), "changes without their causes");
@@ -115,6 +131,7 @@ impl Store {
                 progress,
             } => {
                 let taken = self.take(peer, theirs, items).await?;
+                *refused = taken.refused;
                 let more = more || self.can_settle(theirs);
                 Ok(if taken.is_carried || more && (progress || taken.progress) {
                     self.first_step()
@@ -123,7 +140,9 @@ impl Store {
                 })
             }
             Body::Push { items } => {
-                let TakenAll { wants, behind, .. } = self.take(peer, theirs, items).await?;
+                let taken = self.take(peer, theirs, items).await?;
+                *refused = taken.refused;
+                let TakenAll { wants, behind, .. } = taken;
                 let whole = behind.iter().filter_map(|key| self.whole(key)).collect();
                 let (items, more) = fit(whole);
                 if wants.is_empty() && items.is_empty() {
@@ -361,8 +380,10 @@ impl Store {
     async fn take(&self, peer: &NodeId, theirs: Header, deltas: Vec<Delta>) -> Result<TakenAll, SyncError> {
         let mut pending = Vec::new();
         let mut all = TakenAll::default();
+        // One line a frame, however many there are.
+        let mut told: Option<(String, BadBytes)> = None;
         for delta in deltas {
-            match self.take_delta(peer, theirs, &delta).await {
+            let refused = match self.take_delta(theirs, &delta).await {
                 Ok(taken) => {
                     pending.extend(taken.done);
                     all.wants.extend(taken.want);
@@ -370,12 +391,22 @@ impl Store {
                     if taken.is_behind {
                         all.behind.extend(delta.key.parse());
                     }
+                    taken.refused
                 }
-                Err(TakeError::Bad(error)) => {
-                    tracing::warn!(%peer, key = %delta.key.escape_debug(), %error, "a change was refused");
-                }
+                Err(TakeError::Refused(refused)) => refused,
+                // It may be ours that is bad.
+                Err(TakeError::Bad(error)) => Refused {
+                    count: 0,
+                    first: Some(error),
+                },
                 Err(TakeError::Commit(error)) => return Err(error.into()),
-            }
+            };
+            all.refused += refused.count;
+            told = told.or(refused.first.map(|error| (delta.key, error)));
+        }
+        if let Some((key, error)) = told {
+            let (refused, key) = (all.refused, key.escape_debug());
+            tracing::warn!(%peer, refused, %key, %error, "changes were refused");
         }
         all.progress = !pending.is_empty();
         for done in pending {
@@ -384,21 +415,22 @@ impl Store {
         Ok(all)
     }
 
-    async fn take_delta(&self, peer: &NodeId, theirs: Header, delta: &Delta) -> Result<Taken, TakeError> {
+    async fn take_delta(&self, theirs: Header, delta: &Delta) -> Result<Taken, TakeError> {
         // A kind that this version does not know is kept by those who do.
         let Ok(key) = delta.key.parse::<ObjectKey>() else {
             return Ok(Taken::default());
         };
-        let changes = delta.live.iter().flat_map(|live| &live.changes);
-        let parsed = changes.map(|change| IncomingChange::parse(&change.0));
-        let well_formed = parsed.filter_map(|change| match change {
-            Ok(change) => Some(change),
-            Err(error) => {
-                tracing::warn!(%peer, %key, %error, "a change was refused");
-                None
+        let (mut changes, mut refused) = (Vec::new(), Refused::default());
+        for change in delta.live.iter().flat_map(|live| &live.changes) {
+            match IncomingChange::parse(&change.0) {
+                Ok(change) => changes.push(change),
+                Err(error) => refused.add(error),
             }
-        });
-        let changes: Vec<IncomingChange> = well_formed.collect();
+        }
+        // Nothing is left that it would be worth to load a document for.
+        if changes.is_empty() && refused.count > 0 && delta.removed.is_none() {
+            return Err(TakeError::Refused(refused));
+        }
         let (permit, claim) = self.claim(&key).await?;
         let Delivery {
             prepared,
@@ -413,12 +445,15 @@ impl Store {
             want,
             is_behind,
             is_carried,
+            refused,
         })
     }
 }
 
 #[derive(Debug, thiserror::Error)]
 enum TakeError {
+    #[error("{} changes were refused", .0.count)]
+    Refused(Refused),
     #[error(transparent)]
     Bad(#[from] BadBytes),
     #[error(transparent)]
@@ -651,7 +686,12 @@ impl Shared {
             }
         };
         let is_replaced = base.is_some_and(|base| base.epoch != live.epoch);
-        let merged = document.merge(&fitting)?;
+        let merged = document.merge(&fitting).map_err(|error| {
+            TakeError::Refused(Refused {
+                count: fitting.len(),
+                first: Some(error),
+            })
+        })?;
         let want = merged.missing.then(|| Want {
             key: key.to_string(),
             incarnation: live.incarnation,

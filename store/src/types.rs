@@ -318,6 +318,14 @@ pub enum Exchange {
     Done,
 }
 
+/// What came of a frame from a peer.
+#[derive(Clone, Debug)]
+pub struct Received {
+    pub next: Exchange,
+    /// Changes in it that no store can take: who sends them is broken, or means harm. The rest of it is stored.
+    pub refused: usize,
+}
+
 /// Two values that users gave to one field at once. Told once, by the node that wrote the losing one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Conflict {

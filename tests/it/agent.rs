@@ -277,7 +277,7 @@ fn what_is_in_the_way_is_named_with_its_remedy() {
 #[test]
 fn who_may_not_join_is_told_why() {
     needs_hosts!();
-    let mut cluster = Cluster::hosts(2);
+    let cluster = Cluster::hosts(2);
     cluster.start(1, &[]);
     cluster.wait_healthy(1);
     let token = cluster.secret(1, "join.token");
@@ -405,7 +405,6 @@ fn a_node_that_leaves_leaves_nothing_behind() {
     let routes = cluster.exec(1, &["ip", "route"]).stdout;
     assert!(!routes.contains("via 10.231.0.2"), "{routes}");
     // It may come back as a new node under its name.
-    let mut cluster = cluster;
     cluster.join(2, &[]);
     cluster.wait_healthy(2);
     cluster.wait_nodes(2);
@@ -434,7 +433,7 @@ fn a_node_that_leaves_leaves_nothing_behind() {
 #[test]
 fn the_api_asks_for_a_token_and_for_tls_from_afar() {
     needs_hosts!();
-    let mut cluster = Cluster::with_agents(1);
+    let cluster = Cluster::with_agents(1);
     let (token, ca) = (cluster.secret(1, "api.token"), cluster.data(1).join("ca.crt"));
     let bearer = format!("Authorization: Bearer {token}");
     let call = |cluster: &Cluster, host: usize, url: &str, token: Option<&str>| {
@@ -547,7 +546,7 @@ fn the_api_asks_for_a_token_and_for_tls_from_afar() {
 fn pods_of_a_crashed_agent_stay_for_the_grace_and_move_after_it() {
     needs_hosts!();
     let grace = "--restart-grace=6s";
-    let mut cluster = Cluster::with_flags(2, &[grace]);
+    let cluster = Cluster::with_flags(2, &[grace]);
     cluster.apply(1, &web(4, "1", HELLO));
     let on_two = |pods: &[(String, String)]| pods.iter().filter(|(_, node)| node == "node2").count();
     let pods = wait_ready(&cluster, 1, "app=web", 4);
@@ -604,7 +603,7 @@ fn pods_of_a_crashed_agent_stay_for_the_grace_and_move_after_it() {
 #[test]
 fn a_node_alone_serves_from_its_disk_and_finds_the_others_again() {
     needs_hosts!();
-    let mut cluster = Cluster::with_agents(2);
+    let cluster = Cluster::with_agents(2);
     let namespace = |name: &str| format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}");
     cluster.apply(1, &namespace("before"));
     cluster.wait_for("the namespace on node 2", Duration::from_secs(2), |cluster| {
@@ -706,7 +705,7 @@ fn every_value_that_does_not_parse_is_wrong_usage() {
 #[test]
 fn health_is_503_until_the_node_has_joined() {
     needs_hosts!();
-    let mut cluster = Cluster::hosts(2);
+    let cluster = Cluster::hosts(2);
     cluster.start(1, &[]);
     cluster.wait_healthy(1);
     // The one to join is there and does not answer.

@@ -11,7 +11,7 @@ use crate::stories::{HELLO, wait_ready, web};
 #[test]
 fn a_cluster_that_lost_everything_comes_back_from_its_backup() {
     needs_hosts!();
-    let mut cluster = Cluster::with_flags(1, &["--backup-interval=1s", "--backup-retention=2"]);
+    let cluster = Cluster::with_flags(1, &["--backup-interval=1s", "--backup-retention=2"]);
     let lone = |note: &str| {
         format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: lone, labels: {{app: lone}}, annotations: {{note: {note}}}}},

@@ -7,8 +7,8 @@ use std::fmt::Debug;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -150,7 +150,8 @@ fn hosts_sh(name: &str, directory: &Path, images: Option<&Path>) -> Command {
 pub(crate) struct Cluster {
     name: String,
     directory: PathBuf,
-    agents: Vec<Option<Child>>,
+    /// Locked for moments only: an agent can be killed while requests to it are under way.
+    agents: Vec<Mutex<Option<Child>>>,
 }
 
 /// What a program printed and how it ended.
@@ -211,7 +212,7 @@ impl Cluster {
         let cluster = Cluster {
             name,
             directory,
-            agents: (0..=count).map(|_| None).collect(),
+            agents: (0..=count).map(|_| Mutex::default()).collect(),
         };
         cluster.sh(&["up", &count.to_string()]).expect("hosts.sh up");
         cluster
@@ -224,7 +225,7 @@ impl Cluster {
 
     /// The same, with more flags for every agent.
     pub(crate) fn with_flags(count: usize, flags: &[&str]) -> Cluster {
-        let mut cluster = Self::hosts(count);
+        let cluster = Self::hosts(count);
         cluster.start(1, flags);
         cluster.wait_healthy(1);
         for host in 2..=count {
@@ -238,7 +239,7 @@ impl Cluster {
     }
 
     /// Starts the agent of a host, to join that of host 1.
-    pub(crate) fn join(&mut self, host: usize, flags: &[&str]) {
+    pub(crate) fn join(&self, host: usize, flags: &[&str]) {
         let join = [
             format!("--join={}:7946", address(1)),
             format!("--join-token={}", self.secret(1, "join.token")),
@@ -307,8 +308,12 @@ impl Cluster {
         self.directory.join(format!("agent-{host}.log"))
     }
 
+    fn agent(&self, host: usize) -> MutexGuard<'_, Option<Child>> {
+        self.agents[host].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Starts the agent of a host with these flags besides the usual ones.
-    pub(crate) fn start(&mut self, host: usize, flags: &[&str]) {
+    pub(crate) fn start(&self, host: usize, flags: &[&str]) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -332,7 +337,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .unwrap();
-        self.agents[host] = Some(child);
+        *self.agent(host) = Some(child);
     }
 
     /// Waits until the agent answers that it is ready.
@@ -517,7 +522,7 @@ impl Cluster {
     }
 
     /// SIGKILL to the agent.
-    pub(crate) fn kill_agent(&mut self, host: usize) {
+    pub(crate) fn kill_agent(&self, host: usize) {
         if let Some(pid) = self.agent_pid(host) {
             self.exec(host, &["kill", "-9", &pid]);
         }
@@ -525,24 +530,24 @@ impl Cluster {
     }
 
     /// SIGTERM to the agent; returns its exit code.
-    pub(crate) fn stop_agent(&mut self, host: usize) -> Option<i32> {
+    pub(crate) fn stop_agent(&self, host: usize) -> Option<i32> {
         if let Some(pid) = self.agent_pid(host) {
             self.exec(host, &["kill", "-TERM", &pid]);
         }
         self.reap(host)
     }
 
-    fn reap(&mut self, host: usize) -> Option<i32> {
-        self.agents[host]
-            .take()
+    fn reap(&self, host: usize) -> Option<i32> {
+        let child = self.agent(host).take();
+        child
             .and_then(|mut child| child.wait().ok())
             .and_then(|status| status.code())
     }
 
     /// Waits until the agent of a host has ended by itself; returns its exit code.
     #[track_caller]
-    pub(crate) fn wait_ended(&mut self, host: usize) -> Option<i32> {
-        let mut child = self.agents[host].take().unwrap();
+    pub(crate) fn wait_ended(&self, host: usize) -> Option<i32> {
+        let mut child = self.agent(host).take().unwrap();
         let what = format!("the agent of host {host} to end");
         let status = self.wait_for(&what, Duration::from_secs(30), |_| {
             child.try_wait().unwrap().ok_or("it runs")
@@ -561,7 +566,7 @@ impl Cluster {
     }
 
     /// Powers a host off.
-    pub(crate) fn crash(&mut self, host: usize) {
+    pub(crate) fn crash(&self, host: usize) {
         self.sh(&["crash", &host.to_string()]).expect("crash");
         self.reap(host);
     }
@@ -614,9 +619,11 @@ impl Drop for Cluster {
             eprintln!("kept: PS_NAME={} PS_DIR={}", self.name, self.directory.display());
             return;
         }
-        for child in self.agents.iter_mut().flatten() {
-            _ = child.kill();
-            _ = child.wait();
+        for host in 0..self.agents.len() {
+            if let Some(mut child) = self.agent(host).take() {
+                _ = child.kill();
+                _ = child.wait();
+            }
         }
         let down = hosts_sh(&self.name, &self.directory, None).arg("down").output();
         if !down.is_ok_and(|output| output.status.success()) {

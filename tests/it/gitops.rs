@@ -125,7 +125,7 @@ const SOON: Duration = Duration::from_secs(10);
 /// Starts hosts 1 to `count`, all following a repository in its folder `cluster`.
 fn following(count: usize) -> (Cluster, Repository) {
     assert!(on_path("git"), "git is needed");
-    let mut cluster = Cluster::hosts(count);
+    let cluster = Cluster::hosts(count);
     let repository = Repository::new(&cluster);
     repository.write("cluster/first.yaml", &namespace("first", "1"));
     repository.push();
@@ -273,7 +273,7 @@ fn a_missing_path_does_not_empty_the_cluster() {
 #[test]
 fn one_node_does_the_work_and_another_goes_on_when_it_dies() {
     needs_hosts!();
-    let (mut cluster, repository) = following(3);
+    let (cluster, repository) = following(3);
     wait_value(&cluster, 1, "first", Some("1"), SOON);
     let mut alive = vec![1, 2, 3];
     for (round, how) in ["kill -9", "power off"].into_iter().enumerate() {

@@ -36,7 +36,7 @@ fn versions() -> Vec<String> {
 
 /// Host 1 answers, host 2 (`place=there`) runs the pods.
 fn two_hosts() -> Cluster {
-    let mut cluster = Cluster::hosts(2);
+    let cluster = Cluster::hosts(2);
     cluster.start(1, &[]);
     cluster.wait_healthy(1);
     cluster.join(2, &["--node-labels=place=there"]);

@@ -31,7 +31,7 @@ fn wait_gone(cluster: &Cluster, node: &str, witnesses: &[usize], pods: usize) {
 #[test]
 fn a_removed_node_is_gone_everywhere_and_does_not_come_back_by_itself() {
     needs_hosts!();
-    let mut cluster = Cluster::with_agents(3);
+    let cluster = Cluster::with_agents(3);
     cluster.apply(1, &web(6, "1", HELLO));
     wait_ready(&cluster, 1, "app=web", 6);
 
@@ -117,7 +117,7 @@ fn a_removed_node_is_gone_everywhere_and_does_not_come_back_by_itself() {
 #[test]
 fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
     needs_hosts!();
-    let mut cluster = Cluster::with_agents(2);
+    let cluster = Cluster::with_agents(2);
     // A small disk of its own for the store of host 2.
     cluster.stop_agent(2);
     let data = cluster.data(2).display().to_string();

@@ -305,7 +305,6 @@ fn pods_that_do_not_run_say_why() {
         "why\n"
     );
     // The API answers what they are, after a restart of the agent too: a pod that succeeded is not run again.
-    let mut cluster = cluster;
     cluster.kill_agent(1);
     cluster.start(1, &[]);
     cluster.wait_healthy(1);

@@ -206,7 +206,7 @@ fn three_nodes_show_themselves_everywhere() {
 #[test]
 fn a_node_without_a_valid_token_learns_nothing() {
     needs_hosts!();
-    let mut cluster = Cluster::hosts(2);
+    let cluster = Cluster::hosts(2);
     cluster.start(1, &[]);
     cluster.wait_healthy(1);
     let token = std::fs::read_to_string(cluster.data(1).join("join.token")).unwrap();
@@ -447,7 +447,7 @@ fn a_killed_container_comes_back() {
 #[test]
 fn a_killed_agent_adopts_what_runs() {
     needs_hosts!();
-    let mut cluster = Cluster::with_agents(3);
+    let cluster = Cluster::with_agents(3);
     cluster.apply(1, &web(6, "1", HELLO));
     wait_ready(&cluster, 1, "app=web", 6);
     let before: Vec<Vec<String>> = (1..=3).map(|host| sorted(cluster.containers(host))).collect();
@@ -510,7 +510,7 @@ pub(crate) fn sorted(mut list: Vec<String>) -> Vec<String> {
 #[test]
 fn a_stopped_agent_leaves_its_containers_alone() {
     needs_hosts!();
-    let mut cluster = Cluster::with_agents(2);
+    let cluster = Cluster::with_agents(2);
     cluster.apply(1, &web(4, "1", HELLO));
     wait_ready(&cluster, 1, "app=web", 4);
     // What was read on one node can be written on another, as long as the first is there to compare the version.
@@ -544,7 +544,7 @@ fn a_stopped_agent_leaves_its_containers_alone() {
 #[test]
 fn a_lost_node_is_replaced_within_ten_seconds() {
     needs_hosts!();
-    let mut cluster = Cluster::with_agents(3);
+    let cluster = Cluster::with_agents(3);
     cluster.apply(1, &web(6, "1", HELLO));
     wait_ready(&cluster, 1, "app=web", 6);
 

@@ -8,7 +8,8 @@ use schemas::Kind;
 
 use super::properties::cases;
 use super::*;
-use crate::compaction::LONG;
+use crate::compaction::{LONG, PROPOSED_MAX};
+use crate::frame::{self, Agreement, Body, Delta, Header, Heads, Item};
 
 fn label(object: &mut Object, name: &str, value: &str) {
     object.set(&["metadata", "labels", name], value);
@@ -209,6 +210,117 @@ async fn two_creators_stay_owners_after_a_squash() {
             .len(),
         1
     );
+}
+
+async fn edit_often(store: &Store, key: &ObjectKey, changes: u64) {
+    for number in 0..changes {
+        edit(store, key, |object| label(object, "n", &number.to_string())).await;
+    }
+}
+
+#[tokio::test]
+async fn promises_end_with_the_histories_that_they_were_made_for() {
+    let (a, b) = (store("a"), store("b"));
+    let keys = ["web", "again"].map(|name| key_of(&deployment(name)));
+    for key in &keys {
+        a.create(deployment(&key.name), author("x")).await.unwrap();
+        edit_often(&a, key, 8).await;
+    }
+    exchange(&a, &b).await;
+    // Both promise, and nothing comes of it.
+    let proposal = a.propose_beyond(4, 1).unwrap();
+    b.receive(&NodeId("a".to_owned()), &proposal.frame())
+        .await
+        .unwrap();
+    assert_eq!([&a, &b].map(|store| store.shared.promises.count()), [2, 2]);
+    // Another object of that name is not held to what was promised of the first.
+    let gone = Precondition::default();
+    a.remove(&keys[1], &gone, author("x")).await.unwrap();
+    a.create(deployment("again"), author("x")).await.unwrap();
+    edit_often(&a, &keys[1], 8).await;
+    exchange(&a, &b).await;
+    assert_eq!(squash(&[&a, &b], 0, &[true; 2], 4, 1).await, 2);
+    exchange(&a, &b).await;
+    for store in [&a, &b] {
+        assert!(store.propose().is_none());
+        assert_eq!(store.shared.promises.count(), 0);
+    }
+    // Those of one that is gone go too.
+    edit_often(&a, &keys[0], 8).await;
+    assert!(a.propose_beyond(4, 1).is_some());
+    a.remove(&keys[0], &gone, author("x")).await.unwrap();
+    assert!(a.propose().is_none());
+    assert_eq!(a.shared.promises.count(), 0);
+}
+
+#[tokio::test]
+async fn those_that_cannot_be_proposed_take_nobodys_place() {
+    let a = store("a");
+    let names = (0..PROPOSED_MAX).map(|number| format!("a{number}"));
+    for name in names.chain(["z".to_owned()]) {
+        a.create(deployment(&name), author("x")).await.unwrap();
+        edit_often(&a, &key_of(&deployment(&name)), 4).await;
+    }
+    // To somebody with longer histories of all but the last it promised more than it would propose.
+    let items: Vec<Item> = a
+        .list(Kind::Deployment, None)
+        .items
+        .iter()
+        .filter(|view| view.key.name != "z")
+        .map(|view| {
+            let record = a.shared.index().record(&view.key).unwrap();
+            Item {
+                key: view.key.to_string(),
+                removed: None,
+                live: Some(Heads {
+                    incarnation: record.incarnation,
+                    epoch: record.epoch,
+                    heads: record.heads.clone(),
+                }),
+            }
+        })
+        .collect();
+    assert!(a.agree(&items).iter().all(|answer| *answer != Agreement::No));
+    assert_eq!(squash(&[&a], 0, &[true], 4, 1).await, 1);
+    assert_eq!(changes(&a, &key_of(&deployment("z"))), 2, "the base and the last");
+}
+
+/// Brings changes of a document to a store, each of another actor.
+async fn bring_changes(store: &Store, key: &ObjectKey, count: u64, first: u64) {
+    let record = store.shared.index().record(key).unwrap();
+    let mut document = record.load(store.shared.actor(record.epoch)).unwrap();
+    let before = document.heads();
+    for number in first..first + count {
+        let actor = automerge::ActorId::from(u128::from(number).to_be_bytes());
+        document.automerge.set_actor(actor);
+        let number = i64::try_from(number).unwrap();
+        document
+            .put("spec/replicas", automerge::ScalarValue::Int(number))
+            .unwrap();
+        document.commit_as(r#"{"m":"x","n":"y"}"#.to_owned(), 0).unwrap();
+    }
+    let delta = Delta::new(key, None, Some(&record), document.changes_after(&before));
+    let frame = frame::encode(Header::default(), &Body::Push { items: vec![delta] }).unwrap();
+    store.receive(&NodeId("y".to_owned()), &frame).await.unwrap();
+    assert_eq!(changes(store, key), record.changes + count);
+}
+
+#[tokio::test]
+async fn a_history_of_too_many_actors_is_not_tried_again_and_again() {
+    /// More than a base can name, and as many as are kept.
+    const ACTORS: u64 = 4096 + 64;
+    let a = store("a");
+    a.create(deployment("web"), author("x")).await.unwrap();
+    let key = key_of(&deployment("web"));
+    bring_changes(&a, &key, ACTORS, 1).await;
+    let proposal = a.propose().unwrap();
+    assert_eq!(a.squash(proposal, true).await.unwrap(), 0);
+    assert!(a.propose().is_none());
+    // It may be another matter once much has changed.
+    bring_changes(&a, &key, LONG - 1, ACTORS + 1).await;
+    assert!(a.propose().is_none());
+    bring_changes(&a, &key, 1, ACTORS + LONG).await;
+    assert!(a.propose().is_some());
 }
 
 /// What may happen between writes.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::broadcast;
 
 use super::*;
-use crate::frame::{HEADER_BYTES, VERSION};
+use crate::frame::{self, Blob, Body, HEADER_BYTES, VERSION};
 use crate::incoming::IncomingChange;
 use crate::{Push, SyncError, WatchScope};
 
@@ -579,4 +579,29 @@ async fn nonsense_is_refused_and_nothing_panics() {
         plain(&a.get(&key).unwrap().object),
         plain(&b.get(&key).unwrap().object)
     );
+}
+
+#[tokio::test]
+async fn changes_that_nobody_can_take_are_counted_and_the_rest_is_taken() {
+    let (a, b, key) = pair(&deployment("web")).await;
+    let mut pushes = a.pushes();
+    edit(&a, &key, |object| object.set(&["spec", "replicas"], 6)).await;
+    let push = pushes.recv().await.unwrap();
+    let mut good = (*push.delta).clone();
+    let bad = |key: &str| {
+        let mut bad = good.clone();
+        bad.key = key.to_owned();
+        bad.live.as_mut().unwrap().changes = vec![Blob(b"nonsense".to_vec()); 3];
+        bad
+    };
+    let other = key.to_string().replace("web", "other");
+    let mut items = vec![bad(&other), bad(&key.to_string()), bad("Unknown//x")];
+    good.live.as_mut().unwrap().changes.push(Blob(Vec::new()));
+    items.push(good);
+    let frame = frame::encode(push.header, &Body::Push { items }).unwrap();
+    let received = b.receive_and_judge(&NodeId("a".to_owned()), &frame).await;
+    // Of a kind that this version does not know, nothing is read.
+    assert_eq!(received.unwrap().refused, 3 + 3 + 1);
+    assert_eq!(b.get(&key).unwrap().object.i64_at("/spec/replicas"), Some(6));
+    assert_eq!(b.list(Kind::Deployment, None).items.len(), 1);
 }
