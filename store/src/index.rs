@@ -103,6 +103,16 @@ impl Written {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Going(u64);
 
+/// Whether other nodes are in reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Company {
+    None,
+    /// They are said to be, and none has said yet where it stands: this node may have to catch up. Whoever had what is created
+    /// until then would have been sent it, which is noted before; so it can be stamped as when alone.
+    Unheard,
+    Met,
+}
+
 /// What the stamps of a change depend on.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Stance {
@@ -168,8 +178,7 @@ pub(crate) struct Index {
     going: Going,
     /// How often this node has begun to have contact; never zero.
     contact: u64,
-    /// No other node is in reach.
-    alone: bool,
+    company: Company,
     digests: Digests,
     watches: Watches,
     uids: Uids,
@@ -192,7 +201,7 @@ impl Index {
             target: None,
             going: Going::default(),
             contact: 1,
-            alone: false,
+            company: Company::Met,
             digests: Digests::default(),
             watches: Watches::new(counter),
             uids,
@@ -373,7 +382,10 @@ impl Index {
 
     /// Returns the stamp of a document that is created now.
     pub(crate) fn unsent(&self) -> u64 {
-        if self.alone { self.contact } else { 0 }
+        match self.company {
+            Company::None | Company::Unheard => self.contact,
+            Company::Met => 0,
+        }
     }
 
     /// Tells whether no other node can have a document.
@@ -632,9 +644,25 @@ impl Index {
 
     /// Says whether other nodes are in reach. Alone, there is nobody to catch up with.
     pub(crate) fn set_alone(&mut self, alone: bool) {
-        self.alone = alone;
-        if alone {
-            self.set_target(None);
+        match (alone, self.company) {
+            (true, _) => {
+                self.company = Company::None;
+                self.set_target(None);
+            }
+            (false, Company::None) => self.company = Company::Unheard,
+            (false, Company::Unheard | Company::Met) => {}
+        }
+    }
+
+    /// Tells whether others are in reach of which nothing has been heard yet.
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.company == Company::Unheard
+    }
+
+    /// Says that where a peer stands is known here.
+    pub(crate) fn heard(&mut self) {
+        if self.is_unheard() {
+            self.company = Company::Met;
         }
     }
 
