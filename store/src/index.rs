@@ -10,11 +10,11 @@ use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
-use crate::compaction::LONG;
+use crate::compaction::{self, HEAVY_BYTES, LONG};
 use crate::digest::Digests;
 use crate::frame::Header;
 use crate::incarnation::{Incarnation, Tombstone, Uids};
-use crate::leaves::compact_map;
+use crate::leaves::{self, compact_map};
 use crate::packed::{Packed, Recent};
 use crate::quarantine::Quarantine;
 use crate::record::{Record, Stored};
@@ -155,7 +155,13 @@ impl Change {
     pub(crate) fn is_long(&self) -> bool {
         match self {
             Change::Put { stored, .. } => {
-                stored.record.changes >= LONG && stored.record.changes.is_multiple_of(LONG / 2)
+                let record = &stored.record;
+                // The object is written out only where it can matter.
+                let is_heavy = || {
+                    record.document.len() > HEAVY_BYTES
+                        && compaction::is_heavy(record, leaves::json(&*stored.object).len())
+                };
+                record.changes >= LONG && record.changes.is_multiple_of(LONG / 2) || is_heavy()
             }
             Change::Bury { .. } | Change::TakeAway { .. } | Change::Unbury { .. } | Change::Forget(_) => {
                 false
@@ -413,6 +419,14 @@ impl Index {
             .iter()
             .filter(|(key, _)| self.entries.get(key).is_none_or(|entry| entry.record.is_none()));
         documents.chain(removed.map(|(key, tombstone)| (key, Some(*tombstone), None)))
+    }
+
+    /// Visits all documents, with the bytes of what is shown of each.
+    pub(crate) fn documents(&self) -> impl Iterator<Item = (&ObjectKey, &Arc<Record>, usize)> {
+        self.entries.iter().filter_map(|(key, entry)| {
+            let shown = entry.shown.as_ref().map_or(0, |(shown, _)| shown.bytes());
+            Some((key, entry.record.as_ref()?, shown))
+        })
     }
 
     /// Returns the incarnation of a namespace that something created in it now belongs to: its own, or, where it has

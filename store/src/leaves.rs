@@ -512,7 +512,8 @@ fn whole(value: &impl serde::Serialize) -> ScalarValue {
     ScalarValue::Bytes(json(&value))
 }
 
-fn json(value: &impl serde::Serialize) -> Vec<u8> {
+/// Writes what cannot fail to be written: maps with text keys.
+pub(crate) fn json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
@@ -574,11 +575,11 @@ pub(crate) fn check_leaf(leaf: &str, value: &ScalarValue) -> Result<(), &'static
         (Role::Presence | Role::Order, _) => false,
         (Role::Value, ScalarValue::Bytes(bytes)) => {
             let json: Result<Value, _> = serde_json::from_slice(bytes);
-            json.is_ok_and(|json| json.is_object() || (json.is_array() && !is_group(leaf)))
             let levels = |json: &Value| leaf.split('/').count() + depth(json);
             if json.as_ref().is_ok_and(|json| levels(json) > path::MAX_LEVELS) {
                 return Err("a value that is too deep for its path");
             }
+            json.is_ok_and(|json| json.is_object() || (json.is_array() && !is_group(leaf)))
         }
         (Role::Value, ScalarValue::F64(float)) => float.is_finite() && !is_group(leaf),
         (
