@@ -20,6 +20,7 @@ use crate::document::Document;
 use crate::epoch::{Epoch, Squash, carry_over};
 use crate::frame::{self, Agreement, Body, Heads, Item};
 use crate::incarnation::Incarnation;
+use crate::leaves;
 use crate::prepare::Prepared;
 use crate::record::{Record, Standing};
 use crate::store::{Store, finished};
@@ -29,11 +30,32 @@ use crate::types::CommitError;
 /// hundred small changes as for a large object.
 pub(crate) const LONG: u64 = 128;
 /// The last changes stay as they are: for `psctl history`, and so that a change on its way is rarely one to be carried over.
-const KEPT: usize = 32;
+pub(crate) const KEPT: usize = 32;
+/// A document with more bytes than this, and than [`HEAVY_OBJECTS`] times its object, has a long history too, however few
+/// changes it has: of an object of 1 MiB that is replaced again and again, 128 changes would be 128 MiB.
+pub(crate) const HEAVY_BYTES: usize = 1 << 20;
+/// The base and the kept changes are at most three objects, so that it is not squashed with each write.
+const HEAVY_OBJECTS: usize = 4;
 /// Documents of one proposal.
 pub(crate) const PROPOSED_MAX: usize = 64;
 /// How far before the last [`KEPT`] changes a place is looked for that all later changes build on.
 const CLEAN_CUT_SEARCH: usize = 64;
+
+/// Tells whether a document has more bytes than a history should take, beside an object of so many bytes as JSON.
+pub(crate) fn is_heavy(record: &Record, object_bytes: usize) -> bool {
+    record.changes > 1 && record.document.len() > most_bytes(object_bytes)
+}
+
+fn most_bytes(object_bytes: usize) -> usize {
+    HEAVY_BYTES.max(HEAVY_OBJECTS.saturating_mul(object_bytes))
+}
+
+/// The last changes that a squash leaves as they are: so many, and of so many bytes together.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    changes: usize,
+    bytes: usize,
+}
 
 /// Which history a document has: its incarnation and its epoch.
 type Lineage = (Incarnation, Epoch);
@@ -150,10 +172,20 @@ impl Past {
         })
     }
 
-    /// Finds where to cut a history: before its last `kept` changes, and where all later ones build on one.
-    fn to_drop(history: &[Change], kept: usize) -> Option<Self> {
-        let longest = history.len().checked_sub(kept).filter(|length| *length > 1)?;
-        let first = longest.saturating_sub(CLEAN_CUT_SEARCH).max(2);
+    /// Finds where to cut a history: before the changes that are kept, and where all later ones build on one.
+    fn to_drop(history: &[Change], kept: Kept) -> Option<Self> {
+        let mut bytes = 0;
+        let fits = |change: &&Change| {
+            bytes += change.raw_bytes().len();
+            bytes <= kept.bytes
+        };
+        // Before this, more would be kept than fits.
+        let shortest = history.len() - history.iter().rev().take_while(fits).count();
+        let longest = history.len().saturating_sub(kept.changes).max(shortest);
+        if longest < 2 {
+            return None;
+        }
+        let first = longest.saturating_sub(CLEAN_CUT_SEARCH).max(shortest).max(2);
         let cut = |length: usize| {
             let part = &history[..length];
             let causes: BTreeSet<ChangeHash> = part.iter().flat_map(Change::deps).copied().collect();
@@ -217,14 +249,15 @@ impl Store {
         self.propose_beyond(LONG, KEPT)
     }
 
-    /// As [`Store::propose`], of histories with `long` changes or more, but for the last `kept`.
+    /// As [`Store::propose`], of histories with `long` changes or more and those that are heavy, but for the last `kept`.
     pub(crate) fn propose_beyond(&self, long: u64, kept: usize) -> Option<Proposal> {
         self.shared.prune_promises();
         let long: Vec<(ObjectKey, Arc<Record>)> = {
             let index = self.shared.index();
-            let held = index.held().filter_map(|(key, _, record)| Some((key, record?)));
-            held.filter(|(_, record)| record.changes >= long)
-                .map(|(key, record)| (key.clone(), record.clone()))
+            let long = index.documents().filter(|(_, record, object_bytes)| {
+                record.changes >= long || is_heavy(record, *object_bytes)
+            });
+            long.map(|(key, record, _)| (key.clone(), record.clone()))
                 .collect()
         };
         // Those that cannot be proposed take nobody's place.
@@ -250,6 +283,12 @@ impl Store {
 
     fn proposed(&self, key: ObjectKey, record: &Record, kept: usize) -> Option<Proposed> {
         let mut document = self.shared.load(&key, record)?;
+        // From the document alone, so that all who hold it would propose the same.
+        let object = leaves::materialise(&document.contents().leaves);
+        let kept = Kept {
+            changes: kept,
+            bytes: most_bytes(leaves::json(&object).len()) / 2,
+        };
         let past = Past::to_drop(&document.history(), kept)?;
         self.shared
             .promises

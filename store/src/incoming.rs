@@ -188,6 +188,7 @@ mod tests {
     use automerge::{AutoCommit, ROOT};
 
     use super::*;
+    use crate::path::MAX_LEVELS;
 
     fn parsed(message: &str, unix_seconds: i64) -> Result<IncomingChange, BadBytes> {
         let mut document = AutoCommit::new();
@@ -217,5 +218,34 @@ mod tests {
         for (generation, dropped, included) in [(u64::MAX, 1, 1), (1, u64::MAX, 1), (1, 1, most + 1)] {
             assert!(parsed(&base(generation, dropped, included), 0).is_err());
         }
+    }
+
+    #[test]
+    fn what_is_too_deep_to_be_read_again_is_refused() {
+        let leaf = |tokens: usize, levels: usize| {
+            let json = "[".repeat(levels) + &"]".repeat(levels);
+            (vec!["a"; tokens].join("/"), ScalarValue::Bytes(json.into_bytes()))
+        };
+        let accepted = |(path, value): &(String, ScalarValue)| {
+            let mut document = AutoCommit::new();
+            document.put(ROOT, path, value.clone()).unwrap();
+            document.commit_with(CommitOptions::default().with_message(r#"{"m": "git", "n": "node"}"#));
+            IncomingChange::parse(document.get_last_local_change().unwrap().raw_bytes()).is_ok()
+        };
+        for tokens in [1, 2, 60, MAX_LEVELS - 1] {
+            let deepest = leaf(tokens, MAX_LEVELS - tokens);
+            assert!(accepted(&deepest));
+            assert!(!accepted(&leaf(tokens, MAX_LEVELS - tokens + 1)));
+            let object = leaves::materialise(&[deepest].into());
+            // As one of a list.
+            let list = serde_json::json!({ "items": [object] });
+            let read: serde_json::Value = serde_json::from_str(&list.to_string()).unwrap();
+            assert_eq!(read, list);
+        }
+        for (tokens, fits) in [(MAX_LEVELS, true), (MAX_LEVELS + 1, false)] {
+            assert_eq!(accepted(&(leaf(tokens, 0).0, ScalarValue::Int(1))), fits);
+        }
+        // What is written here is far below: depth, and a group's token and map.
+        const { assert!(leaves::MAX_DEPTH + 2 < MAX_LEVELS) }
     }
 }

@@ -10,11 +10,11 @@ use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
-use crate::compaction::LONG;
+use crate::compaction::{self, HEAVY_BYTES, LONG};
 use crate::digest::Digests;
 use crate::frame::Header;
 use crate::incarnation::{Incarnation, Tombstone, Uids};
-use crate::leaves::compact_map;
+use crate::leaves::{self, compact_map};
 use crate::packed::{Packed, Recent};
 use crate::quarantine::Quarantine;
 use crate::record::{Record, Stored};
@@ -103,6 +103,16 @@ impl Written {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Going(u64);
 
+/// Whether other nodes are in reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Company {
+    None,
+    /// They are said to be, and none has said yet where it stands: this node may have to catch up. Whoever had what is created
+    /// until then would have been sent it, which is noted before; so it can be stamped as when alone.
+    Unheard,
+    Met,
+}
+
 /// What the stamps of a change depend on.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Stance {
@@ -145,7 +155,13 @@ impl Change {
     pub(crate) fn is_long(&self) -> bool {
         match self {
             Change::Put { stored, .. } => {
-                stored.record.changes >= LONG && stored.record.changes.is_multiple_of(LONG / 2)
+                let record = &stored.record;
+                // The object is written out only where it can matter.
+                let is_heavy = || {
+                    record.document.len() > HEAVY_BYTES
+                        && compaction::is_heavy(record, leaves::json(&*stored.object).len())
+                };
+                record.changes >= LONG && record.changes.is_multiple_of(LONG / 2) || is_heavy()
             }
             Change::Bury { .. } | Change::TakeAway { .. } | Change::Unbury { .. } | Change::Forget(_) => {
                 false
@@ -168,8 +184,7 @@ pub(crate) struct Index {
     going: Going,
     /// How often this node has begun to have contact; never zero.
     contact: u64,
-    /// No other node is in reach.
-    alone: bool,
+    company: Company,
     digests: Digests,
     watches: Watches,
     uids: Uids,
@@ -192,7 +207,7 @@ impl Index {
             target: None,
             going: Going::default(),
             contact: 1,
-            alone: false,
+            company: Company::Met,
             digests: Digests::default(),
             watches: Watches::new(counter),
             uids,
@@ -373,7 +388,10 @@ impl Index {
 
     /// Returns the stamp of a document that is created now.
     pub(crate) fn unsent(&self) -> u64 {
-        if self.alone { self.contact } else { 0 }
+        match self.company {
+            Company::None | Company::Unheard => self.contact,
+            Company::Met => 0,
+        }
     }
 
     /// Tells whether no other node can have a document.
@@ -401,6 +419,14 @@ impl Index {
             .iter()
             .filter(|(key, _)| self.entries.get(key).is_none_or(|entry| entry.record.is_none()));
         documents.chain(removed.map(|(key, tombstone)| (key, Some(*tombstone), None)))
+    }
+
+    /// Visits all documents, with the bytes of what is shown of each.
+    pub(crate) fn documents(&self) -> impl Iterator<Item = (&ObjectKey, &Arc<Record>, usize)> {
+        self.entries.iter().filter_map(|(key, entry)| {
+            let shown = entry.shown.as_ref().map_or(0, |(shown, _)| shown.bytes());
+            Some((key, entry.record.as_ref()?, shown))
+        })
     }
 
     /// Returns the incarnation of a namespace that something created in it now belongs to: its own, or, where it has
@@ -638,9 +664,25 @@ impl Index {
 
     /// Says whether other nodes are in reach. Alone, there is nobody to catch up with.
     pub(crate) fn set_alone(&mut self, alone: bool) {
-        self.alone = alone;
-        if alone {
-            self.set_target(None);
+        match (alone, self.company) {
+            (true, _) => {
+                self.company = Company::None;
+                self.set_target(None);
+            }
+            (false, Company::None) => self.company = Company::Unheard,
+            (false, Company::Unheard | Company::Met) => {}
+        }
+    }
+
+    /// Tells whether others are in reach of which nothing has been heard yet.
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.company == Company::Unheard
+    }
+
+    /// Says that where a peer stands is known here.
+    pub(crate) fn heard(&mut self) {
+        if self.is_unheard() {
+            self.company = Company::Met;
         }
     }
 

@@ -59,15 +59,17 @@ fn is_said_by_store(field: &str) -> bool {
     said && !meta::DELETION_FIELDS.contains(&field)
 }
 
+/// Counts the levels of a value: one for a scalar.
+fn depth(value: &Value) -> usize {
+    1 + match value {
+        Value::Object(map) => map.values().map(depth).max().unwrap_or(0),
+        Value::Array(list) => list.iter().map(depth).max().unwrap_or(0),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
+
 /// Says why an object cannot be stored, if it cannot.
 pub(crate) fn check_limits(object: &Object) -> Result<(), String> {
-    fn depth(value: &Value) -> usize {
-        1 + match value {
-            Value::Object(map) => map.values().map(depth).max().unwrap_or(0),
-            Value::Array(list) => list.iter().map(depth).max().unwrap_or(0),
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
-        }
-    }
     let deepest = object.0.values().map(depth).max().unwrap_or(0);
     if deepest > MAX_DEPTH {
         return Err(format!("nested {deepest} deep, at most {MAX_DEPTH} are stored"));
@@ -510,7 +512,8 @@ fn whole(value: &impl serde::Serialize) -> ScalarValue {
     ScalarValue::Bytes(json(&value))
 }
 
-fn json(value: &impl serde::Serialize) -> Vec<u8> {
+/// Writes what cannot fail to be written: maps with text keys.
+pub(crate) fn json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
@@ -572,6 +575,10 @@ pub(crate) fn check_leaf(leaf: &str, value: &ScalarValue) -> Result<(), &'static
         (Role::Presence | Role::Order, _) => false,
         (Role::Value, ScalarValue::Bytes(bytes)) => {
             let json: Result<Value, _> = serde_json::from_slice(bytes);
+            let levels = |json: &Value| leaf.split('/').count() + depth(json);
+            if json.as_ref().is_ok_and(|json| levels(json) > path::MAX_LEVELS) {
+                return Err("a value that is too deep for its path");
+            }
             json.is_ok_and(|json| json.is_object() || (json.is_array() && !is_group(leaf)))
         }
         (Role::Value, ScalarValue::F64(float)) => float.is_finite() && !is_group(leaf),
@@ -607,7 +614,7 @@ pub(crate) fn check_path(leaf: &str) -> Result<(), &'static str> {
     if leaf.len() > path::MAX_PATH_BYTES {
         return Err("a path that is too long");
     }
-    if leaf.split('/').count() > path::MAX_TOKENS {
+    if leaf.split('/').count() > path::MAX_LEVELS {
         return Err("a path that is too deep");
     }
     let mut tokens = leaf.split('/').peekable();

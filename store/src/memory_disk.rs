@@ -69,6 +69,14 @@ impl MemoryDisk {
         content.unsynced.iter().flatten().map(Write::bytes).sum()
     }
 
+    /// Returns how many records there are, and of how many bytes with their keys.
+    #[cfg(test)]
+    pub(crate) fn size(&self) -> (usize, usize) {
+        let content = self.content();
+        let bytes = |(key, value): (&Vec<u8>, &Vec<u8>)| key.len() + value.len();
+        (content.written.len(), content.written.iter().map(bytes).sum())
+    }
+
     /// Refuses writes for want of space, or takes them again.
     pub fn set_full(&self, full: bool) {
         self.content().full = full;

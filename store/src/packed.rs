@@ -61,7 +61,7 @@ impl Packed {
         if let Some(tree) = tree.upgrade() {
             return tree;
         }
-        // Our own JSON can be read.
+        // Our own JSON can be read: no leaf has more levels than `path::MAX_LEVELS`.
         let object: Arc<Object> = Arc::new(serde_json::from_slice(&self.json).unwrap_or_default());
         *tree = Arc::downgrade(&object);
         self.recent.keep(object.clone());

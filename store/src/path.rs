@@ -14,8 +14,10 @@ use std::borrow::Cow;
 
 /// The longest path: sixteen times the longest label key, with room for depth.
 pub(crate) const MAX_PATH_BYTES: usize = 8 * 1024;
-/// The deepest path. Objects are at most [`crate::leaves::MAX_DEPTH`] deep, and a list level takes two tokens.
-pub(crate) const MAX_TOKENS: usize = 160;
+/// The most levels of a leaf: the tokens of its path, each in a map or a list of the object, and the levels of its value where
+/// that is JSON. What is written here has [`crate::leaves::MAX_DEPTH`] and two for a group at most. Objects are kept as
+/// JSON, of which `serde_json` reads 127 levels; a list of objects takes two of them.
+pub(crate) const MAX_LEVELS: usize = 120;
 
 /// The register group of all fields that cannot change after creation.
 pub(crate) const IMMUTABLE: &str = "{immutable}";

@@ -374,8 +374,8 @@ impl Store {
         self.shared.index().header().floor
     }
 
-    /// Says whether no other node is in reach, from which on what is created here is known to be nowhere else. A store begins
-    /// with others in reach.
+    /// Says whether no other node is in reach, from which on what is created here is known to be nowhere else: until a frame of
+    /// another comes after some are in reach again. A store begins with others in reach.
     pub fn set_alone(&self, alone: bool) {
         self.shared.index_mut().set_alone(alone);
         if alone {

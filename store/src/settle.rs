@@ -56,12 +56,17 @@ impl Index {
 impl Store {
     /// Takes in where a peer stands; what it is sent next says that this node knows.
     pub(crate) async fn meet(&self, theirs: Header) -> Result<(), SyncError> {
-        let is_news = {
+        let (is_news, is_first) = {
             let index = self.shared.index();
-            theirs.round > index.round() || theirs.floor > index.bar()
+            let is_news = theirs.round > index.round() || theirs.floor > index.bar();
+            (is_news, index.is_unheard())
         };
         if is_news {
             self.register(Registration::Meet(theirs)).await?;
+        }
+        if is_first {
+            // Not before: what is created until this node takes no writes any more would be taken away again.
+            self.shared.index_mut().heard();
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ fn changes(store: &Store, key: &ObjectKey) -> u64 {
     store.shared.index().record(key).unwrap().changes
 }
 
-fn bytes(store: &Store, key: &ObjectKey) -> usize {
+fn bytes_of(store: &Store, key: &ObjectKey) -> usize {
     store.shared.index().record(key).unwrap().document.len()
 }
 
@@ -82,7 +82,7 @@ async fn changes_without_end_stay_small() {
     a.create(deployment("web"), author("x")).await.unwrap();
     let key = key_of(&deployment("web"));
     exchange(&a, &b).await;
-    let first = bytes(&a, &key);
+    let first = bytes_of(&a, &key);
     let mut largest = 0;
     for number in 1..=CHANGES {
         edit(&a, &key, |object| {
@@ -100,7 +100,7 @@ async fn changes_without_end_stay_small() {
         largest = largest.max(changes(&a, &key));
     }
     assert!(largest <= 40, "{largest} changes");
-    let last = bytes(&a, &key);
+    let last = bytes_of(&a, &key);
     assert!(last < 4 * first, "{last} bytes, {first} at first");
     assert_eq!(shown(&a, &key), shown(&b, &key));
     assert_eq!(
@@ -111,6 +111,55 @@ async fn changes_without_end_stay_small() {
 }
 
 #[tokio::test]
+/// Text that cannot be made smaller: of each byte six bits are random.
+fn incompressible(bytes: usize, seed: u64) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let letters = (0..bytes).map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(LETTERS[(state >> 32) as usize % LETTERS.len()])
+    });
+    letters.collect()
+}
+
+#[tokio::test]
+async fn a_history_is_long_also_by_its_bytes() {
+    const LARGE: usize = 288 << 10;
+    let (a, b) = (store("a"), store("b"));
+    let key = key_of(&deployment("web"));
+    a.create(deployment("web"), author("x")).await.unwrap();
+    let (mut largest, mut squashes) = (0, 0);
+    for number in 1..=12 {
+        let text = incompressible(LARGE, number);
+        edit(&a, &key, |object| {
+            object.set(&["metadata", "annotations", "large"], text.as_str());
+        })
+        .await;
+        exchange(&a, &b).await;
+        largest = largest.max(bytes_of(&a, &key));
+        let is_woken = tokio::time::timeout(std::time::Duration::ZERO, a.long_histories().notified()).await;
+        // Whoever proposes, it is the same.
+        let heads = |store: &Store| store.propose().map(|proposal| proposal.frame());
+        assert_eq!(heads(&a), heads(&b));
+        if squash(&[&a, &b], number as usize % 2, &[true; 2], LONG, 32).await > 0 {
+            squashes += 1;
+            assert!(is_woken.is_ok());
+            exchange(&a, &b).await;
+        }
+        assert_eq!(shown(&a, &key), shown(&b, &key));
+        assert!(a.propose().is_none(), "what was squashed is not squashed again");
+    }
+    assert!(largest <= 5 * LARGE, "{largest} bytes: four objects and one more");
+    assert!((2..=5).contains(&squashes), "{squashes} squashes");
+    let last = changes(&a, &key);
+    assert!(
+        (3..=7).contains(&last),
+        "{last} changes, of which the last two are always kept"
+    );
+}
+
 async fn who_was_away_brings_what_it_alone_has_and_brings_nothing_back() {
     let (a, b, c) = (store("a"), store("b"), store("c"));
     a.create(deployment("web"), author("x")).await.unwrap();

@@ -1,5 +1,6 @@
 //! Tests of the whole store through its interface, on disks in memory unless a file says otherwise.
 
+mod bounds;
 mod compaction;
 mod crash;
 mod durability;

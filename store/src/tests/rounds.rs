@@ -286,6 +286,33 @@ async fn what_nobody_else_can_have_had_is_created_again_and_the_rest_is_set_asid
 }
 
 #[tokio::test]
+async fn what_is_created_before_the_first_word_of_others_is_created_again() {
+    let (mut nodes, views) = three(&["a"]).await;
+    remove(&nodes.stores[0], &views[0].key).await;
+    nodes.exchange(0, 1).await;
+    let third = nodes.stores[2].clone();
+    third.set_alone(true);
+    assert!(nodes.close_and_tell(0, &FIRST_TWO, 1).await);
+    third.set_alone(false);
+    let early = create(&third, "early").await;
+    assert!(nodes.pushes[2].try_recv().is_err(), "nobody has it");
+    // That others are in reach is said again and again.
+    third.set_alone(false);
+    let later = create(&third, "later").await;
+    nodes.exchange(2, 0).await;
+    nodes.exchange_all().await;
+    nodes.assert_equal();
+    for lost in [early, later] {
+        let again = nodes.stores[1].get(&lost.key).expect("created again");
+        assert_ne!(again.object.uid(), lost.object.uid());
+    }
+    assert!(third.rescued().is_empty());
+    // From then on what is created is pushed at once.
+    create(&third, "after").await;
+    assert!(nodes.pushes[2].try_recv().is_ok());
+}
+
+#[tokio::test]
 async fn what_was_sent_to_anybody_is_not_created_again() {
     let (mut nodes, views) = three(&["a"]).await;
     nodes.stores[2].set_alone(true);
