@@ -414,7 +414,7 @@ fn a_node_that_leaves_leaves_nothing_behind() {
     std::fs::rename(path.join("cluster.json"), path.join("kept")).unwrap();
     let key = std::fs::read_to_string(path.join("encryption.key")).unwrap();
     cluster.start(2, &[]);
-    assert_eq!(cluster.wait_ended(2), 1);
+    assert_eq!(cluster.wait_ended(2), Some(1));
     let log = std::fs::read_to_string(cluster.log(2)).unwrap();
     assert!(log.contains("no cluster.json"), "{log}");
     let key_now = std::fs::read_to_string(path.join("encryption.key")).unwrap();

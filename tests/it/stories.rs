@@ -644,7 +644,7 @@ fn wait_lost_node(cluster: &Cluster, lost: &str) -> Vec<(String, String)> {
 #[test]
 fn both_sides_of_a_partition_accept_and_merge() {
     needs_hosts!();
-    let mut cluster = Cluster::with_agents(3);
+    let cluster = Cluster::with_agents(3);
     cluster.apply(1, &web(3, "1", HELLO));
     wait_ready(&cluster, 1, "app=web", 3);
     let conflicts = [(1, 3), (3, 1)];
