@@ -6,8 +6,13 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 
 # Simulated histories of the store, of 500 operations or more each; about 2 min on two cores.
 STORE_SEEDS ?= 200
+# Changes of one object, and objects of one name made and removed, in the tests of the store's bounds.
+STORE_ROUNDS ?= 10000
+# Cases of each property of histories of the store, and where they begin: other ones each time.
+STORE_CASES ?= 512
+STORE_CASES_SEED := $(or $(STORE_CASES_SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
-.PHONY: demo test test-all bench bench-others fuzz build install-packages lint doc unit cluster clean
+.PHONY: demo test test-all properties bench bench-others fuzz build install-packages lint doc unit cluster clean
 
 ## Shows the main job on this machine's own Podman. ONESHOT=1: stops by itself.
 demo:
@@ -16,11 +21,20 @@ demo:
 ## What a contributor runs before sending a change.
 test: install-packages lint doc unit cluster
 
-## The same, and the long suites: another simulated history, and the stories with the programs that ship.
+## The same, and the long suites: other histories and 10,000 rounds of the store, another simulated history, and the stories with the programs that ship.
 test-all: test build
 	SEED=3 $(CARGO) test --locked -p reconcilers --test simulation
+	STORE_ROUNDS=$(STORE_ROUNDS) $(CARGO) test --locked --release -p store --lib -- --nocapture tests::bounds
+	$(MAKE) properties
 	FIRST_SEED=1000 SEEDS=$(STORE_SEEDS) $(CARGO) test --locked --release -p store --lib -- --nocapture simulation::what
 	PODMAN_SWARM_BIN="$(CURDIR)/target/release" TORTURE_SECONDS=120 $(MAKE) cluster
+
+## Properties of histories of the store, with cases that nobody has seen; STORE_CASES_SEED=n takes those of a run that failed.
+properties:
+	@echo "PROPTEST_RNG_SEED=$(STORE_CASES_SEED) PROPTEST_CASES=$(STORE_CASES)"
+	PROPTEST_RNG_SEED=$(STORE_CASES_SEED) PROPTEST_CASES=$(STORE_CASES) $(CARGO) test --locked --release -p store --lib -- \
+	    replicas_that_talk_become_equal edits_of_different_fields_survive squashes_lose_no_write no_edit_disappears \
+	    nothing_comes_back_and_nothing_is_lost what_an_apply_names_outlives_its_removal_elsewhere
 
 build:
 	$(CARGO) build --locked --release

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use schemas::selector::LabelSelector;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::json;
-use store::{Author, NodeId, OpenOptions, Precondition, Store, WatchScope, WriteError};
+use store::{Author, NodeId, OpenOptions, Precondition, Store, WatchEvent, WatchScope, WriteError};
 use tokio::task::JoinSet;
 
 const OBJECTS: usize = 10_000;
@@ -120,6 +121,8 @@ enum Watchers {
     OfAnotherKind,
     OfAnotherNamespace,
     OfAnotherName,
+    /// The store tells them, and they leave it out, as the API does for a `labelSelector`.
+    OfOtherLabels,
     Matching,
     /// They match and never read.
     Stuck,
@@ -132,6 +135,7 @@ impl Watchers {
             Self::OfAnotherKind => "1,000 of another kind",
             Self::OfAnotherNamespace => "1,000 of other namespaces",
             Self::OfAnotherName => "1,000 of other names",
+            Self::OfOtherLabels => "1,000 of other labels",
             Self::Matching => "1,000 that match",
             Self::Stuck => "1,000 that match and never read",
         }
@@ -141,7 +145,9 @@ impl Watchers {
         let (kind, namespace) = match self {
             Self::OfAnotherKind => (Kind::Service, None),
             Self::OfAnotherNamespace => (Kind::Pod, Some(1 + number % (NAMESPACES - 1))),
-            Self::None | Self::OfAnotherName | Self::Matching | Self::Stuck => (Kind::Pod, Some(0)),
+            Self::None | Self::OfAnotherName | Self::OfOtherLabels | Self::Matching | Self::Stuck => {
+                (Kind::Pod, Some(0))
+            }
         };
         WatchScope {
             kinds: vec![kind],
@@ -163,6 +169,7 @@ async fn main() {
         Watchers::OfAnotherKind,
         Watchers::OfAnotherNamespace,
         Watchers::OfAnotherName,
+        Watchers::OfOtherLabels,
         Watchers::Matching,
         Watchers::Stuck,
     ];
@@ -185,9 +192,21 @@ async fn main() {
                 continue;
             }
             let told = told.clone();
+            let selector = match watchers {
+                Watchers::OfOtherLabels => LabelSelector::parse("app=other,tier!=front").unwrap(),
+                _ => LabelSelector::default(),
+            };
             reading.spawn(async move {
-                while changes.recv().await.is_some() {
-                    told.fetch_add(1, Ordering::Relaxed);
+                while let Some(change) = changes.recv().await {
+                    let (view, previous) = match change {
+                        WatchEvent::Put { view, previous } => (view, previous),
+                        WatchEvent::Deleted { view } => (view, None),
+                    };
+                    // Both: an object may cease to match.
+                    let selects = |object: &Object| selector.matches_object(object);
+                    if selects(&view.object) || previous.is_some_and(|previous| selects(&previous)) {
+                        told.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
             });
         }

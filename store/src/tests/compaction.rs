@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use schemas::Kind;
 
+use super::generated::{any_kind, placed, small_object};
 use super::properties::cases;
 use super::*;
 use crate::compaction::{LONG, PROPOSED_MAX};
@@ -110,7 +111,6 @@ async fn changes_without_end_stay_small() {
     );
 }
 
-#[tokio::test]
 /// Text that cannot be made smaller: of each byte six bits are random.
 fn incompressible(bytes: usize, seed: u64) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -160,6 +160,7 @@ async fn a_history_is_long_also_by_its_bytes() {
     );
 }
 
+#[tokio::test]
 async fn who_was_away_brings_what_it_alone_has_and_brings_nothing_back() {
     let (a, b, c) = (store("a"), store("b"), store("c"));
     a.create(deployment("web"), author("x")).await.unwrap();
@@ -392,7 +393,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-async fn own_fields_survive(count: usize, steps: Vec<Step>) {
+async fn own_fields_survive(kind: Kind, object: Object, count: usize, steps: Vec<Step>) {
     let disks: Vec<MemoryDisk> = (0..count).map(|_| MemoryDisk::default()).collect();
     let open = |at: usize, disk: &MemoryDisk| {
         Store::open_in_memory(disk.clone(), options(&format!("node{at}"))).unwrap()
@@ -403,11 +404,13 @@ async fn own_fields_survive(count: usize, steps: Vec<Step>) {
         .enumerate()
         .map(|(at, disk)| open(at, disk))
         .collect();
-    stores[0].create(deployment("web"), author("x")).await.unwrap();
+    let key = ObjectKey::new(kind, "default", "web");
+    let mut object = placed(&key, &object);
+    object.set(&["metadata", "labels"], json!({"app": "web"}));
+    stores[0].create(object.clone(), author("x")).await.unwrap();
     for at in 1..count {
         exchange(&stores[0], &stores[at]).await;
     }
-    let key = key_of(&deployment("web"));
     let mut written: BTreeMap<usize, u8> = BTreeMap::new();
     for step in steps {
         match step {
@@ -441,25 +444,28 @@ async fn own_fields_survive(count: usize, steps: Vec<Step>) {
             }
         }
     }
-    let mut expected = json!({"app": "web"});
     for (at, value) in written {
-        expected[format!("n{at}")] = value.to_string().into();
+        label(&mut object, &format!("n{at}"), &value.to_string());
     }
     for store in &stores {
         assert_eq!(store.digest(), stores[0].digest());
-        assert_eq!(shown(store, &key).2["metadata"]["labels"], expected);
+        assert_eq!(shown(store, &key).2, plain(&object));
         assert_eq!(shown(store, &key), shown(&stores[0], &key));
-        assert_eq!(store.list(Kind::Deployment, None).items.len(), 1);
+        assert_eq!(store.list(kind, None).items.len(), 1);
     }
 }
 
 proptest! {
-    #![proptest_config(cases(32))]
+    #![proptest_config(cases(16))]
 
     /// Whoever squashes when, and with whom: the last value that a node wrote into a field of its own stays.
     #[test]
-    fn squashes_lose_no_write(count in 2..5_usize, steps in prop::collection::vec(step(), 1..80)) {
+    fn squashes_lose_no_write(
+        (kind, object) in any_kind().prop_flat_map(|kind| (Just(kind), small_object(kind))),
+        count in 2..5_usize,
+        steps in prop::collection::vec(step(), 1..80)
+    ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(own_fields_survive(count, steps));
+        runtime.block_on(own_fields_survive(kind, object, count, steps));
     }
 }

@@ -3,7 +3,9 @@
 mod bounds;
 mod compaction;
 mod crash;
+mod disjoint;
 mod durability;
+mod generated;
 mod history;
 mod properties;
 mod quarantine;
