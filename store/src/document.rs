@@ -190,7 +190,8 @@ impl Document {
         contents
     }
 
-    fn presence(&self, key: &str) -> Option<ScalarValue> {
+    /// Returns the presence that decides among those written at once.
+    pub(crate) fn presence(&self, key: &str) -> Option<ScalarValue> {
         let all = self.automerge.get_all(&ROOT, key).ok()?;
         decided_presence(all.into_iter().map(|(value, _)| value))
     }

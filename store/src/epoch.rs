@@ -9,12 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use automerge::legacy::{Key, OpType};
-use automerge::{ActorId, Change, ChangeHash};
+use automerge::{ActorId, Change, ChangeHash, ScalarValue};
 use schemas::{Kind, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::document::{BadBytes, CREATED, CREATOR, ChangeAuthor, Contents, Document, NAMESPACE};
+use crate::document::{
+    BadBytes, CREATED, CREATOR, ChangeAuthor, Contents, Document, NAMESPACE, decided_presence,
+};
 use crate::incoming::IncomingChange;
 use crate::leaves::{self, Leaves};
 use crate::owners::{Owner, Owners};
@@ -292,11 +294,11 @@ impl Document {
             mut owners,
             birth,
         } = contents;
-        let text = |text: String| automerge::ScalarValue::Str(text.into());
+        let text = |text: String| ScalarValue::Str(text.into());
         if let Some(creator) = one_creator(&mut owners, &leaves) {
             self.put(CREATOR, text(creator.to_text()))?;
         }
-        self.put(CREATED, automerge::ScalarValue::Int(birth.unix_seconds))?;
+        self.put(CREATED, ScalarValue::Int(birth.unix_seconds))?;
         if let Some(namespace) = birth.namespace {
             self.put(NAMESPACE, text(namespace.to_string()))?;
         }
@@ -311,6 +313,16 @@ impl Document {
             self.put(&path, value)?;
         }
         Ok(())
+    }
+
+    /// Tells whether the presence of an element that is here wins over one that was written at the same time, as it would
+    /// have without a squash.
+    fn outdates(&self, key: &str, value: &ScalarValue) -> bool {
+        let held = self.presence(key).filter(|_| path::role(key) == Role::Presence);
+        held.is_some_and(|held| {
+            let both = [&held, value].map(|value| automerge::Value::from(value.clone()));
+            decided_presence(both.into_iter()) == Some(held)
+        })
     }
 
     /// Makes a change like one of another epoch, built on `causes`, which are here; None if nothing is left of it.
@@ -339,6 +351,8 @@ impl Document {
                 return Err(BadBytes("an operation outside the flat map".to_owned()));
             };
             match operation.action {
+                // What the loser left is taken away by whoever writes next: shown again, it would be an element without a name.
+                OpType::Put(value) if self.outdates(key, &value) => {}
                 OpType::Put(value) => self.put(key, value)?,
                 OpType::Delete => self.delete(key)?,
                 OpType::Make(_) | OpType::Increment(_) | OpType::MarkBegin(..) | OpType::MarkEnd(_) => {
@@ -367,9 +381,8 @@ fn one_creator(owners: &mut Owners, leaves: &Leaves) -> Option<Owner> {
 
 /// Leaves out what is remembered of elements that were removed.
 fn without_removed(leaves: Leaves) -> Leaves {
-    let is_shown = |path: &String, value: &automerge::ScalarValue| {
-        let is_removed =
-            path::role(path) == Role::Presence && matches!(value, automerge::ScalarValue::Int(..=0));
+    let is_shown = |path: &String, value: &ScalarValue| {
+        let is_removed = path::role(path) == Role::Presence && matches!(value, ScalarValue::Int(..=0));
         !is_removed && leaves::within_live_elements(path, &leaves)
     };
     let shown = leaves.iter().filter(|(path, value)| is_shown(path, value));

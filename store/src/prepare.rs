@@ -242,15 +242,9 @@ impl Shared {
         let mut prepared = self.burial(key, removed, true);
         // What who decided that it goes has not seen is lost here, too.
         if let (Some(document), Some(edits)) = (document, edits) {
-            self.set_aside(
-                &mut prepared,
-                key,
-                &record,
-                &document,
-                Lost::Deleted,
-                edits.unseen(),
-            )
-            .map_err(|error| internal(key, error))?;
+            let lost = (Lost::Deleted, edits.unseen());
+            self.set_aside(&mut prepared, key, &record, &document, lost)
+                .map_err(|error| internal(key, error))?;
         }
         Ok(prepared)
     }

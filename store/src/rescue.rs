@@ -260,7 +260,9 @@ impl From<String> for Sight {
 
 /// The namespace that was looked at last, and what its marks say was in it: mostly the next object is of the same one.
 #[derive(Default)]
-pub(crate) struct LastSight(Mutex<Option<(Arc<Record>, Option<Arc<Sight>>)>>);
+pub(crate) struct LastSight(Mutex<Option<Looked>>);
+
+type Looked = (Arc<Record>, Option<Arc<Sight>>);
 
 /// An edit of a user, or a base that may stand for some.
 struct Edit {
@@ -518,7 +520,7 @@ impl Shared {
         // What could be seen may be known here, too.
         let is_known = seen_by_deleter != UNSEEN && edits.seen == seen_by_deleter;
         let lost = if is_known { edits.unseen() } else { edits.last };
-        self.set_aside(prepared, key, record, &document, why, lost)
+        self.set_aside(prepared, key, record, &document, (why, lost))
     }
 
     /// Sets aside what a document holds, if one of these edits came through this node.
@@ -528,8 +530,7 @@ impl Shared {
         key: &ObjectKey,
         record: &Record,
         document: &Document,
-        why: Lost,
-        lost: LastEdits,
+        (why, lost): (Lost, LastEdits),
     ) -> Result<(), BadBytes> {
         // Of who has left the cluster, everybody does it: rather too often than never.
         let is_ours = |edit: &Edit| edit.author.node == self.node || self.has_left(&edit.author.node);

@@ -207,6 +207,43 @@ async fn who_was_away_brings_what_it_alone_has_and_brings_nothing_back() {
 }
 
 #[tokio::test]
+async fn a_squash_shows_the_element_that_had_won() {
+    let (a, b) = (store("a"), store("b"));
+    a.create(deployment("web"), author("x")).await.unwrap();
+    let key = key_of(&deployment("web"));
+    exchange(&a, &b).await;
+    let remove_and_add = async |store: &Store, image: &str| {
+        edit(store, &key, |object| {
+            containers(object).remove(1);
+        })
+        .await;
+        edit(store, &key, |object| {
+            containers(object).push(json!({"name": "log", "image": image}));
+        })
+        .await;
+    };
+    // Added more often on one side, which therefore wins.
+    remove_and_add(&b, "log:b").await;
+    remove_and_add(&a, "log:a1").await;
+    remove_and_add(&a, "log:a2").await;
+    exchange(&a, &b).await;
+    // Takes away what is left of the other's.
+    edit(&a, &key, |object| label(object, "a", "1")).await;
+    exchange(&a, &b).await;
+    let (_, _, before) = shown(&a, &key);
+    assert_eq!(
+        before["spec"]["template"]["spec"]["containers"][1]["image"],
+        "log:a2"
+    );
+    // Up to where that had seen nothing of the other's.
+    assert_eq!(squash(&[&a, &b], 0, &[true; 2], 4, 3).await, 1);
+    exchange(&a, &b).await;
+    for one in [&a, &b] {
+        assert_eq!(shown(one, &key).2, before);
+    }
+}
+
+#[tokio::test]
 async fn a_minority_and_who_lacks_something_stop_a_squash() {
     let (a, b, c) = (store("a"), store("b"), store("c"));
     a.create(deployment("web"), author("x")).await.unwrap();

@@ -78,20 +78,24 @@ impl World {
             );
         }
         if let Some(agent) = &mut self.nodes[node].agent {
-            agent.asking = Some(Asking {
+            let sort = std::mem::discriminant(&what);
+            agent
+                .asking
+                .retain(|asking| std::mem::discriminant(&asking.what) != sort);
+            agent.asking.push(Asking {
                 number,
                 what,
                 silent: peers,
             });
         }
-        self.act_if_agreed(node);
+        self.act_if_agreed(node, number);
     }
 
     pub(super) fn agreed(&mut self, node: usize, peer: usize, number: u64, answer: &[u8]) {
         let Some(agent) = &mut self.nodes[node].agent else {
             return;
         };
-        if let Some(asking) = agent.asking.as_mut().filter(|asking| asking.number == number)
+        if let Some(asking) = agent.asking.iter_mut().find(|asking| asking.number == number)
             && let Some(at) = asking.silent.iter().position(|silent| *silent == peer)
         {
             asking.silent.remove(at);
@@ -99,15 +103,16 @@ impl World {
                 Asked::Squash { proposal, .. } => proposal.answered(answer),
                 Asked::Close(closing) => closing.answered(answer),
             }
-            self.act_if_agreed(node);
+            self.act_if_agreed(node, number);
         }
     }
 
-    fn act_if_agreed(&mut self, node: usize) {
+    fn act_if_agreed(&mut self, node: usize, number: u64) {
         let Some(agent) = &mut self.nodes[node].agent else {
             return;
         };
-        let Some(asking) = agent.asking.take_if(|asking| asking.silent.is_empty()) else {
+        let is_agreed = |asking: &mut Asking| asking.number == number && asking.silent.is_empty();
+        let Some(asking) = agent.asking.extract_if(.., is_agreed).next() else {
             return;
         };
         let store = agent.store.clone();

@@ -4,7 +4,7 @@
 //! users were told may be untrue (`model.rs`).
 //!
 //! A seed decides everything: a failing one is printed, and `SEED=n cargo test -p store simulation -- --nocapture` replays it
-//! and tells what happened. `SEEDS=n` runs so many, `FIRST_SEED=n` others.
+//! and tells what happened. `SEEDS=n` runs so many, `FIRST_SEED=n` others; the run ends when `FAILURES=n` of them have failed.
 //!
 //! Read `world.rs` first; then `operations.rs` for what users do, `trouble.rs` for what goes wrong, `model.rs` for what is
 //! allowed.
@@ -34,11 +34,12 @@ const OPERATIONS: usize = 500;
 /// Every so many seeds one has many nodes.
 const LARGE_EVERY: u64 = 100;
 const LARGE_NODES: u64 = 50;
-/// After so many that fail a run ends.
-const FAILURES: usize = 5;
+/// After so many that fail a run ends, without `FAILURES`.
+const FAILURES: u64 = 5;
 /// What must have happened in every run of this many seeds or more.
 const COUNTED_FROM: u64 = 20;
-const MUST_HAPPEN: [&str; 27] = [
+const MUST_HAPPEN: [&str; 30] = [
+    "changes of earlier epochs delivered",
     "conditional writes",
     "conditional writes refused",
     "conflicts told",
@@ -52,6 +53,7 @@ const MUST_HAPPEN: [&str; 27] = [
     "joins",
     "messages doubled",
     "messages lost",
+    "nodes away from squashes",
     "nodes removed",
     "objects of removed namespaces collected",
     "operations",
@@ -60,6 +62,7 @@ const MUST_HAPPEN: [&str; 27] = [
     "rescued by stale nodes",
     "rescued from deletions",
     "rounds closed",
+    "seeds with clocks that drifted apart",
     "stale catch-ups",
     "tombstones dropped",
     "torn writes",
@@ -131,6 +134,7 @@ fn what_users_were_told_stays_true() {
     let began = Instant::now();
     let first = number("FIRST_SEED").unwrap_or_default();
     let seeds = number("SEEDS").unwrap_or(SEEDS);
+    let failures_max = number("FAILURES").unwrap_or(FAILURES);
     let next = AtomicU64::new(first);
     let totals = Mutex::new(Counters::default());
     let failures = Mutex::new(Vec::new());
@@ -140,7 +144,7 @@ fn what_users_were_told_stays_true() {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + seeds || failures.lock().unwrap().len() >= FAILURES {
+                    if seed >= first + seeds || failures.lock().unwrap().len() as u64 >= failures_max {
                         return;
                     }
                     let Run { result, counters, .. } = run(seed, false);

@@ -248,6 +248,43 @@ impl Model {
         }
     }
 
+    /// Judges what one replica shows of an object, which holds these writes: no value that one of them has replaced.
+    pub(super) fn judge_replica(
+        &self,
+        key: &ObjectKey,
+        uid: &str,
+        held: &Seen,
+        fields: &BTreeMap<String, u64>,
+    ) -> Result<(), String> {
+        let history = self.objects.get(&(key.clone(), uid.to_owned()));
+        let writes = || history.into_iter().flat_map(|history| &history.writes);
+        for (field, value) in fields {
+            if *value == 0 {
+                return Err(format!("{field} is torn"));
+            }
+            let says_so = |written: &&Written| {
+                let effect = written.effects.get(field);
+                effect.is_some_and(|effect| effect.value() == Some(*value))
+            };
+            let Some(by) = writes().find(says_so) else {
+                continue;
+            };
+            let replaces = |later: &&Written| {
+                // What nobody answered happened only where it is named itself.
+                let last = held.get(&later.node).copied().unwrap_or_default();
+                let is_held = last == later.stamp || later.is_acknowledged && last > later.stamp;
+                is_held
+                    && later.effects.contains_key(field)
+                    && !std::ptr::eq(*later, by)
+                    && later.has_seen(by)
+            };
+            if let Some(later) = writes().find(replaces) {
+                return Err(format!("{field} is {value} again, of {by:?}, after {later:?}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Judges what all replicas show in the end.
     pub(super) fn judge(&self, shown: &BTreeMap<ObjectKey, Shown>) -> Result<(), String> {
         for ((key, uid), history) in &self.objects {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use schemas::ObjectKey;
 use tokio::sync::broadcast;
 
-use super::model::Written;
+use super::model::{Seen, Written};
 use crate::commit::Committer;
 use crate::epoch::Epoch;
 use crate::incarnation::{Incarnation, Tombstone};
@@ -82,7 +82,7 @@ pub(super) struct Task {
     pub(super) purpose: Purpose,
 }
 
-/// A proposal that was sent and is being answered.
+/// A proposal that was sent and is being answered. A node has one of each sort at a time.
 pub(super) struct Asking {
     pub(super) number: u64,
     pub(super) what: Asked,
@@ -113,7 +113,7 @@ pub(super) struct Agent {
     pub(super) tasks: Vec<Task>,
     pub(super) is_commit_due: bool,
     pub(super) fate: Fate,
-    pub(super) asking: Option<Asking>,
+    pub(super) asking: Vec<Asking>,
     /// As it was when it was last looked at.
     pub(super) standing: Standing,
 }
@@ -130,6 +130,12 @@ pub(super) enum Acknowledged {
 pub(super) struct Watched {
     pub(super) live: Option<(Incarnation, Epoch)>,
     pub(super) removed: Option<Tombstone>,
+    /// When it was looked at last.
+    pub(super) look: u64,
+    /// Of the document that `live` tells of.
+    pub(super) heads: Vec<[u8; 32]>,
+    /// Which writes it held, and with which uid.
+    pub(super) held: (String, Seen),
     /// The highest incarnation that was removed: none up to it comes back.
     pub(super) buried: Option<Incarnation>,
     /// Those that went. Without a tombstone: another comes in their place, which may be of an earlier round.
@@ -189,7 +195,7 @@ impl Node {
             tasks: Vec::new(),
             is_commit_due: false,
             fate: Fate::Well,
-            asking: None,
+            asking: Vec::new(),
             standing: Standing::default(),
         });
         Ok(())
@@ -204,7 +210,12 @@ impl Node {
 
     pub(super) fn unix_seconds(&self, now_ms: u64) -> i64 {
         let now_ms = i64::try_from(now_ms).unwrap_or(i64::MAX);
-        1_700_000_000 + self.clock_ahead_s + (now_ms + now_ms * self.clock_drift_ppm / 1_000_000) / 1000
+        1_700_000_000 + self.clock_ahead_s + (now_ms + self.drifted_ms(now_ms)) / 1000
+    }
+
+    /// How far its clock has run away by itself.
+    pub(super) fn drifted_ms(&self, now_ms: i64) -> i64 {
+        now_ms * self.clock_drift_ppm / 1_000_000
     }
 }
 

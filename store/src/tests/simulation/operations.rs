@@ -14,7 +14,7 @@ use super::node::{Done, Executed, Intent, Node, Outcome, Purpose};
 use super::world::World;
 use crate::{Author, Precondition, Store, Via, View, WriteError};
 
-const NAMES: [&str; 3] = ["a", "b", "c"];
+pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
 const LABELS: [&str; 3] = ["x", "y", "z"];
 const CONTAINERS: [&str; 3] = ["web", "log", "aux"];
 /// A namespace that comes and goes.
@@ -144,11 +144,11 @@ impl World {
 
     fn pick_name(&mut self) -> ObjectKey {
         let namespace = if self.chance(0.25) { OTHER } else { "default" };
-        let name = NAMES[self.random.random_range(0..NAMES.len())];
+        let name = NAMES[self.random.random_range(0..self.weather.names)];
         ObjectKey::new(Kind::Deployment, namespace, name)
     }
 
-    fn pick_live(&mut self, store: &Store, kind: Kind) -> Option<View> {
+    pub(super) fn pick_live(&mut self, store: &Store, kind: Kind) -> Option<View> {
         let items = store.list(kind, None).items;
         items.choose(&mut self.random).cloned()
     }
@@ -181,7 +181,9 @@ impl World {
                 self.create(node, &key, None);
             }
             72..82 => {
-                if let Some(view) = self.pick_live(&store, Kind::Deployment) {
+                if let Some(view) = self.pick_live(&store, Kind::Deployment)
+                    && self.chance(self.weather.removals)
+                {
                     let resource_version = self.chance(0.5).then_some(view.revision);
                     self.remove(node, &view, resource_version, "admin");
                 }
@@ -215,6 +217,28 @@ impl World {
         }
     }
 
+    /// Somebody edits an object where it is there.
+    pub(super) fn edit_somewhere(&mut self, node: Option<usize>, key: &ObjectKey) {
+        let nodes: Vec<usize> = match node {
+            Some(node) => vec![node],
+            None => (0..self.nodes.len()).filter(|at| self.side[*at] == 0).collect(),
+        };
+        let views = nodes.into_iter().filter(|at| self.is_ready(*at));
+        let views: Vec<(usize, View)> = views
+            .filter_map(|at| Some((at, self.store(at)?.get(key)?)))
+            .collect();
+        if let Some((node, view)) = views.choose(&mut self.random).cloned() {
+            self.edit(node, &view, false);
+        }
+    }
+
+    /// Somebody has asked a store to write something.
+    fn asked(&mut self, what: &'static str) {
+        self.operations_left = self.operations_left.saturating_sub(1);
+        self.counters.bump("operations");
+        self.counters.bump(what);
+    }
+
     fn create(&mut self, node: usize, key: &ObjectKey, owner: Option<&View>) {
         let stamp = Node::draw(&self.nodes[node].stamp);
         let (mut object, effects) = new_object(key, node, stamp, &mut self.some());
@@ -242,7 +266,7 @@ impl World {
         agent.begin(Purpose::User(intent), async move {
             Outcome::User(store.create(object, author).await)
         });
-        self.counters.bump("creations asked for");
+        self.asked("creations asked for");
         self.go_on(node);
     }
 
@@ -290,7 +314,7 @@ impl World {
                 .await;
             Outcome::User(result)
         });
-        self.counters.bump("edits asked for");
+        self.asked("edits asked for");
         self.go_on(node);
     }
 
@@ -304,7 +328,7 @@ impl World {
         if let Some(agent) = &mut self.nodes[node].agent {
             agent.remove(view.key.clone(), uid, precondition, author);
         }
-        self.counters.bump("removals asked for");
+        self.asked("removals asked for");
         self.go_on(node);
     }
 

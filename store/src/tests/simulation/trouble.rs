@@ -13,6 +13,8 @@ use crate::epoch::Epoch;
 use crate::tests::author;
 use crate::{CommitError, OpenError, Precondition};
 
+/// How long a node is away while the others squash.
+const AWAY_MS: std::ops::Range<u64> = 400..1600;
 /// Rounds of exchanges after which all must be equal.
 const SETTLE_ROUNDS: usize = 12;
 
@@ -25,7 +27,8 @@ impl World {
         };
         let ms = self.random.random_range(200..4000);
         match self.random.random_range(0..100) {
-            0..25 => {
+            0..20 if self.now_ms < self.away_until_ms => {}
+            0..20 => {
                 self.counters.bump("partitions");
                 // Alone, or in groups.
                 let sides = self.random.random_range(1..4);
@@ -39,7 +42,7 @@ impl World {
                 self.note(|| format!("partition {sides:?}"));
                 self.after(2 * ms, Event::Heal);
             }
-            25..60 => {
+            20..48 => {
                 let fate = match self.random.random_range(0..3) {
                     0 => Fate::Well,
                     1 => Fate::CutInSync,
@@ -52,28 +55,85 @@ impl World {
                     (None, _) => {}
                 }
             }
-            60..66 => {
+            48..53 => {
                 // It goes on with what it has in memory until somebody restarts it.
                 self.counters.bump("failing disks");
                 self.nodes[node].disk.set_failing(true);
                 self.note(|| format!("node {node} has a failing disk"));
                 self.after(ms, Event::Restart { node });
             }
-            66..80 => {
+            53..63 => {
                 self.counters.bump("full disks");
                 self.nodes[node].disk.set_full(true);
                 self.note(|| format!("node {node} has a full disk"));
                 self.after(ms, Event::Room { node });
             }
-            80..90 => {
+            63..73 => {
                 self.counters.bump("clock jumps");
                 self.nodes[node].clock_ahead_s += [-3600, 3600]
                     .choose(&mut self.random)
                     .copied()
                     .unwrap_or_default();
             }
+            73..90 => self.be_away(node),
             90..95 => self.join(),
             _ => self.retire(node),
+        }
+    }
+
+    /// A node is alone for a while in which the others edit an object and squash its history, and it is edited there too; then
+    /// it returns with its old history.
+    fn be_away(&mut self, node: usize) {
+        let Some(view) = self
+            .store(node)
+            .and_then(|store| self.pick_live(&store, Kind::Deployment))
+            .filter(|_| self.now_ms >= self.away_until_ms)
+        else {
+            return;
+        };
+        self.counters.bump("nodes away from squashes");
+        self.note(|| format!("node {node} is away, and {} is edited", view.key));
+        self.side.fill(0);
+        self.side[node] = 1;
+        let ms = self.random.random_range(AWAY_MS);
+        self.away_until_ms = self.now_ms + ms;
+        let alone = self.random.random_range(0..4);
+        let others = self.weather.long + self.random.random_range(0..4);
+        for (count, at, until_ms) in [(alone, Some(node), ms), (others, None, ms / 2)] {
+            for _ in 0..count {
+                let after_ms = self.random.random_range(0..until_ms);
+                let key = view.key.clone();
+                self.after(after_ms, Event::Edit { node: at, key });
+            }
+        }
+        let others: Vec<usize> = (0..self.nodes.len()).filter(|other| *other != node).collect();
+        for pair in others.windows(2) {
+            let after_ms = self.random.random_range(ms / 2..ms * 3 / 4);
+            self.after(
+                after_ms,
+                Event::Meet {
+                    node: pair[0],
+                    peer: pair[1],
+                },
+            );
+        }
+        for _ in 0..3 {
+            let after_ms = self.random.random_range(ms * 3 / 4..ms);
+            self.after(after_ms, Event::ProposeAgain);
+        }
+        self.after(ms, Event::Heal);
+        // Its edit may come before it has compared anything.
+        let key = view.key.clone();
+        self.after(
+            ms + 1,
+            Event::Edit {
+                node: Some(node),
+                key,
+            },
+        );
+        if let Some(peer) = others.choose(&mut self.random).copied() {
+            let after_ms = ms + self.random.random_range(0..300);
+            self.after(after_ms, Event::Meet { node, peer });
         }
     }
 
@@ -187,6 +247,11 @@ impl World {
     pub(super) fn end(&mut self) -> Result<(), String> {
         self.is_healed = true;
         self.side.fill(0);
+        let now_ms = i64::try_from(self.now_ms).unwrap_or(i64::MAX);
+        let drifted = self.nodes.iter().map(|node| node.drifted_ms(now_ms) / 1000);
+        let apart = drifted.clone().max() > drifted.min();
+        self.counters
+            .add("seeds with clocks that drifted apart", u64::from(apart));
         for node in 0..self.nodes.len() {
             self.nodes[node].disk.set_full(false);
             if self.is_up(node) && self.chance(0.5) {

@@ -1,12 +1,11 @@
 //! What is checked while the simulation runs: what a node holds after each commit and each start.
 
-use std::collections::BTreeSet;
-
 use schemas::ObjectKey;
 
 use super::model;
 use super::node::Acknowledged;
 use super::world::World;
+use crate::document::Document;
 use crate::incarnation::Incarnation;
 use crate::{Lost, Store};
 
@@ -26,14 +25,23 @@ impl World {
         }
         let (mut epochs, mut changed) = (0, Vec::new());
         let mut changes = Vec::new();
+        let mut touched = Vec::new();
+        self.looks += 1;
+        let look = self.looks;
         let watched = &mut self.nodes[node].watched;
         {
             let index = store.shared.index();
-            let mut present = BTreeSet::new();
             for (key, removed, record) in index.held() {
                 let live = record.map(|record| (record.incarnation, record.epoch));
+                if let Some(seen) = watched.get_mut(key) {
+                    seen.look = look;
+                    let has_heads = record.is_none_or(|record| record.heads == seen.heads);
+                    if seen.live == live && seen.removed == removed && has_heads {
+                        continue;
+                    }
+                }
                 let seen = watched.entry(key.clone()).or_default();
-                present.insert(key.clone());
+                seen.look = look;
                 if seen.live != live || seen.removed != removed {
                     let live = live.map(|(incarnation, epoch)| (incarnation, epoch.dropped));
                     changes.push(format!("node {node}: {key} is {live:?}, removed {removed:?}"));
@@ -62,20 +70,61 @@ impl World {
                     ));
                 }
                 seen.live = live;
+                if let Some(record) = record
+                    && record.heads != seen.heads
+                {
+                    seen.heads.clone_from(&record.heads);
+                    touched.push(key.clone());
+                }
             }
-            for (key, seen) in watched.iter_mut().filter(|(key, _)| !present.contains(*key)) {
+            for (key, seen) in watched.iter_mut().filter(|(_, seen)| seen.look != look) {
                 let live = seen.live.take();
                 if seen.removed.take().is_some() || live.is_some() {
                     changes.push(format!("node {node}: nothing of {key} is held any more"));
                 }
                 seen.gone.extend(live.map(|(incarnation, _)| incarnation));
+                seen.heads.clear();
             }
         }
         self.counters.add("epoch changes", epochs);
         changes.into_iter().for_each(|change| self.note(|| change));
         self.look_at_standing(node, &store, &changed);
+        failures.extend(
+            touched
+                .into_iter()
+                .filter_map(|key| self.judge_replica(node, &store, key)),
+        );
         self.note(|| format!("node {node} is at {revision}, {}", store.digest()));
         failures.into_iter().for_each(|failure| self.fail(failure));
+    }
+
+    /// Looks at a document that has changed: it holds all that it held, and shows nothing that a write which it holds replaced.
+    fn judge_replica(&mut self, node: usize, store: &Store, key: ObjectKey) -> Option<String> {
+        let object = store.get(&key)?.object;
+        let (uid, seen) = (object.uid().to_owned(), model::seen(&object));
+        self.tell(|| {
+            format!(
+                "node {node} shows {key} {uid} of {seen:?}: {:?}",
+                model::fields(&object)
+            )
+        });
+        let judged = self
+            .model
+            .judge_replica(&key, &uid, &seen, &model::fields(&object));
+        let watched = self.nodes[node].watched.entry(key.clone()).or_default();
+        let before = std::mem::replace(&mut watched.held, (uid.clone(), seen.clone()));
+        let is_there = |(writer, stamp): &(usize, u64)| seen.get(writer).is_some_and(|now| now >= stamp);
+        let forgotten = before
+            .1
+            .into_iter()
+            .filter(|_| before.0 == uid)
+            .find(|write| !is_there(write));
+        let forgotten = forgotten.map(|write| format!("it held write {write:?} and holds {seen:?}"));
+        let error = judged.err().or(forgotten)?;
+        self.tell(|| format!("node {node} holds of {key}:\n{}", history(store, &key)));
+        Some(format!(
+            "{key} {uid} on node {node}, which holds {seen:?}: {error}"
+        ))
     }
 
     /// After a restart: all that was acknowledged here is there.
@@ -180,4 +229,20 @@ impl World {
             }
         }
     }
+}
+
+/// Tells all changes of a document, with what they do.
+fn history(store: &Store, key: &ObjectKey) -> String {
+    let record = store.shared.index().record(key);
+    let mut document = record.and_then(|record| store.shared.load(key, &record));
+    let changes = document.as_mut().map(Document::history).unwrap_or_default();
+    let mut told = String::new();
+    for change in changes {
+        let (actor, deps) = (change.actor_id(), change.deps());
+        told += &format!("  {} {actor} {} on {deps:?}\n", change.hash(), change.seq());
+        for operation in change.decode().operations {
+            told += &format!("    {:?} {:?}\n", operation.key, operation.action);
+        }
+    }
+    told
 }

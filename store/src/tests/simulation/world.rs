@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::model::{self, Effect, Model};
 use super::node::{Acknowledged, Asked, Fate, Intent, Node, Outcome, Purpose};
-use super::operations::take;
+use super::operations::{NAMES, take};
+use crate::frame::{self, Body, Delta};
 use crate::random::seed;
 use crate::tests::author;
 use crate::{CommitError, Exchange, Store, SyncError, View, WriteError};
@@ -21,17 +22,40 @@ const OPERATION_MS: u64 = 40;
 /// Until what is queued is committed, at most.
 const COMMIT_MS: u64 = 12;
 
+/// So much faster or slower a clock may run: seconds apart when a seed ends, as others are after weeks.
+const DRIFT_PPM: i64 = 300_000;
+
 /// What happens at some time.
 pub(super) enum Event {
     Deliver(Message),
-    Commit { node: usize, life: u32 },
+    Commit {
+        node: usize,
+        life: u32,
+    },
     Operate,
-    Exchange { node: usize },
+    Exchange {
+        node: usize,
+    },
+    /// Two nodes compare what they have, beside what they do anyway.
+    Meet {
+        node: usize,
+        peer: usize,
+    },
+    /// A user edits an object, at a node or (None) at any that is with the most.
+    Edit {
+        node: Option<usize>,
+        key: ObjectKey,
+    },
     Propose,
+    ProposeAgain,
     Close,
     Trouble,
-    Restart { node: usize },
-    Room { node: usize },
+    Restart {
+        node: usize,
+    },
+    Room {
+        node: usize,
+    },
     Heal,
 }
 
@@ -85,6 +109,10 @@ pub(super) struct Weather {
     pub(super) kept: usize,
     /// So many tombstones are worth closing a round.
     pub(super) many: usize,
+    /// Of the removals of Deployments that come to somebody's mind, so many happen: where few do, histories get long.
+    pub(super) removals: f64,
+    /// Names in use.
+    pub(super) names: usize,
 }
 
 pub(super) struct World {
@@ -103,7 +131,11 @@ pub(super) struct World {
     pub(super) operations_left: usize,
     pub(super) nodes_max: usize,
     pub(super) is_healed: bool,
+    /// Until then one node is on its own side, and no other partition comes.
+    pub(super) away_until_ms: u64,
     pub(super) proposals: u64,
+    /// How often a node was looked at.
+    pub(super) looks: u64,
     pub(super) events: BTreeMap<(u64, u64), Event>,
     event: u64,
     failure: Option<String>,
@@ -123,6 +155,8 @@ impl World {
             long: random.random_range(3..10),
             kept: random.random_range(1..4),
             many: random.random_range(1..20),
+            removals: [0.15, 1.0].choose(&mut random).copied().unwrap_or(1.0),
+            names: random.random_range(1..=NAMES.len()),
         };
         let mut world = Self {
             random,
@@ -137,7 +171,9 @@ impl World {
             operations_left: operations,
             nodes_max: nodes + nodes / 3 + 1,
             is_healed: true,
+            away_until_ms: 0,
             proposals: 0,
+            looks: 0,
             events: BTreeMap::new(),
             event: 0,
             failure: None,
@@ -179,7 +215,7 @@ impl World {
             self.fail(format!("a new store does not open: {error}"));
         }
         node.clock_ahead_s = self.random.random_range(-5..5);
-        node.clock_drift_ppm = self.random.random_range(-50_000..50_000);
+        node.clock_drift_ppm = self.random.random_range(-DRIFT_PPM..DRIFT_PPM);
         self.nodes.push(node);
         self.side.push(0);
         number
@@ -242,6 +278,13 @@ impl World {
         }
     }
 
+    /// Something for who reads the log of a replay.
+    pub(super) fn tell(&mut self, what: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            log.push_str(&format!("{:>8} ms  {}\n", self.now_ms, what()));
+        }
+    }
+
     fn next(&mut self) {
         let Some(((at_ms, _), event)) = self.events.pop_first() else {
             return;
@@ -257,8 +300,6 @@ impl World {
             Event::Operate => {
                 let ready: Vec<usize> = (0..self.nodes.len()).filter(|at| self.is_ready(*at)).collect();
                 if let Some(node) = ready.choose(&mut self.random).copied() {
-                    self.operations_left = self.operations_left.saturating_sub(1);
-                    self.counters.bump("operations");
                     self.operate(node);
                 }
                 let ms = self.random.random_range(0..2 * OPERATION_MS);
@@ -277,6 +318,13 @@ impl World {
                 let ms = self.random.random_range(100..1000);
                 self.after(ms, Event::Exchange { node });
             }
+            Event::Meet { node, peer } => {
+                if self.is_connected(node, peer) {
+                    self.exchange(node, peer);
+                }
+            }
+            Event::Edit { node, key } => self.edit_somewhere(node, &key),
+            Event::ProposeAgain => self.propose(),
             Event::Propose => {
                 self.propose();
                 let ms = self.random.random_range(50..600);
@@ -292,6 +340,7 @@ impl World {
                 let ms = self.random.random_range(0..2 * self.weather.trouble_ms);
                 self.after(ms, Event::Trouble);
             }
+            Event::Heal if self.now_ms < self.away_until_ms => {}
             Event::Heal => self.side.fill(0),
         }
     }
@@ -320,7 +369,12 @@ impl World {
     // ------------------------------------------------------------ the network
 
     pub(super) fn send(&mut self, from: usize, to: usize, content: Content) {
-        if !self.is_healed && self.chance(self.weather.loss) {
+        let loss = match &content {
+            Content::Frame { .. } | Content::Ended => self.weather.loss,
+            // All have to hear and to be heard.
+            Content::Ask { .. } | Content::Agree { .. } => self.weather.loss / 4.0,
+        };
+        if !self.is_healed && self.chance(loss) {
             self.counters.bump("messages lost");
             return;
         }
@@ -360,6 +414,10 @@ impl World {
             return;
         };
         self.counters.bump("messages delivered");
+        if let Content::Frame { bytes, .. } = &content {
+            let earlier = changes_of_earlier_epochs(&agent.store, bytes);
+            self.counters.add("changes of earlier epochs delivered", earlier);
+        }
         match content {
             Content::Frame { bytes, begun_by } => {
                 agent.receive(Purpose::Frame { from, begun_by }, peer, bytes)
@@ -445,6 +503,7 @@ impl World {
         if fate != Fate::CutBeforeAnswer {
             self.go_on(node);
         }
+        self.nodes[node].revision = self.store(node).map_or(0, |store| store.revision().0);
         if fate != Fate::Well {
             self.crash(node);
         }
@@ -634,4 +693,20 @@ impl World {
             }
         }
     }
+}
+
+/// Counts the documents in a frame that a store has of a later epoch.
+fn changes_of_earlier_epochs(store: &Store, frame: &[u8]) -> u64 {
+    let items = match frame::decode(frame) {
+        Ok((_, Body::Push { items } | Body::Changes { items, .. } | Body::Answer { items, .. })) => items,
+        Ok(_) | Err(_) => return 0,
+    };
+    let index = store.shared.index();
+    let is_earlier = |item: &Delta| {
+        let record = item.key.parse().ok().and_then(|key| index.record(&key));
+        record.zip(item.live.as_ref()).is_some_and(|(record, live)| {
+            record.incarnation == live.incarnation && record.epoch > live.epoch && !live.changes.is_empty()
+        })
+    };
+    items.iter().filter(|item| is_earlier(item)).count() as u64
 }
