@@ -12,7 +12,7 @@ STORE_ROUNDS ?= 10000
 STORE_CASES ?= 512
 STORE_CASES_SEED := $(or $(STORE_CASES_SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
-.PHONY: demo test test-all properties bench bench-others fuzz build install-packages lint doc unit cluster clean
+.PHONY: demo test test-all properties acceptance bench bench-others fuzz build install-packages lint doc unit cluster clean
 
 ## Shows the main job on this machine's own Podman. ONESHOT=1: stops by itself.
 demo:
@@ -58,6 +58,10 @@ unit:
 cluster:
 	$(CARGO) test --locked --test it --no-run
 	$(SUDO) env PATH="$$PATH" PODMAN_SWARM_BIN="$$PODMAN_SWARM_BIN" TORTURE_SECONDS="$$TORTURE_SECONDS" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) test --locked --test it -- --test-threads=1 --nocapture
+
+## Checks the programs in target/release from outside, line by line of what was asked for. ONLY='5.*,dns': some of it.
+acceptance: build
+	$(SUDO) env PATH="$$PATH" tests/acceptance/accept.py $(if $(ONLY),--only '$(ONLY)')
 
 ## Figures for docs/benchmarks.md, each beside its peer. BENCH=write,read: only these sections of the store's.
 bench:

@@ -147,7 +147,7 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     match text.parse::<SocketAddr>() {
         Ok(address) if address.port() != 0 => Ok(address),
         Ok(_) => Err("the port must be from 1 to 65535".to_owned()),
-        Err(_) => Err("expected address:port, for instance 0.0.0.0:7946".to_owned()),
+        Err(_) => Err("expected ADDRESS:PORT, as the default is".to_owned()),
     }
 }
 
@@ -371,21 +371,6 @@ impl Config {
         if let Some(rule) = names::dns_subdomain(&node_name) {
             bail!("--node-name: invalid value {node_name:?}: {rule}; choose another with --node-name");
         }
-        let advertise = match flags.advertise_addr {
-            Some(address) if address.is_unspecified() => {
-                bail!(
-                    "--advertise-addr: {address} is no address that others can reach; give the one of this machine"
-                )
-            }
-            Some(address) => address,
-            None => default_route_address().ok_or(NoDefaultRoute)?,
-        };
-        if flags.pod_cidr.contains(&advertise) {
-            bail!(
-                "--pod-cidr: {} holds {advertise}, this machine's own address (--advertise-addr); give a range that no network of the machines uses",
-                flags.pod_cidr
-            );
-        }
         let podman_socket = match &flags.podman_socket {
             Some(url) => socket_path(url)?,
             None if is_root() => "/run/podman/podman.sock".into(),
@@ -434,6 +419,22 @@ impl Config {
         }
         if let Some(repository) = &flags.gitops_repo {
             check_gitops(repository, &flags, &data_dir)?;
+        }
+        // Last: what is wrong with the machine is said when nothing is wrong with the values.
+        let advertise = match flags.advertise_addr {
+            Some(address) if address.is_unspecified() => {
+                bail!(
+                    "--advertise-addr: {address} is no address that others can reach; give the one of this machine"
+                )
+            }
+            Some(address) => address,
+            None => default_route_address().ok_or(NoDefaultRoute)?,
+        };
+        if flags.pod_cidr.contains(&advertise) {
+            bail!(
+                "--pod-cidr: {} holds {advertise}, this machine's own address (--advertise-addr); give a range that no network of the machines uses",
+                flags.pod_cidr
+            );
         }
         let host_name = host_name.unwrap_or_else(|| node_name.clone());
         Ok(Self {

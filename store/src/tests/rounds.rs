@@ -543,6 +543,7 @@ async fn names_without_end_leave_few_tombstones() {
 async fn writes_go_on_while_rounds_are_closed() {
     let mut nodes = Nodes::new(1);
     let store = nodes.stores[0].clone();
+    let written = std::cell::Cell::new(false);
     let write = async {
         let mut writers = tokio::task::JoinSet::new();
         for writer in 0..8 {
@@ -561,9 +562,10 @@ async fn writes_go_on_while_rounds_are_closed() {
             });
         }
         writers.join_all().await;
+        written.set(true);
     };
     let close = async {
-        for _ in 0..40 {
+        while !written.get() {
             nodes.close(0, &[true], 1).await;
             tokio::task::yield_now().await;
         }
