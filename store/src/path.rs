@@ -15,7 +15,7 @@ use std::borrow::Cow;
 /// The longest path: sixteen times the longest label key, with room for depth.
 pub(crate) const MAX_PATH_BYTES: usize = 8 * 1024;
 /// The deepest path. Objects are at most [`crate::leaves::MAX_DEPTH`] deep, and a list level takes two tokens.
-pub(crate) const MAX_TOKENS: usize = 160;
+const MAX_TOKENS: usize = 160;
 
 /// The register group of all fields that cannot change after creation.
 pub(crate) const IMMUTABLE: &str = "{immutable}";
@@ -41,6 +41,11 @@ pub(crate) struct Element<'a> {
     pub(crate) set_value: Option<Cow<'a, str>>,
     /// Counts how often this element was added; None in the path of its presence.
     pub(crate) number: Option<u32>,
+}
+
+/// Tells whether a path has more tokens than any of ours: a tree of it could be too deep for the stack.
+pub(crate) fn is_too_deep(path: &str) -> bool {
+    path.split('/').nth(MAX_TOKENS).is_some()
 }
 
 /// Appends a token to a path; the root is empty.
