@@ -8,6 +8,7 @@
 mod changes;
 mod frames;
 mod manifests;
+mod patches;
 mod records;
 mod replica;
 mod values;
