@@ -76,13 +76,13 @@ bench-others:
 	$(CARGO) bench --locked -p store --bench watchers
 
 ## Each fuzz target for FUZZ_SECONDS, beginning with its corpus; a crash stops it and is kept in fuzz/artifacts. Needs a
-## nightly compiler and `cargo install cargo-fuzz`.
+## nightly compiler and `cargo install cargo-fuzz`. The stack is that of the agent's threads.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS = changes frames datagrams records manifests
 fuzz:
-	set -e; for target in $(FUZZ_TARGETS); do mkdir -p fuzz/found/$$target; \
+	set -e; ulimit -s 2048; for target in $(FUZZ_TARGETS); do mkdir -p fuzz/found/$$target fuzz/regressions/$$target; \
 	    $(CARGO) +nightly fuzz run -s none $$target fuzz/found/$$target fuzz/corpus/$$target fuzz/regressions/$$target -- \
-	    -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10; done
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -entropic=0 -rss_limit_mb=2048 -timeout=10; done
 
 clean:
 	$(CARGO) clean

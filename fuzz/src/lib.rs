@@ -12,11 +12,6 @@ static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
 pub fn catch_panics() {
     set_hook(Box::new(|panic| {
         let text = format!("{panic}\n{}", std::backtrace::Backtrace::capture());
-        // Nobody catches what the thread that commits does.
-        if std::thread::current().name() == Some("store-commit") {
-            eprintln!("{text}");
-            std::process::abort();
-        }
         *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }));
 }

@@ -142,12 +142,12 @@ impl<D: Disk> Committer<D> {
     }
 
     /// Commits one batch of what is queued now; false, if nothing is.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn commit_queued(&mut self) -> bool {
         let Ok(first) = self.queue.try_recv() else {
             return false;
         };
-        // Who simulates does not close.
+        // Who simulates or fuzzes does not close.
         let _ = self.commit(first);
         true
     }

@@ -56,7 +56,9 @@ impl IncomingChange {
             return Err(BadBytes("a change of no time that there is".to_owned()));
         }
         let paths = check_operations(&expanded)?;
+        let is_first = expanded.deps.is_empty();
         let base = read_message(&change)?;
+        check_written(&change, expanded)?;
         // What is deleted and put in one change stays as it was (see `Document::write`).
         let mut changed = BTreeSet::new();
         for path in &paths {
@@ -64,7 +66,7 @@ impl IncomingChange {
                 changed.remove(path);
             }
         }
-        let is_spec = expanded.deps.is_empty() || touches_spec(changed);
+        let is_spec = is_first || touches_spec(changed);
         Ok(Self {
             hash: change.hash(),
             spec_changes: base.as_ref().map_or(u64::from(is_spec), |base| base.generation),
@@ -126,6 +128,17 @@ fn check_operations(change: &ExpandedChange) -> Result<Vec<String>, BadBytes> {
         paths.push(key.to_string());
     }
     Ok(paths)
+}
+
+/// Checks that a change is written as automerge writes what it says. A document keeps operations, not the bytes of changes:
+/// loaded, it writes them anew, and finds another hash than it was saved with if they were written otherwise (in longer runs
+/// than there are operations, say). Nobody could read such a document again.
+fn check_written(change: &Change, expanded: ExpandedChange) -> Result<(), BadBytes> {
+    let written = guarded(|| Ok(Change::from(expanded).hash()))?;
+    if written != change.hash() {
+        return Err(BadBytes("a change that is not written as its like".to_owned()));
+    }
+    Ok(())
 }
 
 pub(crate) fn check_size(change: &[u8]) -> Result<(), BadBytes> {
@@ -247,5 +260,53 @@ mod tests {
         }
         // What is written here is far below: depth, and a group's token and map.
         const { assert!(leaves::MAX_DEPTH + 2 < MAX_LEVELS) }
+    }
+
+    /// [`check_written`] refuses nothing that automerge wrote, however large, and whatever it builds on.
+    #[test]
+    fn changes_of_any_size_are_written_as_automerge_writes_them() {
+        let value = |number: usize| match number % 7 {
+            0 => ScalarValue::Str("the same".into()),
+            1 => ScalarValue::Str(number.to_string().into()),
+            2 => ScalarValue::Int(number as i64 - 50),
+            3 => ScalarValue::Boolean(number.is_multiple_of(2)),
+            4 => ScalarValue::Null,
+            5 => ScalarValue::F64(0.5),
+            _ => ScalarValue::Bytes(b"[]".to_vec()),
+        };
+        let commit = |document: &mut AutoCommit, message: &str| {
+            document.commit_with(CommitOptions::default().with_message(message));
+            let bytes = document.get_last_local_change().unwrap().raw_bytes().to_vec();
+            if let Err(error) = IncomingChange::parse(&bytes) {
+                panic!("{error}");
+            }
+        };
+        let author = r#"{"m": "git", "n": "node"}"#;
+        for operations in [1, 2, 100, 10_000] {
+            let mut document = AutoCommit::new();
+            for number in 0..operations {
+                document
+                    .put(ROOT, format!("data/{number}"), value(number))
+                    .unwrap();
+            }
+            commit(&mut document, author);
+            let mut other = document.fork();
+            for (document, step) in [(&mut document, 1), (&mut other, 2)] {
+                for number in (0..operations).step_by(step) {
+                    let path = format!("data/{number}");
+                    match number % 3 {
+                        0 => document.delete(ROOT, path).unwrap(),
+                        _ => document.put(ROOT, path, value(number + 1)).unwrap(),
+                    }
+                }
+                commit(document, author);
+            }
+            // What both wrote has two predecessors now, of two writers.
+            document.merge(&mut other).unwrap();
+            for number in 0..operations {
+                document.put(ROOT, format!("data/{number}"), "x").unwrap();
+            }
+            commit(&mut document, author);
+        }
     }
 }

@@ -390,10 +390,11 @@ fn is_immutable(kind: Kind, leaf: &str) -> bool {
 
 // ---------------------------------------------------------------- materialising
 
-/// Makes the tree that leaves stand for, without system fields.
+/// Makes the tree that leaves stand for, without system fields. Leaves so deep that no tree of ours has them are left out: a
+/// disk can hold any path, and a tree is built and dropped by recursion.
 pub(crate) fn materialise(leaves: &Leaves) -> Object {
     let mut root = Node::default();
-    for (path, value) in leaves {
+    for (path, value) in leaves.iter().filter(|(path, _)| !path::is_too_deep(path)) {
         let mut node = &mut root;
         for token in path.split('/') {
             node = node.children.entry(token).or_default();
@@ -614,7 +615,7 @@ pub(crate) fn check_path(leaf: &str) -> Result<(), &'static str> {
     if leaf.len() > path::MAX_PATH_BYTES {
         return Err("a path that is too long");
     }
-    if leaf.split('/').count() > path::MAX_LEVELS {
+    if path::is_too_deep(leaf) {
         return Err("a path that is too deep");
     }
     let mut tokens = leaf.split('/').peekable();

@@ -11,6 +11,7 @@ use crate::disk::{Disk, DiskError, Write};
 use crate::frame::{Closed, Header};
 use crate::incarnation::{Tombstone, Uids};
 use crate::index::{Change, Index, REVISION_BLOCK};
+use crate::path;
 use crate::quarantine::{self, UNREADABLE};
 use crate::random::random;
 use crate::record::{
@@ -173,8 +174,13 @@ pub(crate) fn read(key: &ObjectKey, value: &[u8], seal: &Seal, uids: &Uids) -> R
     if document.heads() != record.heads() {
         return Err("its document has other heads".to_owned());
     }
+    let contents = document.contents();
+    if contents.leaves.keys().any(|path| path::is_too_deep(path)) {
+        // No peer would take it.
+        return Err("it has a path that is too deep".to_owned());
+    }
     let uid = uids.uid(key, record.incarnation);
-    Ok(Stored::new(key, uid, record, &document.contents()))
+    Ok(Stored::new(key, uid, record, &contents))
 }
 
 pub(crate) fn check_meta(meta: &BTreeMap<String, Vec<u8>>, seal: &Seal, path: &str) -> Result<(), OpenError> {

@@ -45,6 +45,11 @@ pub(crate) struct Element<'a> {
     pub(crate) number: Option<u32>,
 }
 
+/// Tells whether a path has more tokens than any of ours: a tree of it could be too deep for the stack.
+pub(crate) fn is_too_deep(path: &str) -> bool {
+    path.split('/').nth(MAX_LEVELS).is_some()
+}
+
 /// Appends a token to a path; the root is empty.
 pub(crate) fn child(parent: &str, token: &str) -> String {
     if parent.is_empty() {

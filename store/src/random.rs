@@ -1,11 +1,11 @@
-//! Random values: the operating system's, or, in a thread that a test has seeded, those of its seed.
+//! Random values: the operating system's, or, in a thread that a test or a fuzz target has seeded, those of its seed.
 
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "fuzzing")))]
 pub(crate) use rand::random;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use seeded::{random, seed};
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod seeded {
     use std::cell::RefCell;
 

@@ -5,50 +5,48 @@ use automerge::{ActorId, AutoCommit};
 use bytes::Bytes;
 use schemas::{Object, ObjectKey};
 
+use super::replica::{self, Replica};
 use super::values::{self, Source};
-use super::{block_on, exchange, held, options, shown};
+use super::{held, shown};
 use crate::digest::{BUCKETS, BucketDigest};
 use crate::frame::{self, Agreement, Blob, Body, Changes, Delta, Heads, Item, VERSION, Want};
 use crate::incarnation::Tombstone;
-use crate::{Author, Exchange, MemoryDisk, NodeId, Precondition, Store, Via, WriteError};
+use crate::random::seed;
+use crate::{Author, Exchange, MemoryDisk, NodeId, Precondition, Via, WriteError};
 
 const STEPS: usize = 16;
 
 /// Lets two stores write, meet, and take frames that others made up or changed.
 pub fn frames(input: &[u8]) {
+    seed(1);
     let mut source = Source::new(input);
-    block_on(async {
-        let disks = [MemoryDisk::default(), MemoryDisk::default()];
-        let mut world = World {
-            stores: [open(&disks[0], "a"), open(&disks[1], "b")],
-            frames: Vec::new(),
-            changes: Vec::new(),
-            heads: Vec::new(),
-        };
-        // What runs out of bytes was tried up to there.
-        let _ = world.run(&mut source).await;
-        let [a, b] = &world.stores;
-        exchange(a, b).await;
-        exchange(b, a).await;
-        for (store, disk) in world.stores.iter().zip(disks) {
-            let (digest, held_before, objects) = (store.digest(), held(store), shown(store));
-            store.close().await;
-            let again = open(&disk.after_power_loss(), "again");
-            assert_eq!(again.unreadable(), []);
-            assert_eq!(held(&again), held_before);
-            assert_eq!(again.digest(), digest);
-            assert_eq!(shown(&again), objects);
-            again.close().await;
-        }
-    });
+    let disks = [MemoryDisk::default(), MemoryDisk::default()];
+    let mut world = World {
+        replicas: [open(&disks[0], "a"), open(&disks[1], "b")],
+        frames: Vec::new(),
+        changes: Vec::new(),
+        heads: Vec::new(),
+    };
+    // What runs out of bytes was tried up to there.
+    let _ = world.run(&mut source);
+    world.exchange(0);
+    world.exchange(1);
+    for (replica, disk) in world.replicas.into_iter().zip(disks) {
+        let store = replica.close();
+        let again = open(&disk.after_power_loss(), "again").close();
+        assert_eq!(again.unreadable(), []);
+        assert_eq!(held(&again), held(&store));
+        assert_eq!(again.digest(), store.digest());
+        assert_eq!(shown(&again), shown(&store));
+    }
 }
 
-fn open(disk: &MemoryDisk, node: &str) -> Store {
-    Store::open_in_memory(disk.clone(), options(node)).expect("a disk of our own")
+fn open(disk: &MemoryDisk, node: &str) -> Replica {
+    Replica::open(disk, node).expect("a disk of our own")
 }
 
 struct World {
-    stores: [Store; 2],
+    replicas: [Replica; 2],
     /// What was sent so far.
     frames: Vec<Bytes>,
     /// Changes that were written so far, and their hashes.
@@ -66,41 +64,39 @@ fn author() -> Author {
 }
 
 impl World {
-    async fn run(&mut self, source: &mut Source<'_>) -> Result<()> {
-        let mut pushes = [self.stores[0].pushes(), self.stores[1].pushes()];
+    fn run(&mut self, source: &mut Source<'_>) -> Result<()> {
+        let mut pushes = [0, 1].map(|at: usize| self.replicas[at].store.pushes());
         let mut stranger = AutoCommit::new().with_actor(ActorId::from([5; 16]));
         for _ in 0..STEPS {
             if source.is_empty() {
                 break;
             }
-            let at = source.choose_index(self.stores.len())?;
+            let at = source.choose_index(self.replicas.len())?;
             match source.int_in_range(0..=15_u8)? {
                 0..=2 => {
                     let key = values::key(source)?;
                     let object = values::object(source, &key)?;
-                    self.write(at, &key, object, source.arbitrary()?).await;
+                    self.write(at, &key, object, source.arbitrary()?);
                 }
                 3 => {
                     let key = values::key(source)?;
                     let any = Precondition::default();
-                    check(self.stores[at].remove(&key, &any, author()).await.map(|_| ()));
+                    check(self.replicas[at].run(async |store| store.remove(&key, &any, author()).await));
                 }
                 4 => {
-                    self.frames
-                        .extend(exchange(&self.stores[at], &self.stores[1 - at]).await);
+                    let frames = self.exchange(at);
+                    self.frames.extend(frames);
                 }
                 5 => {
-                    if let Some(mut proposal) = self.stores[at].propose_beyond(1, source.int_in_range(0..=2)?)
-                    {
-                        let answer = self.receive(1 - at, &proposal.frame()).await;
+                    let floor = source.int_in_range(0..=2)?;
+                    if let Some(mut proposal) = self.replicas[at].store.propose_beyond(1, floor) {
+                        let answer = self.receive(1 - at, &proposal.frame());
                         if let Some(answer) = &answer {
                             proposal.answered(answer);
                         }
                         let all = answer.is_some();
-                        self.stores[at]
-                            .squash(proposal, all)
-                            .await
-                            .expect("a disk of memory");
+                        let squashed = self.replicas[at].run(async |store| store.squash(proposal, all).await);
+                        squashed.expect("a disk of memory");
                     }
                 }
                 6 => {
@@ -109,11 +105,11 @@ impl World {
                 }
                 7 => {
                     let frame: Vec<u8> = source.arbitrary()?;
-                    self.receive(at, &frame).await;
+                    self.receive(at, &frame);
                 }
                 8 => {
                     let frame = [&VERSION.to_be_bytes()[..], source.arbitrary::<&[u8]>()?].concat();
-                    self.receive(at, &frame).await;
+                    self.receive(at, &frame);
                 }
                 9 if !self.frames.is_empty() => {
                     let frame = source.choose(&self.frames)?.to_vec();
@@ -122,7 +118,7 @@ impl World {
                     } else {
                         frame
                     };
-                    self.receive(at, &frame).await;
+                    self.receive(at, &frame);
                 }
                 _ => {
                     let body = self.body(source)?;
@@ -134,7 +130,7 @@ impl World {
                         let again = read.and_then(|(header, body)| frame::encode(header, &body).ok());
                         let same = again.as_ref().and_then(|frame| frame::decode(frame).ok());
                         assert_eq!(same, again.and_then(|_| frame::decode(&frame).ok()));
-                        self.receive(at, &frame).await;
+                        self.receive(at, &frame);
                     }
                 }
             }
@@ -159,25 +155,29 @@ impl World {
         }
     }
 
-    async fn write(&mut self, at: usize, key: &ObjectKey, object: Object, by_update: bool) {
-        let store = &self.stores[at];
-        let before = store.get(key);
-        let result: std::result::Result<(), WriteError> = if by_update && before.is_some() {
-            let change = |_: &Object| Ok::<_, WriteError>(object.clone());
-            store
-                .update(key, &Precondition::default(), author(), change)
-                .await
-                .map(|_| ())
-        } else {
-            store.apply(object, author(), true).await.map(|_| ())
-        };
-        check(result);
+    fn exchange(&mut self, from: usize) -> Vec<Bytes> {
+        let [a, b] = &mut self.replicas;
+        match from {
+            0 => replica::exchange(a, b),
+            _ => replica::exchange(b, a),
+        }
     }
 
-    /// Hands a frame over, and the answer to the other.
-    async fn receive(&mut self, at: usize, frame: &[u8]) -> Option<Bytes> {
+    fn write(&mut self, at: usize, key: &ObjectKey, object: Object, by_update: bool) {
+        let replica = &mut self.replicas[at];
+        if by_update && replica.store.get(key).is_some() {
+            let change = |_: &Object| Ok::<_, WriteError>(object.clone());
+            let any = Precondition::default();
+            check(replica.run(async |store| store.update(key, &any, author(), change).await));
+        } else {
+            check(replica.run(async |store| store.apply(object, author(), true).await));
+        }
+    }
+
+    /// Hands a frame over, and returns the answer.
+    fn receive(&mut self, at: usize, frame: &[u8]) -> Option<Bytes> {
         let peer = NodeId("peer".to_owned());
-        match self.stores[at].receive(&peer, frame).await {
+        match self.replicas[at].run(async |store| store.receive(&peer, frame).await) {
             Ok(Exchange::Send(answer)) => {
                 self.frames.push(answer.clone());
                 Some(answer)
@@ -321,7 +321,7 @@ impl World {
 }
 
 /// Whatever was taken before, a write is done or refused.
-fn check(result: std::result::Result<(), WriteError>) {
+fn check<T>(result: std::result::Result<T, WriteError>) {
     if let Err(WriteError::Commit(error)) = result {
         panic!("a disk in memory does not fail: {error}");
     }

@@ -6,6 +6,7 @@ use automerge::ActorId;
 use schemas::{Kind, Object, ObjectKey, manifest, patch, validate};
 use serde_json::{Value, json};
 
+use super::patches;
 use super::values::{self, Source};
 use crate::document::{Birth, ChangeAuthor, Document};
 use crate::leaves::{self, Leaves};
@@ -15,7 +16,7 @@ use crate::{NodeId, Via, prepare};
 /// Objects of one manifest that are looked at.
 const OBJECTS: usize = 8;
 
-/// Reads a manifest: as it is, if its first byte could begin one; otherwise objects are made of it.
+/// Reads a manifest: as it is, if its first byte could begin one; otherwise objects, or patches of one, are made of it.
 pub fn manifests(input: &[u8]) {
     let objects = match input.split_first() {
         Some((0..=8, rest)) => {
@@ -24,6 +25,12 @@ pub fn manifests(input: &[u8]) {
             // What runs out of bytes is tried as it is.
             let _ = make(&mut source, &mut objects);
             objects
+        }
+        Some((b'\t', rest)) => {
+            let mut source = Source::new(rest);
+            // What runs out of bytes was tried up to there.
+            let _ = make_one(&mut source).and_then(|object| patches::patches(&mut source, object));
+            return;
         }
         _ => read(input),
     };
@@ -51,23 +58,32 @@ fn read(input: &[u8]) -> Vec<Object> {
 fn make(source: &mut Source<'_>, objects: &mut Vec<Object>) -> Result<()> {
     let kind = values::kind(source)?;
     while !source.is_empty() && objects.len() < OBJECTS {
-        let key = ObjectKey::new(kind, "default", "a");
-        let mut object = values::object(source, &key)?;
-        if source.arbitrary()? {
-            // Anything at all.
-            object.set(&["spec"], values::value(source, 0)?);
-            object.set(&[&values::text(source)?], values::value(source, 0)?);
-        }
-        let own = Object::new(&key);
-        object.set(&["apiVersion"], own.0["apiVersion"].clone());
-        object.set(&["kind"], own.0["kind"].clone());
-        objects.push(object);
+        objects.push(make_of(kind, source)?);
     }
     Ok(())
 }
 
+fn make_one(source: &mut Source<'_>) -> Result<Object> {
+    let kind = values::kind(source)?;
+    make_of(kind, source)
+}
+
+fn make_of(kind: Kind, source: &mut Source<'_>) -> Result<Object> {
+    let key = ObjectKey::new(kind, "default", "a");
+    let mut object = values::object(source, &key)?;
+    if source.arbitrary()? {
+        // Anything at all.
+        object.set(&["spec"], values::value(source, 0)?);
+        object.set(&[&values::text(source)?], values::value(source, 0)?);
+    }
+    let own = Object::new(&key);
+    object.set(&["apiVersion"], own.0["apiVersion"].clone());
+    object.set(&["kind"], own.0["kind"].clone());
+    Ok(object)
+}
+
 /// Checks, defaults and patches.
-fn judge(object: &Object, before: Option<&Object>) {
+pub(super) fn judge(object: &Object, before: Option<&Object>) {
     let defaulted = validate::defaulted(object);
     assert_eq!(
         validate::defaulted(&defaulted),
@@ -97,7 +113,7 @@ fn judge(object: &Object, before: Option<&Object>) {
     }
 }
 
-fn is_read_from_yaml(object: &Object) {
+pub(super) fn is_read_from_yaml(object: &Object) {
     let is_list = object.str_at("/kind").ends_with("List") && object.0.contains_key("items");
     let is_named = ["/apiVersion", "/kind"]
         .iter()

@@ -2,12 +2,15 @@
 //! a test replays their corpora and the regressions.
 //!
 //! An input is read through `arbitrary`, so that mutations of its bytes are mutations of a structure: bytes alone would
-//! never pass a change's checksum. Begin at `values.rs`.
+//! never pass a change's checksum. Begin at `values.rs`. Executions draw their randomness from a seed, and start no thread
+//! (`replica.rs`).
 
 mod changes;
 mod frames;
 mod manifests;
+mod patches;
 mod records;
+mod replica;
 mod values;
 
 pub use changes::changes;
@@ -17,7 +20,7 @@ pub use records::records;
 
 use schemas::{KINDS, Object, ObjectKey};
 
-use crate::{Exchange, NodeId, OpenOptions, Store};
+use crate::{NodeId, OpenOptions, Store};
 
 /// Frames of an exchange between stores that hold a handful of objects; more would be one that does not end.
 const MAX_EXCHANGE_FRAMES: usize = 100;
@@ -28,32 +31,6 @@ fn options(node: &str) -> OpenOptions {
         node: NodeId(node.to_owned()),
         seal_key: [7; 32],
     }
-}
-
-/// Runs what stores do to its end.
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
-    runtime.expect("a runtime needs nothing").block_on(work)
-}
-
-/// Runs exchanges that `from` begins until there is nothing more to say, and returns their frames.
-async fn exchange(from: &Store, to: &Store) -> Vec<bytes::Bytes> {
-    let peer = NodeId("peer".to_owned());
-    let mut frames = Vec::new();
-    let mut next = from.begin_exchange(&peer);
-    let mut sides = [to, from].into_iter().cycle();
-    while let (Exchange::Send(frame), Some(receiver)) = (next, sides.next()) {
-        assert!(
-            frames.len() < MAX_EXCHANGE_FRAMES,
-            "an exchange that does not end"
-        );
-        next = receiver
-            .receive(&peer, &frame)
-            .await
-            .expect("a frame of a store's");
-        frames.push(frame);
-    }
-    frames
 }
 
 /// Every digest, and what it is of: told when two differ.

@@ -1,14 +1,18 @@
 //! Disks with any bytes: they are opened or refused, and what opens once opens again as it was.
 
+use std::sync::LazyLock;
+
 use arbitrary::Result;
 use automerge::{ActorId, AutoCommit};
 use schemas::{Kind, Object, ObjectKey};
 use serde::Serialize;
 
+use super::replica::{Replica, exchange};
 use super::values::{self, Source};
-use super::{block_on, exchange, held, options, shown};
+use super::{held, options, shown};
 use crate::disk::{Disk, Write};
 use crate::incarnation::Incarnation;
+use crate::random::seed;
 use crate::record::{Record, document_key, tombstone_key};
 use crate::seal::Seal;
 use crate::{Author, MemoryDisk, Precondition, Store, Via, WriteError};
@@ -17,36 +21,41 @@ const STEPS: usize = 12;
 
 /// Opens a store on a disk of which some records were changed, and uses it.
 pub fn records(input: &[u8]) {
+    // The same for all inputs.
+    static WHOLE: LazyLock<MemoryDisk> = LazyLock::new(whole);
+    let mut disk = WHOLE.after_power_loss();
+    seed(1);
     let mut source = Source::new(input);
-    let mut disk = MemoryDisk::default();
-    block_on(async {
-        let store = Store::open_in_memory(disk.clone(), options("a")).expect("an empty disk");
-        for kind in [Kind::Deployment, Kind::ApiToken] {
-            let mut object = Object::new(&ObjectKey::new(kind, "default", "a"));
-            object.set(&["spec", "replicas"], 1);
-            store.create(object, author()).await.expect("an object");
-        }
-        store.close().await;
-        // What runs out of bytes is tried as it is.
-        let _ = damage(&mut source, &mut disk);
-        let Ok(store) = Store::open_in_memory(disk.clone(), options("a")) else {
-            return;
-        };
-        let before = (held(&store), store.digest(), store.unreadable(), shown(&store));
-        store.close().await;
-        let store = Store::open_in_memory(disk.clone(), options("a")).expect("it was opened before");
-        assert_eq!(
-            (held(&store), store.digest(), store.unreadable(), shown(&store)),
-            before
-        );
-        work(&store).await;
-        store.close().await;
-        let again = Store::open_in_memory(disk.after_power_loss(), options("a")).expect("it was open");
-        assert_eq!(held(&again), held(&store));
-        assert_eq!(again.digest(), store.digest());
-        assert_eq!(shown(&again), shown(&store));
-        again.close().await;
-    });
+    // What runs out of bytes is tried as it is.
+    let _ = damage(&mut source, &mut disk);
+    let Ok(replica) = Replica::open(&disk, "a") else {
+        return;
+    };
+    let seen = |store: &Store| (held(store), store.digest(), store.unreadable(), shown(store));
+    let before = seen(&replica.close());
+    let mut replica = Replica::open(&disk, "a").expect("it was opened before");
+    assert_eq!(seen(&replica.store), before);
+    work(&mut replica);
+    let store = replica.close();
+    let again = Replica::open(&disk.after_power_loss(), "a").expect("it was open");
+    assert_eq!(held(&again.store), held(&store));
+    assert_eq!(again.store.digest(), store.digest());
+    assert_eq!(shown(&again.store), shown(&store));
+}
+
+/// Returns a disk with an object in the open and a sealed one.
+fn whole() -> MemoryDisk {
+    seed(0);
+    let disk = MemoryDisk::default();
+    let mut replica = Replica::open(&disk, "a").expect("an empty disk");
+    for kind in [Kind::Deployment, Kind::ApiToken] {
+        let mut object = Object::new(&ObjectKey::new(kind, "default", "a"));
+        object.set(&["spec", "replicas"], 1);
+        let created = replica.run(async |store| store.create(object, author()).await);
+        created.expect("an object");
+    }
+    replica.close();
+    disk
 }
 
 fn author() -> Author {
@@ -180,47 +189,42 @@ fn before(source: &mut Source<'_>) -> Result<Vec<u8>> {
 }
 
 /// Does with a store what agents do; whatever it holds, it answers.
-async fn work(store: &Store) {
-    let other = Store::open_in_memory(MemoryDisk::default(), options("b")).expect("an empty disk");
-    exchange(store, &other).await;
-    exchange(&other, store).await;
-    other.close().await;
-    store.orphaned_by_namespace();
-    if let Some(proposal) = store.propose_beyond(1, 0) {
-        store.squash(proposal, true).await.expect("a disk in memory");
+fn work(replica: &mut Replica) {
+    let mut other = Replica::open(&MemoryDisk::default(), "b").expect("an empty disk");
+    exchange(replica, &mut other);
+    exchange(&mut other, replica);
+    replica.store.orphaned_by_namespace();
+    if let Some(proposal) = replica.store.propose_beyond(1, 0) {
+        let squashed = replica.run(async |store| store.squash(proposal, true).await);
+        squashed.expect("a disk in memory");
     }
-    for (key, object) in shown(store) {
-        let _ = store.history(&key, 10);
-        assert_eq!(store.get(&key).map(|view| view.key), Some(key.clone()));
+    let any = Precondition::default();
+    for (key, object) in shown(&replica.store) {
+        let _ = replica.store.history(&key, 10);
+        assert_eq!(replica.store.get(&key).map(|view| view.key), Some(key.clone()));
         let change = |object: &Object| {
             let mut object = object.clone();
             object.set(&["spec", "replicas"], 7);
             Ok::<_, WriteError>(object)
         };
-        check(
-            store
-                .update(&key, &Precondition::default(), author(), change)
-                .await
-                .map(|_| ()),
-        );
-        check(store.apply(object, author(), true).await.map(|_| ()));
+        check(replica.run(async |store| store.update(&key, &any, author(), change).await));
+        check(replica.run(async |store| store.apply(object, author(), true).await));
         if key.name == "b" {
-            check(
-                store
-                    .remove(&key, &Precondition::default(), author())
-                    .await
-                    .map(|_| ()),
-            );
+            check(replica.run(async |store| store.remove(&key, &any, author()).await));
         }
     }
-    for key in store.unreadable() {
-        check(store.create(Object::new(&key), author()).await.map(|_| ()));
-        check(store.give_up(&key).await.map(|_| ()));
-        check(store.create(Object::new(&key), author()).await.map(|_| ()));
+    for key in replica.store.unreadable() {
+        for gives_up in [false, true, false] {
+            if gives_up {
+                check(replica.run(async |store| store.give_up(&key).await));
+            } else {
+                check(replica.run(async |store| store.create(Object::new(&key), author()).await));
+            }
+        }
     }
 }
 
-fn check(result: std::result::Result<(), WriteError>) {
+fn check<T>(result: std::result::Result<T, WriteError>) {
     if let Err(WriteError::Commit(error)) = result {
         panic!("a disk in memory does not fail: {error}");
     }

@@ -13,6 +13,8 @@ use crate::incarnation::{Incarnation, Tombstone};
 
 /// Values within values, of generated ones.
 const MAX_DEPTH: usize = 6;
+/// The longest text that is one part repeated: longer than any path may be, and short enough for many executions a second.
+const MAX_REPEATED_BYTES: usize = crate::path::MAX_PATH_BYTES + 1024;
 
 pub(super) type Source<'a> = Unstructured<'a>;
 
@@ -78,7 +80,8 @@ pub(super) fn text(source: &mut Source<'_>) -> Result<String> {
         6 => source.arbitrary()?,
         _ => {
             let part: String = source.arbitrary()?;
-            part.repeat(source.int_in_range(0..=200)?)
+            let times: usize = source.int_in_range(0..=200)?;
+            part.repeat(times.min(MAX_REPEATED_BYTES / part.len().max(1)))
         }
     })
 }
