@@ -78,8 +78,9 @@ struct TakenAll {
 
 impl Store {
     /// Returns the first frame of an exchange.
-    pub(crate) fn first_step(&self) -> Exchange {
+    pub(crate) fn first_step(&self, peer: &NodeId) -> Exchange {
         let index = self.shared.index();
+        self.shared.tell(peer, index.going());
         let buckets = index.digests().buckets().to_vec();
         send(index.header(), &Body::Digests { buckets }).unwrap_or(Exchange::Done)
     }
@@ -102,7 +103,7 @@ impl Store {
         let header = self.shared.index().header();
         match body {
             // It needs to see what the peer holds, and not the other way round.
-            Body::Digests { .. } if self.can_settle(theirs) => Ok(self.first_step()),
+            Body::Digests { .. } if self.can_settle(theirs) => Ok(self.first_step(peer)),
             Body::Digests { buckets } => self.summary(theirs, &buckets),
             Body::Summary { buckets, items, more } => self.compare(peer, theirs, &buckets, items, more).await,
             Body::Changes { items, wants, more } => {
@@ -134,7 +135,7 @@ impl Store {
                 *refused = taken.refused;
                 let more = more || self.can_settle(theirs);
                 Ok(if taken.is_carried || more && (progress || taken.progress) {
-                    self.first_step()
+                    self.first_step(peer)
                 } else {
                     Exchange::Done
                 })
@@ -255,6 +256,10 @@ impl Store {
         let taken = self.take(peer, their_header, tombstones).await?;
         let mut progress = taken.progress;
         let buckets: BTreeSet<u8> = buckets.iter().copied().collect();
+        if self.can_settle(their_header) && !self.shared.has_told(peer, self.shared.index().going()) {
+            // What was created after the digests were sent, and before no more was, may be in a bucket that is not among these.
+            return Ok(self.first_step(peer));
+        }
         let mut ours = self.held_in(&buckets);
         if self.can_settle(their_header) {
             let is_partial = more || taken.is_overtaken;
@@ -294,7 +299,7 @@ impl Store {
         more |= cut;
         if deltas.is_empty() && wants.is_empty() {
             return Ok(if more && progress {
-                self.first_step()
+                self.first_step(peer)
             } else {
                 Exchange::Done
             });
