@@ -7,7 +7,7 @@ use schemas::{Kind, ObjectKey};
 
 use crate::disk::Write;
 use crate::document::BadBytes;
-use crate::frame::{Delta, Header, Heads};
+use crate::frame::{Body, Delta, Header, Heads};
 use crate::incarnation::{Incarnation, Tombstone};
 use crate::index::{Change, Going, Index};
 use crate::prepare::Prepared;
@@ -16,8 +16,8 @@ use crate::rescue::{Lost, UNSEEN};
 use crate::rounds::Registration;
 use crate::shared::Shared;
 use crate::store::{Done, Store, finished};
-use crate::sync::Held;
-use crate::types::{CommitError, SyncError};
+use crate::sync::{Held, send};
+use crate::types::{CommitError, Exchange, NodeId, SyncError};
 
 /// What a peer has of a key: neither, if it cannot read what it had.
 pub(crate) type Theirs = (Option<Tombstone>, Option<Heads>);
@@ -69,6 +69,14 @@ impl Store {
             self.shared.index_mut().heard();
         }
         Ok(())
+    }
+
+    /// Returns the first frame of an exchange.
+    pub(crate) fn first_step(&self, peer: &NodeId) -> Exchange {
+        let index = self.shared.index();
+        self.shared.tell(peer, index.going());
+        let buckets = index.digests().buckets().to_vec();
+        send(index.header(), &Body::Digests { buckets }).unwrap_or(Exchange::Done)
     }
 
     /// Tells whether this node has to catch up, and a peer that stands there can tell all that it needs.

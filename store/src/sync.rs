@@ -77,14 +77,6 @@ struct TakenAll {
 }
 
 impl Store {
-    /// Returns the first frame of an exchange.
-    pub(crate) fn first_step(&self, peer: &NodeId) -> Exchange {
-        let index = self.shared.index();
-        self.shared.tell(peer, index.going());
-        let buckets = index.digests().buckets().to_vec();
-        send(index.header(), &Body::Digests { buckets }).unwrap_or(Exchange::Done)
-    }
-
     pub(crate) async fn step(&self, peer: &NodeId, frame: &[u8]) -> Result<Received, SyncError> {
         let (theirs, body) = frame::decode(frame)?;
         self.meet(theirs).await?;
@@ -767,7 +759,7 @@ impl Shared {
     }
 }
 
-fn send(header: Header, body: &Body) -> Result<Exchange, SyncError> {
+pub(crate) fn send(header: Header, body: &Body) -> Result<Exchange, SyncError> {
     frame::encode(header, body).map(Exchange::Send)
 }
 

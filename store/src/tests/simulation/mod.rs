@@ -28,7 +28,7 @@ use sha2::Digest;
 use self::world::{Counters, World};
 
 /// Of a run of the tests without `SEEDS`.
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 20;
 /// Each seed does so many operations.
 const OPERATIONS: usize = 500;
 /// Every so many seeds one has many nodes.
