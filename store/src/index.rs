@@ -7,6 +7,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use schemas::{Kind, Object, ObjectKey};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
@@ -59,11 +60,15 @@ impl Entry {
 pub(crate) struct PackedView {
     pub(crate) key: ObjectKey,
     object: Arc<Packed>,
-    revision: Revision,
+    pub(crate) revision: Revision,
     stored: bool,
 }
 
 impl PackedView {
+    pub(crate) fn tree(&self) -> Arc<Object> {
+        self.object.tree()
+    }
+
     pub(crate) fn view(self) -> View {
         View {
             key: self.key,
@@ -100,7 +105,7 @@ impl Written {
 }
 
 /// Tells the targets of a store apart, one after the other.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Going(u64);
 
 /// Whether other nodes are in reach.
@@ -229,8 +234,12 @@ impl Index {
         })
     }
 
+    pub(crate) fn packed(&self, key: &ObjectKey) -> Option<PackedView> {
+        Self::view_of(key, self.entries.get(key)?)
+    }
+
     pub(crate) fn get(&self, key: &ObjectKey) -> Option<View> {
-        Self::view_of(key, self.entries.get(key)?).map(PackedView::view)
+        self.packed(key).map(PackedView::view)
     }
 
     fn entries_of<'a>(
@@ -610,7 +619,7 @@ impl Index {
             (Some(mut object), before) => {
                 if let Some((before, revision)) = before {
                     set_resource_version(&mut object, *revision);
-                    if object == *before.tree() {
+                    if before.is(&object) {
                         return;
                     }
                 }

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use schemas::Object;
 
+use crate::leaves;
+
 /// Trees that are kept for the next reader: all of a small cluster; of trees of 10 KB, 10 MB.
 const RECENT_TREES: usize = 1024;
 
@@ -42,13 +44,15 @@ impl Packed {
     pub(crate) fn new(object: &Arc<Object>, recent: &Arc<Recent>) -> Self {
         recent.keep(object.clone());
         Self {
-            // Maps with text keys cannot fail to be written.
-            json: serde_json::to_vec(object.as_ref())
-                .unwrap_or_default()
-                .into_boxed_slice(),
+            json: leaves::json(object).into_boxed_slice(),
             recent: recent.clone(),
             tree: Mutex::new(Arc::downgrade(object)),
         }
+    }
+
+    /// Tells whether this is that object, without making a tree.
+    pub(crate) fn is(&self, object: &Object) -> bool {
+        *leaves::json(object) == *self.json
     }
 
     /// Returns what it takes while nobody has its tree.

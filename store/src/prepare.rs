@@ -10,7 +10,7 @@ use crate::disk::Write;
 use crate::document::{Birth, ChangeAuthor, Contents, Document, WrittenChange};
 use crate::epoch::Epoch;
 use crate::incarnation::{Incarnation, Tombstone, Uids};
-use crate::index::{Change, set_resource_version};
+use crate::index::{Change, PackedView, set_resource_version};
 use crate::leaves::{self, Leaves};
 use crate::owners::{Operation, Owners};
 use crate::record::{Record, Standing, Stored, document_key, show, tombstone_key};
@@ -79,14 +79,14 @@ fn precondition(object: &Object) -> Precondition {
 }
 
 /// Checks a view, of which `uid` is the document's.
-fn check_precondition(precondition: &Precondition, view: &View, uid: &str) -> Result<(), WriteError> {
+fn check_precondition(precondition: &Precondition, view: &PackedView, uid: &str) -> Result<(), WriteError> {
     let conflict = |reason| WriteError::Conflict {
         key: view.key.clone(),
         reason,
     };
     if let Some(wanted) = precondition.uid.as_ref()
         && wanted != uid
-        && wanted != view.object.uid()
+        && wanted != view.tree().uid()
     {
         return Err(conflict(format!("its uid is {uid}, not {wanted}")));
     }
@@ -276,14 +276,17 @@ impl Shared {
         &self,
         key: &ObjectKey,
         precondition: &Precondition,
-    ) -> Result<(Arc<Record>, View), WriteError> {
-        let index = self.index();
-        let (Some(record), Some(view)) = (index.record(key), index.get(key)) else {
+    ) -> Result<(Arc<Record>, Revision), WriteError> {
+        let (record, view) = {
+            let index = self.index();
+            (index.record(key), index.packed(key))
+        };
+        let (Some(record), Some(view)) = (record, view) else {
             return Err(WriteError::NotFound(key.clone()));
         };
         let uid = self.uids.uid(key, record.incarnation);
         check_precondition(precondition, &view, &uid)?;
-        Ok((record, view))
+        Ok((record, view.revision))
     }
 
     /// Checks what an apply demands of a key that has no document: of what is computed, if anything is.
@@ -292,9 +295,9 @@ impl Shared {
         if precondition == Precondition::default() {
             return Ok(());
         }
-        let view = self.index().get(key);
+        let view = self.index().packed(key);
         let view = view.ok_or_else(|| WriteError::NotFound(key.clone()))?;
-        check_precondition(&precondition, &view, view.object.uid())
+        check_precondition(&precondition, &view, view.tree().uid())
     }
 
     fn load_current<'a>(
@@ -302,7 +305,7 @@ impl Shared {
         key: &'a ObjectKey,
         precondition: &Precondition,
     ) -> Result<Loaded<'a>, WriteError> {
-        let (record, view) = self.current(key, precondition)?;
+        let (record, revision) = self.current(key, precondition)?;
         let document = record
             .load(self.actor(record.epoch))
             .map_err(|error| internal(key, error))?;
@@ -310,7 +313,7 @@ impl Shared {
         Ok(Loaded {
             key,
             record,
-            revision: view.revision,
+            revision,
             document,
             contents,
         })
