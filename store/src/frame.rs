@@ -7,13 +7,16 @@ use serde::{Deserialize, Serialize};
 use crate::digest::BucketDigest;
 use crate::epoch::Epoch;
 use crate::incarnation::{Incarnation, Tombstone};
+use crate::index::Going;
 use crate::record::Record;
 use crate::types::SyncError;
 
 /// Version of the protocol, first in each frame (big endian). Stores of two versions do not talk.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The largest frame. The largest change of 3.5 MB fits; what does not fit travels in a further step.
 pub(crate) const MAX_FRAME_BYTES: usize = 4 << 20;
+/// How many bytes of wants are collected.
+pub(crate) const WANTS_BYTES: usize = 256 << 10;
 
 /// Where the sender stood before it collected what the frame says (`rounds.rs`): a frame that says less than that is refused
 /// more, and never too little.
@@ -36,15 +39,13 @@ pub(crate) const HEADER_BYTES: usize = 4 + 2 + 2 + size_of::<Closed>();
 /// What a frame says.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) enum Body {
-    /// First step: digests of all buckets.
-    Digests { buckets: Vec<BucketDigest> },
-    /// Second: what the other side holds in buckets that differ.
-    Summary {
-        buckets: Vec<u8>,
-        items: Vec<Item>,
-        /// More buckets differ than fit.
-        more: bool,
+    /// First step: digests of all buckets, and what the sender has to catch up with.
+    Digests {
+        buckets: Vec<BucketDigest>,
+        going: Going,
     },
+    /// Second: what the other side holds in buckets that differ.
+    Summary(Summary),
     /// Third: what the other side lacks, and what it is asked for.
     Changes {
         items: Vec<Delta>,
@@ -69,6 +70,17 @@ pub(crate) enum Body {
     Close { round: u16, closed: Closed },
     /// The sender holds the same, and agrees to nobody else's.
     Agreed { round: u16, closed: Closed },
+}
+
+/// What is held in buckets that differ.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    /// Of the digests that this answers.
+    pub(crate) going: Going,
+    pub(crate) buckets: Vec<u8>,
+    pub(crate) items: Vec<Item>,
+    /// More buckets differ than fit.
+    pub(crate) more: bool,
 }
 
 /// What a replica says to a squash.
@@ -176,6 +188,35 @@ impl Delta {
         let changes = self.live.iter().flat_map(|live| &live.changes);
         64 + self.key.len() + changes.map(|change| change.0.len() + 8).sum::<usize>()
     }
+}
+
+/// Keeps what fits a frame: of a document with a long history at least the first change, since the rest builds on it.
+pub(crate) fn fit(deltas: Vec<Delta>) -> (Vec<Delta>, bool) {
+    const ROOM: usize = MAX_FRAME_BYTES - (64 << 10) - WANTS_BYTES;
+    let (mut kept, mut bytes) = (Vec::new(), 0);
+    for mut delta in deltas {
+        let size = delta.bytes();
+        if bytes + size <= ROOM {
+            bytes += size;
+            kept.push(delta);
+            continue;
+        }
+        if let Some(live) = &mut delta.live {
+            let mut room = ROOM.saturating_sub(bytes + 128 + delta.key.len());
+            let fitting = live.changes.iter().take_while(|change| {
+                let fits = change.0.len() + 8 <= room;
+                room = room.saturating_sub(change.0.len() + 8);
+                fits
+            });
+            let count = fitting.count();
+            live.changes.truncate(count);
+            if count > 0 {
+                kept.push(delta);
+            }
+        }
+        return (kept, true);
+    }
+    (kept, false)
 }
 
 /// Writes a frame.

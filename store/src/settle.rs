@@ -17,7 +17,7 @@ use crate::rounds::Registration;
 use crate::shared::Shared;
 use crate::store::{Done, Store, finished};
 use crate::sync::{Held, send};
-use crate::types::{CommitError, Exchange, NodeId, SyncError};
+use crate::types::{CommitError, Exchange, SyncError};
 
 /// What a peer has of a key: neither, if it cannot read what it had.
 pub(crate) type Theirs = (Option<Tombstone>, Option<Heads>);
@@ -72,11 +72,13 @@ impl Store {
     }
 
     /// Returns the first frame of an exchange.
-    pub(crate) fn first_step(&self, peer: &NodeId) -> Exchange {
+    pub(crate) fn first_step(&self) -> Exchange {
         let index = self.shared.index();
-        self.shared.tell(peer, index.going());
-        let buckets = index.digests().buckets().to_vec();
-        send(index.header(), &Body::Digests { buckets }).unwrap_or(Exchange::Done)
+        let digests = Body::Digests {
+            buckets: index.digests().buckets().to_vec(),
+            going: index.going(),
+        };
+        send(index.header(), &digests).unwrap_or(Exchange::Done)
     }
 
     /// Tells whether this node has to catch up, and a peer that stands there can tell all that it needs.
@@ -102,17 +104,18 @@ impl Store {
     }
 
     /// Compares what is held with what a peer holds that has a higher floor, of some buckets. `is_partial`: there may be more
-    /// that differs. Returns whether anything was done.
+    /// that differs; `going`: when this store was compared. Returns whether anything was done.
     pub(crate) async fn settle(
         &self,
         theirs: Header,
+        going: Going,
         ours: &BTreeMap<ObjectKey, Held>,
         items: &BTreeMap<ObjectKey, Theirs>,
         is_partial: bool,
     ) -> Result<bool, SyncError> {
         let mut settlement = Settlement {
             store: self,
-            going: self.shared.index().going(),
+            going,
             pending: Vec::new(),
             is_complete: !is_partial,
             unsent: Vec::new(),

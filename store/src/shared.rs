@@ -1,6 +1,5 @@
 //! What the handles of a store and its commit thread share.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use automerge::ActorId;
@@ -11,7 +10,7 @@ use crate::commit::Claims;
 use crate::compaction::Promises;
 use crate::epoch::Epoch;
 use crate::incarnation::Uids;
-use crate::index::{Going, Index};
+use crate::index::Index;
 use crate::random::random;
 use crate::rescue::LastSight;
 use crate::rounds::Ballot;
@@ -40,8 +39,6 @@ pub(crate) struct Shared {
     pub(crate) rescues: Arc<Notify>,
     pub(crate) last_sight: LastSight,
     pub(crate) ballot: Ballot,
-    /// What this node had to catch up with when it last told each peer what it holds.
-    told: Mutex<HashMap<NodeId, Going>>,
     pub(crate) standing: watch::Sender<Standing>,
     /// Woken when tombstones have become many.
     pub(crate) many_tombstones: Arc<Notify>,
@@ -65,7 +62,6 @@ impl Shared {
             rescues: Arc::default(),
             last_sight: LastSight::default(),
             ballot,
-            told: Mutex::default(),
             standing: watch::Sender::default(),
             many_tombstones: Arc::default(),
         }
@@ -86,18 +82,6 @@ impl Shared {
             }
             changes
         });
-    }
-
-    /// Notes that a peer is being told what this node holds.
-    pub(crate) fn tell(&self, peer: &NodeId, going: Going) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.insert(peer.clone(), going);
-    }
-
-    /// Tells whether a peer was told since this node has to catch up with what it has to now.
-    pub(crate) fn has_told(&self, peer: &NodeId, going: Going) -> bool {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.get(peer) == Some(&going)
     }
 
     pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {

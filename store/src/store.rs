@@ -477,7 +477,7 @@ impl Store {
     /// Begins an exchange with a peer whose digest differs.
     pub fn begin_exchange(&self, peer: &NodeId) -> Exchange {
         tracing::debug!(%peer, "exchange begins");
-        self.first_step(peer)
+        self.first_step()
     }
 
     /// Takes a frame from an authenticated peer (a push, a step of an exchange, or an answer) and says what to send

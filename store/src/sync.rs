@@ -18,10 +18,12 @@ use crate::digest::{BUCKETS, BucketDigest, bucket_of};
 use crate::disk::Write;
 use crate::document::{BadBytes, Clash, Document};
 use crate::epoch::carry_over;
-use crate::frame::{self, Body, Changes, Delta, Header, Heads, Item, MAX_FRAME_BYTES, Want};
+use crate::frame::{
+    self, Body, Changes, Delta, Header, Heads, Item, MAX_FRAME_BYTES, Summary, WANTS_BYTES, Want, fit,
+};
 use crate::incarnation::{Incarnation, Seen, Tombstone};
 use crate::incoming::{IncomingChange, Refused};
-use crate::index::Change;
+use crate::index::{Change, Going};
 use crate::leaves;
 use crate::path;
 use crate::prepare::{Prepared, tombstone};
@@ -34,8 +36,6 @@ use crate::types::{CommitError, Conflict, ConflictSide, Exchange, NodeId, Receiv
 
 /// How many bytes of items are collected before one stops; the last may be as large as a frame.
 const ITEMS_BYTES: usize = 2 << 20;
-/// How many bytes of wants are collected.
-const WANTS_BYTES: usize = 256 << 10;
 /// About what an item of a summary takes beside its key: a tombstone, an incarnation and one head.
 const ITEM_BYTES: usize = 112;
 
@@ -95,9 +95,9 @@ impl Store {
         let header = self.shared.index().header();
         match body {
             // It needs to see what the peer holds, and not the other way round.
-            Body::Digests { .. } if self.can_settle(theirs) => Ok(self.first_step(peer)),
-            Body::Digests { buckets } => self.summary(theirs, &buckets),
-            Body::Summary { buckets, items, more } => self.compare(peer, theirs, &buckets, items, more).await,
+            Body::Digests { .. } if self.can_settle(theirs) => Ok(self.first_step()),
+            Body::Digests { buckets, going } => self.summary(theirs, &buckets, going),
+            Body::Summary(summary) => self.compare(peer, theirs, summary).await,
             Body::Changes { items, wants, more } => {
                 let taken = self.take(peer, theirs, items).await?;
                 *refused = taken.refused;
@@ -127,7 +127,7 @@ impl Store {
                 *refused = taken.refused;
                 let more = more || self.can_settle(theirs);
                 Ok(if taken.is_carried || more && (progress || taken.progress) {
-                    self.first_step(peer)
+                    self.first_step()
                 } else {
                     Exchange::Done
                 })
@@ -158,7 +158,7 @@ impl Store {
     }
 
     /// Answers digests with what is held in the buckets that differ.
-    fn summary(&self, header: Header, theirs: &[BucketDigest]) -> Result<Exchange, SyncError> {
+    fn summary(&self, header: Header, theirs: &[BucketDigest], going: Going) -> Result<Exchange, SyncError> {
         if theirs.len() != BUCKETS {
             return Err(SyncError::Malformed(format!(
                 "{} buckets, not {BUCKETS}",
@@ -215,7 +215,12 @@ impl Store {
             buckets.push(bucket);
             items.extend(found);
         }
-        let summary = Body::Summary { buckets, items, more };
+        let summary = Body::Summary(Summary {
+            going,
+            buckets,
+            items,
+            more,
+        });
         send(index.header(), &summary)
     }
 
@@ -224,10 +229,14 @@ impl Store {
         &self,
         peer: &NodeId,
         their_header: Header,
-        buckets: &[u8],
-        items: Vec<Item>,
-        mut more: bool,
+        summary: Summary,
     ) -> Result<Exchange, SyncError> {
+        let Summary {
+            going,
+            buckets,
+            items,
+            mut more,
+        } = summary;
         let header = self.shared.index().header();
         let mut theirs: BTreeMap<ObjectKey, Theirs> = BTreeMap::new();
         let mut tombstones = Vec::new();
@@ -247,15 +256,18 @@ impl Store {
         }
         let taken = self.take(peer, their_header, tombstones).await?;
         let mut progress = taken.progress;
-        let buckets: BTreeSet<u8> = buckets.iter().copied().collect();
-        if self.can_settle(their_header) && !self.shared.has_told(peer, self.shared.index().going()) {
+        let buckets: BTreeSet<u8> = buckets.into_iter().collect();
+        let settles = self.can_settle(their_header);
+        if settles && going != self.shared.index().going() {
             // What was created after the digests were sent, and before no more was, may be in a bucket that is not among these.
-            return Ok(self.first_step(peer));
+            return Ok(self.first_step());
         }
         let mut ours = self.held_in(&buckets);
-        if self.can_settle(their_header) {
+        if settles {
             let is_partial = more || taken.is_overtaken;
-            progress |= self.settle(their_header, &ours, &theirs, is_partial).await?;
+            progress |= self
+                .settle(their_header, going, &ours, &theirs, is_partial)
+                .await?;
             more |= self.can_settle(their_header);
             ours = self.held_in(&buckets);
         }
@@ -291,7 +303,7 @@ impl Store {
         more |= cut;
         if deltas.is_empty() && wants.is_empty() {
             return Ok(if more && progress {
-                self.first_step(peer)
+                self.first_step()
             } else {
                 Exchange::Done
             });
@@ -761,33 +773,4 @@ impl Shared {
 
 pub(crate) fn send(header: Header, body: &Body) -> Result<Exchange, SyncError> {
     frame::encode(header, body).map(Exchange::Send)
-}
-
-/// Keeps what fits a frame: of a document with a long history at least the first change, since the rest builds on it.
-fn fit(deltas: Vec<Delta>) -> (Vec<Delta>, bool) {
-    const ROOM: usize = MAX_FRAME_BYTES - (64 << 10) - WANTS_BYTES;
-    let (mut kept, mut bytes) = (Vec::new(), 0);
-    for mut delta in deltas {
-        let size = delta.bytes();
-        if bytes + size <= ROOM {
-            bytes += size;
-            kept.push(delta);
-            continue;
-        }
-        if let Some(live) = &mut delta.live {
-            let mut room = ROOM.saturating_sub(bytes + 128 + delta.key.len());
-            let fitting = live.changes.iter().take_while(|change| {
-                let fits = change.0.len() + 8 <= room;
-                room = room.saturating_sub(change.0.len() + 8);
-                fits
-            });
-            let count = fitting.count();
-            live.changes.truncate(count);
-            if count > 0 {
-                kept.push(delta);
-            }
-        }
-        return (kept, true);
-    }
-    (kept, false)
 }

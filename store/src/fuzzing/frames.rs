@@ -9,7 +9,7 @@ use super::replica::{self, Replica};
 use super::values::{self, Source};
 use super::{held, shown};
 use crate::digest::{BUCKETS, BucketDigest};
-use crate::frame::{self, Agreement, Blob, Body, Changes, Delta, Heads, Item, VERSION, Want};
+use crate::frame::{self, Agreement, Blob, Body, Changes, Delta, Heads, Item, Summary, VERSION, Want};
 use crate::incarnation::Tombstone;
 use crate::random::seed;
 use crate::{Author, Exchange, MemoryDisk, NodeId, Precondition, Via, WriteError};
@@ -121,7 +121,7 @@ impl World {
                     self.receive(at, &frame);
                 }
                 _ => {
-                    let body = self.body(source)?;
+                    let body = self.body(at, source)?;
                     let header = values::header(source)?;
                     if let Ok(frame) = frame::encode(header, &body) {
                         // A stamp may have been put right.
@@ -189,7 +189,9 @@ impl World {
         }
     }
 
-    fn body(&self, source: &mut Source<'_>) -> Result<Body> {
+    /// Makes up what a replica is told.
+    fn body(&self, at: usize, source: &mut Source<'_>) -> Result<Body> {
+        let going = self.replicas[at].store.shared.index().going();
         let more = source.arbitrary()?;
         Ok(match source.int_in_range(0..=9_u8)? {
             0 => Body::Digests {
@@ -197,8 +199,10 @@ impl World {
                     BucketDigest::default();
                     *source.choose(&[BUCKETS, BUCKETS, 0, 1, BUCKETS + 1])?
                 ],
+                going,
             },
-            1 | 2 => Body::Summary {
+            1 | 2 => Body::Summary(Summary {
+                going,
                 buckets: if source.arbitrary()? {
                     (0..=u8::MAX).collect()
                 } else {
@@ -206,7 +210,7 @@ impl World {
                 },
                 items: self.some(source, Self::item)?,
                 more,
-            },
+            }),
             3..=5 => Body::Changes {
                 items: self.some(source, Self::delta)?,
                 wants: self.some(source, Self::want)?,

@@ -46,7 +46,8 @@ async fn of_rounds_that_come_at_once_the_highest_is_kept() {
             round,
             ..Header::default()
         };
-        frame::encode(header, &Body::Digests { buckets }).unwrap()
+        let going = store.shared.index().going();
+        frame::encode(header, &Body::Digests { buckets, going }).unwrap()
     };
     let peer = NodeId("b".to_owned());
     let (high, low) = (frame(5), frame(4));
