@@ -3,7 +3,7 @@
 //! sled's flush hands its log to the kernel (`sync_file_range` on Linux), which does not survive the loss of power
 //! (spacejam/sled#1452), and it never syncs the files in which it keeps long values: see [`Database::sync`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
@@ -18,7 +18,7 @@ use crate::random::random;
 use crate::types::OpenError;
 
 /// sled's own cache of pages. Objects are kept by the store, so this serves start-up alone.
-const CACHE_BYTES: u64 = 8 << 20;
+const CACHE_BYTES: u64 = 2 << 20;
 /// How long sled's threads may take to end after their database was closed, and how often that is looked at.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
@@ -47,14 +47,6 @@ impl Held {
     fn record(self) -> Vec<u8> {
         [self.number, self.salt, self.sum].map(u64::to_le_bytes).concat()
     }
-
-    fn add(&mut self, key: &[u8], value: &[u8]) {
-        self.sum = self.sum.wrapping_add(trace(key, value));
-    }
-
-    fn take(&mut self, key: &[u8], value: &[u8]) {
-        self.sum = self.sum.wrapping_sub(trace(key, value));
-    }
 }
 
 /// A number that says which record it is.
@@ -73,6 +65,8 @@ fn trace(key: &[u8], value: &[u8]) -> u64 {
 pub(crate) struct Database {
     sled: sled::Db,
     held: Held,
+    /// By key: of what is replaced the value need not be read.
+    traces: HashMap<Vec<u8>, u64>,
     log: File,
     folder: PathBuf,
     /// Files beside the log that are synced.
@@ -115,17 +109,18 @@ impl Database {
             .open(folder.join("db"))
             .map_err(io)?;
         let failed = |error| open_error(directory, error);
-        let mut held = Held {
-            number: 0,
-            salt: random(),
-            sum: 0,
-        };
+        let mut traces = HashMap::new();
         for record in sled.iter() {
             let (key, value) = record.map_err(failed)?;
             if key.as_ref() != HELD {
-                held.add(&key, &value);
+                traces.insert(key.to_vec(), trace(&key, &value));
             }
         }
+        let mut held = Held {
+            number: 0,
+            salt: random(),
+            sum: traces.values().fold(0, |sum, trace| sum.wrapping_add(*trace)),
+        };
         match sled.get(HELD).map_err(failed)? {
             Some(record) => {
                 let found = held.sum;
@@ -143,6 +138,7 @@ impl Database {
         let mut database = Self {
             sled,
             held,
+            traces,
             log,
             folder,
             synced: BTreeSet::new(),
@@ -163,23 +159,26 @@ impl Database {
         self.held
     }
 
-    /// Writes a batch of the journal: all of it or, after a crash, none.
+    /// Writes batches of the journal up to one: all of that or, after a crash, nothing.
     pub(crate) fn apply(&mut self, number: u64, batch: Vec<Write>) -> Result<(), sled::Error> {
         // Of several writes of a key the last counts.
         let writes: BTreeMap<Vec<u8>, Option<Vec<u8>>> =
             batch.into_iter().map(|write| (write.key, write.value)).collect();
         let mut sled_batch = sled::Batch::default();
         for (key, value) in writes {
-            if let Some(before) = self.sled.get(&key)? {
-                self.held.take(&key, &before);
-            }
-            match value {
+            let (trace, before) = match value {
                 Some(value) => {
-                    self.held.add(&key, &value);
-                    sled_batch.insert(key, value);
+                    let trace = trace(&key, &value);
+                    sled_batch.insert(key.as_slice(), value);
+                    (trace, self.traces.insert(key, trace))
                 }
-                None => sled_batch.remove(key),
-            }
+                None => {
+                    sled_batch.remove(key.as_slice());
+                    (0, self.traces.remove(&key))
+                }
+            };
+            let sum = self.held.sum.wrapping_add(trace);
+            self.held.sum = sum.wrapping_sub(before.unwrap_or_default());
         }
         self.held.number = number;
         sled_batch.insert(HELD, self.held.record());

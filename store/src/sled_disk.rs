@@ -1,7 +1,7 @@
 //! The store's disk: a journal, which makes writes durable, before a sled database, which has what was written.
 //!
-//! A sync appends what was written to the journal; a thread then gives it to the database, where nobody waits for it. The
-//! database is synced when some of it has come together, when a file of the journal is to be used again, and at the end.
+//! A sync appends what was written to the journal; a thread gives it to the database later, where nobody waits for it: when
+//! some has come together, when a file of the journal is to be used again, and at the end.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -20,8 +20,8 @@ use crate::types::{OpenError, Shortage};
 const RESERVED_BYTES: u64 = 32 << 20;
 /// How much a batch can grow on disk: sled writes whole pages.
 const WRITE_AMPLIFICATION: u64 = 4;
-/// The database is synced when it was given so much: half a segment of sled's log (see [`Database::sync`]).
-const UNSYNCED_BYTES: u64 = 256 << 10;
+/// So much comes together before the database gets it: half a segment of sled's log (see [`Database::sync`]).
+const TOGETHER_BYTES: u64 = 256 << 10;
 
 /// A directory with a lock, a journal and a sled database.
 pub(crate) struct SledDisk {
@@ -143,16 +143,17 @@ fn bytes(batch: &[Write]) -> u64 {
     batch.iter().map(Write::bytes).sum()
 }
 
-/// A thread that gives batches to the database.
+/// A thread that gives batches to the database, some as one.
 struct Feeder {
-    /// What waits in it is in the journal too, whose size bounds it. None: at the end.
+    /// What waits is in the journal too, whose size bounds it. None: at the end.
     jobs: Option<mpsc::Sender<Job>>,
     progress: Arc<Progress>,
     thread: Option<JoinHandle<()>>,
 }
 
 enum Job {
-    Apply(u64, Vec<Write>),
+    Take(u64, Vec<Write>),
+    /// Look at what is [wanted](State::wanted).
     Sync,
 }
 
@@ -166,6 +167,8 @@ struct Progress {
 struct State {
     /// The last batch that the database has durably.
     durable: u64,
+    /// Somebody waits until it has this one.
+    wanted: u64,
     waiting_bytes: u64,
     /// Why the database takes no more.
     failure: Option<String>,
@@ -210,13 +213,17 @@ impl Feeder {
 
     fn feed(&self, number: u64, batch: Vec<Write>) -> io::Result<()> {
         self.progress.state().waiting_bytes += bytes(&batch);
-        self.send(Job::Apply(number, batch))
+        self.send(Job::Take(number, batch))
     }
 
     /// Waits until the database has durably all up to a batch.
     fn hold(&self, number: u64) -> io::Result<()> {
-        if self.progress.state().durable >= number {
-            return Ok(());
+        {
+            let mut state = self.progress.state();
+            if state.durable >= number {
+                return Ok(());
+            }
+            state.wanted = state.wanted.max(number);
         }
         self.send(Job::Sync)?;
         let mut state = self.progress.state();
@@ -270,24 +277,31 @@ fn feed(
     queue: &mpsc::Receiver<Job>,
     progress: &Progress,
 ) -> Result<(), sled::Error> {
-    let mut unsynced_bytes = 0;
+    let (mut together, mut last, mut together_bytes) = (Vec::new(), database.held().number, 0);
     loop {
         let job = queue.recv();
-        let is_last = job.is_err();
-        if let Ok(Job::Apply(number, batch)) = job {
-            let bytes = bytes(&batch);
-            database.apply(number, batch)?;
-            unsynced_bytes += bytes;
-            progress.state().waiting_bytes -= bytes;
-            if unsynced_bytes < UNSYNCED_BYTES {
-                continue;
-            }
+        let is_end = job.is_err();
+        if let Ok(Job::Take(number, batch)) = job {
+            together_bytes += bytes(&batch);
+            together.extend(batch);
+            last = number;
         }
+        let is_wanted = {
+            let state = progress.state();
+            (state.durable + 1..=last).contains(&state.wanted)
+        };
+        if together_bytes < TOGETHER_BYTES && !is_wanted && !is_end {
+            continue;
+        }
+        database.apply(last, std::mem::take(&mut together))?;
         database.sync()?;
-        unsynced_bytes = 0;
-        progress.state().durable = database.held().number;
+        {
+            let mut state = progress.state();
+            state.waiting_bytes -= std::mem::take(&mut together_bytes);
+            state.durable = last;
+        }
         progress.changed.notify_all();
-        if is_last {
+        if is_end {
             return Ok(());
         }
     }
