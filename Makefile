@@ -35,7 +35,7 @@ test-all: test build
 properties:
 	@echo "PROPTEST_RNG_SEED=$(STORE_CASES_SEED) PROPTEST_CASES=$(STORE_CASES)"
 	PROPTEST_RNG_SEED=$(STORE_CASES_SEED) PROPTEST_CASES=$(STORE_CASES) $(CARGO) test --locked --release -p store --lib -- \
-	    replicas_that_talk_become_equal squashes_lose_no_write no_edit_disappears \
+	    replicas_that_talk_become_equal squashes_lose_no_write no_edit_disappears edits_of_different_fields_survive \
 	    nothing_comes_back_and_nothing_is_lost what_an_apply_names_outlives_its_removal_elsewhere
 
 build:

@@ -61,6 +61,16 @@ fn is_field(path: &str) -> bool {
     path::role(path) != Role::Order
 }
 
+/// Tells whether one of two fields is below the other: a keyed list in which an element lacks its key is one value, and who
+/// writes that writes over the fields of all elements.
+fn are_nested(one: &str, other: &str) -> bool {
+    let is_below = |path: &str, above: &str| {
+        let rest = path.strip_prefix(above);
+        rest.is_some_and(|rest| rest.starts_with('/'))
+    };
+    is_below(one, other) || is_below(other, one)
+}
+
 fn apply(leaves: &mut Leaves, edits: &Edits) {
     leaves.retain(|path, _| !edits.deletes.contains(path));
     leaves.extend(edits.puts.iter().cloned());
@@ -91,15 +101,14 @@ fn disjoint(history: &History, object: &Object, count: usize) -> Vec<(usize, Edi
         if fields.is_empty() || fields.len() > 1 && !is_new {
             continue;
         }
-        let replica = fields
+        let is_entangled = |owned: &String| fields.iter().any(|path| are_nested(owned, path));
+        let owning: BTreeSet<usize> = fields
             .iter()
-            .find_map(|path| owners.get(*path).copied())
-            .unwrap_or(replica.index(count));
+            .filter_map(|path| owners.get(*path).copied())
+            .collect();
+        let replica = owning.first().copied().unwrap_or(replica.index(count));
         // Two edits that add one element with different fields are edits of one field too.
-        if fields
-            .iter()
-            .any(|path| owners.get(*path).is_some_and(|owner| *owner != replica))
-        {
+        if owning.len() > 1 || owners.keys().any(is_entangled) {
             continue;
         }
         owners.extend(fields.into_iter().map(|path| (path.clone(), replica)));
@@ -113,13 +122,28 @@ fn held(store: &Store, key: &ObjectKey) -> Leaves {
     store.shared.load(key, &record).unwrap().contents().leaves
 }
 
-/// Edits the object as it is now at a store.
-async fn edit_leaves(store: &Store, key: &ObjectKey, edits: &Edits) {
+/// Edits the object as it is now at a store; false, if that cannot be: an element without its key makes one value of its list.
+async fn edit_leaves(store: &Store, key: &ObjectKey, edits: &Edits) -> bool {
     let mut leaves = held(store, key);
     apply(&mut leaves, edits);
+    let object = leaves::materialise(&leaves);
+    let again = leaves::flatten(key.kind, &object, &leaves);
+    if leaves::materialise(&again) != object || fields(again) != fields(leaves) {
+        return false;
+    }
     let record = store.shared.index().record(key).unwrap();
-    let edited = show(key, String::new(), &record, leaves::materialise(&leaves));
+    let edited = show(key, String::new(), &record, object);
     edit(store, key, |object| *object = edited.clone()).await;
+    true
+}
+
+/// What is shown of an object. What is remembered of elements that were removed may be forgotten.
+fn fields(leaves: Leaves) -> Leaves {
+    let is_shown = |path: &str, value: &ScalarValue| {
+        is_field(path) && !(path::role(path) == Role::Presence && matches!(value, ScalarValue::Int(..=0)))
+    };
+    let shown = leaves.into_iter().filter(|(path, value)| is_shown(path, value));
+    shown.collect()
 }
 
 async fn run(count: usize, history: History) {
@@ -139,8 +163,9 @@ async fn run(count: usize, history: History) {
             Step::Edit(_) if edits.is_empty() => {}
             Step::Edit(at) => {
                 let (replica, edits) = at.get(&edits);
-                edit_leaves(&stores[*replica], &key, edits).await;
-                apply(&mut expected, edits);
+                if edit_leaves(&stores[*replica], &key, edits).await {
+                    apply(&mut expected, edits);
+                }
             }
             Step::Exchange(from, to) => {
                 exchange(from.get(&stores), to.get(&stores)).await;
@@ -170,14 +195,6 @@ async fn run(count: usize, history: History) {
             }
         }
     }
-    // What is remembered of elements that were removed may be forgotten.
-    let is_shown = |path: &str, value: &ScalarValue| {
-        is_field(path) && !(path::role(path) == Role::Presence && matches!(value, ScalarValue::Int(..=0)))
-    };
-    let fields = |leaves: Leaves| -> Leaves {
-        let shown = leaves.into_iter().filter(|(path, value)| is_shown(path, value));
-        shown.collect()
-    };
     let expected = fields(expected);
     for store in &stores {
         assert_eq!(fields(held(store, &key)), expected);

@@ -248,17 +248,17 @@ impl Model {
         }
     }
 
-    /// Judges what one replica shows of an object, which holds these writes: no value that one of them has replaced.
-    pub(super) fn judge_replica(
-        &self,
-        key: &ObjectKey,
-        uid: &str,
-        held: &Seen,
-        fields: &BTreeMap<String, u64>,
-    ) -> Result<(), String> {
-        let history = self.objects.get(&(key.clone(), uid.to_owned()));
+    /// Judges what one replica shows of an object: no value that one of the writes which it holds has replaced, and no element
+    /// that one of them removed.
+    pub(super) fn judge_replica(&self, key: &ObjectKey, shown: &Shown) -> Result<(), String> {
+        let history = self.objects.get(&(key.clone(), shown.uid.clone()));
         let writes = || history.into_iter().flat_map(|history| &history.writes);
-        for (field, value) in fields {
+        // What nobody answered happened only where it is named itself.
+        let is_held = |written: &Written| {
+            let last = shown.seen.get(&written.node).copied().unwrap_or_default();
+            last == written.stamp || written.is_acknowledged && last > written.stamp
+        };
+        for (field, value) in &shown.fields {
             if *value == 0 {
                 return Err(format!("{field} is torn"));
             }
@@ -270,16 +270,22 @@ impl Model {
                 continue;
             };
             let replaces = |later: &&Written| {
-                // What nobody answered happened only where it is named itself.
-                let last = held.get(&later.node).copied().unwrap_or_default();
-                let is_held = last == later.stamp || later.is_acknowledged && last > later.stamp;
-                is_held
+                is_held(later)
                     && later.effects.contains_key(field)
                     && !std::ptr::eq(*later, by)
                     && later.has_seen(by)
             };
             if let Some(later) = writes().find(replaces) {
                 return Err(format!("{field} is {value} again, of {by:?}, after {later:?}"));
+            }
+            let is_removal =
+                |later: &Written| is_held(later) && later.effects.get(field) == Some(&Effect::Remove);
+            if !shown.is_squashed && writes().any(is_removal) {
+                let nameless = self.nameless.get(key).into_iter().flatten();
+                let writes: Vec<&Written> = writes().chain(nameless).collect();
+                Field::new(&writes, field)
+                    .judge_removals(*value, is_held)
+                    .map_err(|error| format!("{field} is {value}: {error}"))?;
             }
         }
         Ok(())
@@ -404,6 +410,9 @@ impl<'a> Field<'a> {
                 Some(_) | None => Ok(()),
             };
         }
+        if let Some(value) = value {
+            return self.judge_removals(value, |written| written.is_acknowledged);
+        }
         let numbers = self.numbers();
         let number = |written: &Written| {
             numbers
@@ -411,34 +420,40 @@ impl<'a> Field<'a> {
                 .copied()
                 .unwrap_or_default()
         };
-        let acknowledged = writes.iter().filter(|(written, _)| written.is_acknowledged);
-        let (mut added, mut removed) = (0, 0);
-        for (written, effect) in acknowledged {
-            let number = number(written);
-            match effect {
-                Effect::Add(_) => added = number.max(added),
-                Effect::Remove => removed = number.max(removed),
-                Effect::Edit(_) | Effect::Put(_) | Effect::Delete => {}
-            }
-        }
-        let by = writes
+        let adds = writes
             .iter()
-            .find(|(_, effect)| value.is_some() && effect.value() == value);
-        match by {
-            Some((written, _)) if number(written) <= removed => {
-                Err(format!("it was removed {removed} times; {written:?}"))
-            }
-            None if value.is_none() => {
-                let may_be_removed = writes
-                    .iter()
-                    .any(|(written, effect)| *effect == Effect::Remove && number(written) >= added);
-                if may_be_removed || added == 0 {
-                    Ok(())
-                } else {
-                    Err(format!("it was added {added} times, of {writes:?}"))
-                }
-            }
-            Some(_) | None => Ok(()),
+            .filter(|(written, effect)| written.is_acknowledged && matches!(effect, Effect::Add(_)));
+        let added = adds.map(|(written, _)| number(written)).max().unwrap_or_default();
+        let may_be_removed = writes
+            .iter()
+            .any(|(written, effect)| *effect == Effect::Remove && number(written) >= added);
+        if may_be_removed || added == 0 {
+            Ok(())
+        } else {
+            Err(format!("it was added {added} times, of {writes:?}"))
+        }
+    }
+
+    /// An element with this value is there: it had not begun to be there when a removal that counts was made.
+    fn judge_removals(&self, value: u64, counts: impl Fn(&Written) -> bool) -> Result<(), String> {
+        let Self(writes) = self;
+        let says_so = |effect: &Effect| effect.value() == Some(value);
+        let Some((by, _)) = writes.iter().find(|(_, effect)| says_so(effect)) else {
+            return Ok(());
+        };
+        let numbers = self.numbers();
+        let number = |written: &Written| {
+            numbers
+                .get(&(written.node, written.stamp))
+                .copied()
+                .unwrap_or_default()
+        };
+        let removal = writes.iter().find(|(written, effect)| {
+            *effect == Effect::Remove && counts(written) && number(written) >= number(by)
+        });
+        match removal {
+            Some((removal, _)) => Err(format!("it was removed: {by:?}, {removal:?}")),
+            None => Ok(()),
         }
     }
 

@@ -335,37 +335,38 @@ impl World {
     /// Garbage: what is owned by an object that was removed.
     fn collect_owned(&mut self, node: usize, store: &Store) {
         for view in store.list(Kind::ReplicaSet, None).items {
-            let owner = view
-                .object
-                .pointer("/metadata/ownerReferences/0")
-                .cloned()
-                .unwrap_or_default();
-            let key = ObjectKey::new(
-                Kind::Deployment,
-                view.key.namespace.as_str(),
-                owner["name"].as_str().unwrap_or_default(),
-            );
-            let uid = owner["uid"].as_str().unwrap_or_default();
-            if store.is_removed(&key, uid) {
+            if self.is_garbage(node, store, &view) {
                 self.counters.bump("owned objects collected");
-                // Two nodes created it on both sides of a closed round: the later one stays, and its removal is one of both.
-                let has_later = || {
-                    let held = store.get(&key);
-                    held.is_some_and(|owner| owner.object.uid() != uid)
-                        || self.model.may_have_been_removed(&key)
-                };
-                if !self.model.may_be_gone(&key, uid) && (store.floor() > 0 || has_later()) {
-                    // Or it never came here while its round was open. It must not come any more.
-                    self.model.must_be_gone(&key, uid);
-                } else if !self.model.may_be_gone(&key, uid) {
-                    self.fail(format!(
-                        "{} is collected on node {node}, and nobody removed its owner {key} {uid}",
-                        view.key
-                    ));
-                }
                 self.remove(node, &view, None, "");
             }
         }
+    }
+
+    /// Tells whether a node takes the owner of a ReplicaSet for removed, and whether it may.
+    pub(super) fn is_garbage(&mut self, node: usize, store: &Store, view: &View) -> bool {
+        let owner = view.object.pointer("/metadata/ownerReferences/0");
+        let owner = owner.cloned().unwrap_or_default();
+        let name = owner["name"].as_str().unwrap_or_default();
+        let key = ObjectKey::new(Kind::Deployment, view.key.namespace.as_str(), name);
+        let uid = owner["uid"].as_str().unwrap_or_default();
+        if !store.is_removed(&key, uid) {
+            return false;
+        }
+        // Two nodes created it on both sides of a closed round: the later one stays, and its removal is one of both.
+        let has_later = || {
+            let held = store.get(&key);
+            held.is_some_and(|owner| owner.object.uid() != uid) || self.model.may_have_been_removed(&key)
+        };
+        if !self.model.may_be_gone(&key, uid) && (store.floor() > 0 || has_later()) {
+            // Or it never came here while its round was open. It must not come any more.
+            self.model.must_be_gone(&key, uid);
+        } else if !self.model.may_be_gone(&key, uid) {
+            self.fail(format!(
+                "{} is garbage on node {node}, and nobody removed its owner {key} {uid}",
+                view.key
+            ));
+        }
+        true
     }
 
     /// Garbage: what was created in a namespace that was removed.

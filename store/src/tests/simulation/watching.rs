@@ -1,11 +1,12 @@
 //! What is checked while the simulation runs: what a node holds after each commit and each start.
 
-use schemas::ObjectKey;
+use schemas::{Kind, ObjectKey};
 
-use super::model;
+use super::model::{self, Shown};
 use super::node::Acknowledged;
 use super::world::World;
 use crate::document::Document;
+use crate::epoch::Epoch;
 use crate::incarnation::Incarnation;
 use crate::{Lost, Store};
 
@@ -89,11 +90,14 @@ impl World {
         self.counters.add("epoch changes", epochs);
         changes.into_iter().for_each(|change| self.note(|| change));
         self.look_at_standing(node, &store, &changed);
-        failures.extend(
-            touched
-                .into_iter()
-                .filter_map(|key| self.judge_replica(node, &store, key)),
-        );
+        for key in touched {
+            if key.kind == Kind::ReplicaSet
+                && let Some(view) = store.get(&key)
+            {
+                self.is_garbage(node, &store, &view);
+            }
+            failures.extend(self.judge_replica(node, &store, key));
+        }
         self.note(|| format!("node {node} is at {revision}, {}", store.digest()));
         failures.into_iter().for_each(|failure| self.fail(failure));
     }
@@ -101,16 +105,14 @@ impl World {
     /// Looks at a document that has changed: it holds all that it held, and shows nothing that a write which it holds replaced.
     fn judge_replica(&mut self, node: usize, store: &Store, key: ObjectKey) -> Option<String> {
         let object = store.get(&key)?.object;
-        let (uid, seen) = (object.uid().to_owned(), model::seen(&object));
-        self.tell(|| {
-            format!(
-                "node {node} shows {key} {uid} of {seen:?}: {:?}",
-                model::fields(&object)
-            )
-        });
-        let judged = self
-            .model
-            .judge_replica(&key, &uid, &seen, &model::fields(&object));
+        let record = store.shared.index().record(&key);
+        let shown = Shown::of(
+            &object,
+            record.is_some_and(|record| record.epoch != Epoch::default()),
+        );
+        self.tell(|| format!("node {node} shows {key}: {shown:?}"));
+        let judged = self.model.judge_replica(&key, &shown);
+        let Shown { uid, seen, .. } = shown;
         let watched = self.nodes[node].watched.entry(key.clone()).or_default();
         let before = std::mem::replace(&mut watched.held, (uid.clone(), seen.clone()));
         let is_there = |(writer, stamp): &(usize, u64)| seen.get(writer).is_some_and(|now| now >= stamp);
