@@ -148,13 +148,14 @@ impl Object {
 
     /// Returns the value at a JSON pointer (`/spec/replicas`).
     pub fn pointer(&self, pointer: &str) -> Option<&Value> {
-        let mut tokens = pointer.strip_prefix('/')?.splitn(2, '/');
-        let first = tokens.next()?.replace("~1", "/").replace("~0", "~");
-        let value = self.0.get(&first)?;
-        match tokens.next() {
-            Some(rest) => value.pointer(&format!("/{rest}")),
-            None => Some(value),
-        }
+        let path = pointer.strip_prefix('/')?;
+        let (first, rest) = path.split_at(path.find('/').unwrap_or(path.len()));
+        let value = if first.contains('~') {
+            self.0.get(&first.replace("~1", "/").replace("~0", "~"))?
+        } else {
+            self.0.get(first)?
+        };
+        value.pointer(rest)
     }
 
     /// Returns the string at a JSON pointer, or an empty one.

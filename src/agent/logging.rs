@@ -9,9 +9,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Flags, LogFormat};
 
-/// Libraries that say more than a person wants to read: each query, each client that hangs up.
+/// Libraries that say more than a person wants to read: each query, each client that hangs up. automerge makes a span of each
+/// change, and tells of each that is refused, as we do.
 const QUIET: &str = "hickory_server=warn,hickory_proto=warn,hickory_resolver=warn,pingora_core=warn,pingora_proxy=off,\
-                     chitchat=warn,sled=warn,h2=warn,hyper=warn,rustls=warn";
+                     automerge=off,chitchat=warn,sled=warn,h2=warn,hyper=warn,rustls=warn";
 
 /// Logs to stderr, as `--log-level` and `--log-format` say; panics too, with RUST_BACKTRACE=1 from where.
 ///

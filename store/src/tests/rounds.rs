@@ -154,6 +154,13 @@ async fn three(names: &[&str]) -> (Nodes, Vec<View>) {
     (nodes, views)
 }
 
+fn frame(exchange: Exchange) -> bytes::Bytes {
+    match exchange {
+        Exchange::Send(frame) => frame,
+        Exchange::Done => panic!("there is something to say"),
+    }
+}
+
 #[tokio::test]
 async fn a_closed_round_drops_its_tombstones_and_who_slept_brings_nothing_back() {
     let (mut nodes, views) = three(&["a", "b", "kept"]).await;
@@ -209,6 +216,35 @@ async fn a_closed_round_drops_its_tombstones_and_who_slept_brings_nothing_back()
     nodes.assert_equal();
     assert_eq!(nodes.stores[0].floor(), 1);
     assert!(nodes.stores[0].get(&again.key).is_some());
+}
+
+#[tokio::test]
+async fn digests_from_before_a_node_had_to_catch_up_settle_nothing() {
+    let (mut nodes, views) = three(&["a"]).await;
+    remove(&nodes.stores[1], &views[0].key).await;
+    nodes.exchange(0, 1).await;
+    // The third says what it holds, and creates something, before it hears that a round was closed without it.
+    let early = frame(nodes.stores[2].begin_exchange(&id(0)));
+    let late = create(&nodes.stores[2], "late").await;
+    assert!(nodes.close_and_tell(0, &FIRST_TWO, 1).await);
+    let answer = frame(nodes.stores[0].receive(&id(2), &early).await.unwrap());
+    let news = frame(nodes.stores[1].begin_exchange(&id(2)));
+    nodes.stores[2].receive(&id(1), &news).await.unwrap();
+    assert!(nodes.stores[2].standing().borrow().catching_up);
+    // It says so again to the same peer, and only then gets the answer to what it said first.
+    nodes.stores[2].begin_exchange(&id(0));
+    let next = frame(nodes.stores[2].receive(&id(0), &answer).await.unwrap());
+    let (_, next) = crate::frame::decode(&next).unwrap();
+    assert!(
+        matches!(next, crate::frame::Body::Digests { .. }),
+        "it begins anew"
+    );
+    assert!(nodes.stores[2].standing().borrow().catching_up);
+    nodes.exchange_all().await;
+    nodes.assert_equal();
+    assert!(!nodes.stores[2].standing().borrow().catching_up);
+    assert!(nodes.stores.iter().all(|store| store.get(&late.key).is_none()));
+    assert_eq!(nodes.stores[2].rescued()[0].key, late.key);
 }
 
 #[tokio::test]

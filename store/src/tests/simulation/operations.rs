@@ -158,6 +158,10 @@ impl World {
         let Some(store) = self.store(node) else {
             return;
         };
+        let owned = store.list(Kind::ReplicaSet, None).items;
+        for view in &owned {
+            self.is_garbage(node, &store, view);
+        }
         match self.random.random_range(0..100) {
             0..48 => {
                 if let Some(view) = self.pick_live(&store, Kind::Deployment) {
@@ -195,7 +199,7 @@ impl World {
                     self.create(node, &key, Some(&owner));
                 }
             }
-            87..91 => self.collect_owned(node, &store),
+            87..91 => self.collect_owned(node, &store, &owned),
             91..94 => match store.get(&ObjectKey::cluster(Kind::Namespace, OTHER)) {
                 Some(view) if self.chance(0.5) => self.remove(node, &view, None, "admin"),
                 Some(_) => {}
@@ -333,17 +337,17 @@ impl World {
     }
 
     /// Garbage: what is owned by an object that was removed.
-    fn collect_owned(&mut self, node: usize, store: &Store) {
-        for view in store.list(Kind::ReplicaSet, None).items {
-            if self.is_garbage(node, store, &view) {
+    fn collect_owned(&mut self, node: usize, store: &Store, owned: &[View]) {
+        for view in owned {
+            if self.is_garbage(node, store, view) {
                 self.counters.bump("owned objects collected");
-                self.remove(node, &view, None, "");
+                self.remove(node, view, None, "");
             }
         }
     }
 
     /// Tells whether a node takes the owner of a ReplicaSet for removed, and whether it may.
-    pub(super) fn is_garbage(&mut self, node: usize, store: &Store, view: &View) -> bool {
+    fn is_garbage(&mut self, node: usize, store: &Store, view: &View) -> bool {
         let owner = view.object.pointer("/metadata/ownerReferences/0");
         let owner = owner.cloned().unwrap_or_default();
         let name = owner["name"].as_str().unwrap_or_default();

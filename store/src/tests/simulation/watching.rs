@@ -1,6 +1,6 @@
 //! What is checked while the simulation runs: what a node holds after each commit and each start.
 
-use schemas::{Kind, ObjectKey};
+use schemas::ObjectKey;
 
 use super::model::{self, Shown};
 use super::node::Acknowledged;
@@ -90,14 +90,11 @@ impl World {
         self.counters.add("epoch changes", epochs);
         changes.into_iter().for_each(|change| self.note(|| change));
         self.look_at_standing(node, &store, &changed);
-        for key in touched {
-            if key.kind == Kind::ReplicaSet
-                && let Some(view) = store.get(&key)
-            {
-                self.is_garbage(node, &store, &view);
-            }
-            failures.extend(self.judge_replica(node, &store, key));
-        }
+        failures.extend(
+            touched
+                .into_iter()
+                .filter_map(|key| self.judge_replica(node, &store, key)),
+        );
         self.note(|| format!("node {node} is at {revision}, {}", store.digest()));
         failures.into_iter().for_each(|failure| self.fail(failure));
     }
