@@ -169,3 +169,21 @@ fn errors_are_not_unwrapped_outside_tests() {
         }
     }
 }
+
+/// Faults that cannot be put in any more would be found by nobody.
+#[test]
+fn the_faults_that_the_simulation_must_find_can_be_put_in() {
+    let folder = Path::new(ROOT).join("store/mutations");
+    let patches = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let patches = patches.filter(|path| path.extension().is_some_and(|ending| ending == "patch"));
+    let mut count = 0;
+    for patch in patches {
+        let mut git = std::process::Command::new("git");
+        let checked = git.args(["apply", "--check"]).arg(&patch).current_dir(ROOT);
+        let output = checked.output().expect("git");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {said}", patch.display());
+        count += 1;
+    }
+    assert!(count > 7, "{count} patches");
+}
