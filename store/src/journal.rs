@@ -11,7 +11,7 @@
 //! never acknowledged.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -23,6 +23,8 @@ pub(crate) const FILE_BYTES: u64 = 4 << 20;
 const NAMES: [&str; 2] = ["journal.0", "journal.1"];
 /// A disk writes sectors of at least this whole or not at all: no write touches one that holds an earlier record.
 const ALIGNMENT: usize = 512;
+/// In both files: no record takes less than [`ALIGNMENT`], but one that is larger than a file has one for itself.
+const MOST_RECORDS: u64 = 2 * FILE_BYTES / ALIGNMENT as u64;
 const NUMBER: usize = size_of::<u64>();
 const HEADER: usize = NUMBER + 2 * size_of::<u32>();
 
@@ -61,13 +63,7 @@ impl Journal {
         let files = [first, second];
         let mut records = Records::new();
         for file in &files {
-            let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
-            file.read_exact_at(&mut bytes, 0)?;
-            records.extend(
-                read(&bytes, salt)
-                    .into_iter()
-                    .filter(|(number, _)| *number > held),
-            );
+            read(file, held, salt, &mut records)?;
         }
         records.sort_by_key(|(number, _)| *number);
         let numbers = records.iter().map(|(number, _)| *number);
@@ -132,7 +128,7 @@ fn open(path: &Path, is_new: bool) -> io::Result<Option<File>> {
         .create(is_new)
         .truncate(false)
         .open(path);
-    let file = match file {
+    let mut file = match file {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
@@ -141,7 +137,8 @@ fn open(path: &Path, is_new: bool) -> io::Result<Option<File>> {
         if !is_new {
             return Ok(None);
         }
-        file.write_all_at(&vec![0; (FILE_BYTES - length) as usize], length)?;
+        file.seek(io::SeekFrom::Start(length))?;
+        io::copy(&mut io::repeat(0).take(FILE_BYTES - length), &mut file)?;
         file.sync_all()?;
     }
     Ok(Some(file))
@@ -167,31 +164,49 @@ fn record(number: u64, batch: &[Write], salt: u64) -> io::Result<Vec<u8>> {
     Ok(record)
 }
 
-/// Returns the record that `bytes` begin with, and its length.
-fn record_at(bytes: &[u8], salt: u64) -> Option<(u64, Vec<Write>, usize)> {
-    let (header, rest) = bytes.split_at_checked(HEADER)?;
-    let (header, sum) = header.split_last_chunk()?;
-    let (number, length) = header.split_first_chunk()?;
-    let length = u32::from_le_bytes(length.try_into().ok()?) as usize;
-    let batch = rest.get(..length)?;
-    if checksum(salt, header, batch) != u32::from_le_bytes(*sum) {
-        return None;
+/// Returns the record at a place of a file, if it is one after `held`, and its length.
+fn record_at(file: &File, at: u64, held: u64, salt: u64) -> io::Result<Option<(u64, Vec<Write>, u64)>> {
+    let room = file.metadata()?.len().saturating_sub(at);
+    let mut header = [0; HEADER];
+    if room < HEADER as u64 {
+        return Ok(None);
     }
-    let writes = postcard::from_bytes(batch).ok()?;
-    Some((u64::from_le_bytes(*number), writes, HEADER + length))
+    file.read_exact_at(&mut header, at)?;
+    let (number, length, sum) = fields(header);
+    let length = u64::from(length);
+    // What lies there may be anything: no number is far from the last one.
+    let is_near = number > held && number - held <= MOST_RECORDS;
+    if !is_near || length > room - HEADER as u64 {
+        return Ok(None);
+    }
+    let mut batch = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    file.read_exact_at(&mut batch, at + HEADER as u64)?;
+    if checksum(salt, &header[..HEADER - 4], &batch) != sum {
+        return Ok(None);
+    }
+    let writes = postcard::from_bytes(&batch).ok();
+    Ok(writes.map(|writes| (number, writes, HEADER as u64 + length)))
 }
 
-/// Finds all records in a file, also those behind one that is torn or damaged.
-fn read(bytes: &[u8], salt: u64) -> Records {
-    let mut records = Records::new();
+/// Number, length and checksum.
+fn fields(header: [u8; HEADER]) -> (u64, u32, u32) {
+    let number = u64::from_le_bytes(std::array::from_fn(|at| header[at]));
+    let word = |from: usize| u32::from_le_bytes(std::array::from_fn(|at| header[from + at]));
+    (number, word(NUMBER), word(NUMBER + 4))
+}
+
+/// Finds all records of a file after `held`, also those behind one that is torn or damaged. Piece by piece: as one, the file would
+/// stay in the memory of the process.
+fn read(file: &File, held: u64, salt: u64, records: &mut Records) -> io::Result<()> {
+    let length = file.metadata()?.len();
     let mut at = 0;
-    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
-        let found = record_at(rest, salt);
-        let length = found.as_ref().map_or(ALIGNMENT, |(.., length)| *length);
+    while at < length {
+        let found = record_at(file, at, held, salt)?;
+        let length = found.as_ref().map_or(1, |(.., length)| *length);
         records.extend(found.map(|(number, writes, _)| (number, writes)));
-        at += length.next_multiple_of(ALIGNMENT);
+        at += length.next_multiple_of(ALIGNMENT as u64);
     }
-    records
+    Ok(())
 }
 
 #[cfg(test)]
@@ -284,9 +299,10 @@ mod tests {
             let opened = Journal::open(folder.path(), 0, SALT).unwrap();
             opened.map(|(_, records)| records.len())
         };
+        let read = File::open(file(folder.path(), 0)).unwrap();
         let starts: Vec<usize> = (0..whole.len())
             .step_by(ALIGNMENT)
-            .filter(|at| record_at(&whole[*at..], SALT).is_some())
+            .filter(|at| record_at(&read, *at as u64, 0, SALT).unwrap().is_some())
             .collect();
         assert_eq!(starts.len(), 3);
         for at in [starts[2], starts[2] + 9, starts[2] + 1000] {
