@@ -11,6 +11,7 @@ mod properties;
 mod quarantine;
 mod replicas;
 mod rescue;
+mod round_histories;
 mod rounds;
 mod simulation;
 mod watching;

@@ -1,28 +1,24 @@
 //! Tombstones are dropped round by round, and nothing comes back by it.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use proptest::prelude::*;
 use schemas::Kind;
 
-use super::properties::cases;
 use super::*;
 use crate::rounds::MANY;
 
-fn id(number: usize) -> NodeId {
+pub(super) fn id(number: usize) -> NodeId {
     NodeId(format!("node{number}"))
 }
 
 /// Stores as the driver of rounds sees them; all frames are kept, for those that come late or twice.
-struct Nodes {
-    stores: Vec<Store>,
-    disks: Vec<MemoryDisk>,
-    pushes: Vec<tokio::sync::broadcast::Receiver<crate::Push>>,
-    frames: Vec<(usize, bytes::Bytes)>,
+pub(super) struct Nodes {
+    pub(super) stores: Vec<Store>,
+    pub(super) disks: Vec<MemoryDisk>,
+    pub(super) pushes: Vec<tokio::sync::broadcast::Receiver<crate::Push>>,
+    pub(super) frames: Vec<(usize, bytes::Bytes)>,
 }
 
 impl Nodes {
-    fn new(count: usize) -> Self {
+    pub(super) fn new(count: usize) -> Self {
         let mut nodes = Self {
             stores: Vec::new(),
             disks: Vec::new(),
@@ -38,13 +34,13 @@ impl Nodes {
         nodes
     }
 
-    fn restart(&mut self, at: usize) {
+    pub(super) fn restart(&mut self, at: usize) {
         self.disks[at] = self.disks[at].after_power_loss();
         self.stores[at] = Store::open_in_memory(self.disks[at].clone(), options(&id(at).0)).unwrap();
         self.pushes[at] = self.stores[at].pushes();
     }
 
-    fn keep_pushes(&mut self) {
+    pub(super) fn keep_pushes(&mut self) {
         for (number, pushes) in self.pushes.iter_mut().enumerate() {
             while let Ok(push) = pushes.try_recv() {
                 let frame = self.stores[number].push_frame(&[push]).unwrap();
@@ -53,7 +49,7 @@ impl Nodes {
         }
     }
 
-    async fn exchange(&mut self, from: usize, to: usize) -> usize {
+    pub(super) async fn exchange(&mut self, from: usize, to: usize) -> usize {
         if from == to {
             return 1;
         }
@@ -69,7 +65,7 @@ impl Nodes {
         frames
     }
 
-    async fn exchange_all(&mut self) {
+    pub(super) async fn exchange_all(&mut self) {
         for from in 0..self.stores.len() {
             for to in 0..self.stores.len() {
                 self.exchange(from, to).await;
@@ -78,7 +74,7 @@ impl Nodes {
     }
 
     /// Closes a round as the driver does, with those who hear of it; `many` tombstones are worth one.
-    async fn close(&mut self, at: usize, hear: &[bool], many: usize) -> bool {
+    pub(super) async fn close(&mut self, at: usize, hear: &[bool], many: usize) -> bool {
         let present: Vec<usize> = (0..self.stores.len())
             .filter(|other| *other == at || hear[*other])
             .collect();
@@ -104,7 +100,7 @@ impl Nodes {
     }
 
     /// Closes a round, and tells everybody there.
-    async fn close_and_tell(&mut self, at: usize, hear: &[bool], many: usize) -> bool {
+    pub(super) async fn close_and_tell(&mut self, at: usize, hear: &[bool], many: usize) -> bool {
         let is_closed = self.close(at, hear, many).await;
         for other in (0..hear.len()).filter(|other| hear[*other] && *other != at) {
             self.exchange(at, other).await;
@@ -112,7 +108,7 @@ impl Nodes {
         is_closed
     }
 
-    fn assert_equal(&self) {
+    pub(super) fn assert_equal(&self) {
         for store in &self.stores {
             assert_eq!(store.digest(), self.stores[0].digest());
             assert_eq!(store.floor(), self.stores[0].floor());
@@ -124,18 +120,18 @@ impl Nodes {
 const ALL: [bool; 3] = [true; 3];
 const FIRST_TWO: [bool; 3] = [true, true, false];
 
-async fn create(store: &Store, name: &str) -> View {
+pub(super) async fn create(store: &Store, name: &str) -> View {
     store.create(role(name), author("x")).await.unwrap()
 }
 
 /// Of no namespace.
-fn role(name: &str) -> Object {
+pub(super) fn role(name: &str) -> Object {
     let mut role = Object::new(&ObjectKey::cluster(Kind::Node, name));
     role.set(&["metadata", "labels", "of"], name);
     role
 }
 
-async fn remove(store: &Store, key: &ObjectKey) {
+pub(super) async fn remove(store: &Store, key: &ObjectKey) {
     store
         .remove(key, &Precondition::default(), author("x"))
         .await
@@ -612,201 +608,4 @@ async fn writes_go_on_while_rounds_are_closed() {
     let floor = store.floor();
     let index = store.shared.index();
     assert!(index.tombstones().values().all(|removed| removed.laid >= floor));
-}
-
-/// What happens to one of the nodes in a generated history.
-#[derive(Clone, Debug)]
-enum Step {
-    Create(usize, usize),
-    Remove(usize, usize),
-    Edit(usize, usize),
-    Exchange(usize, usize),
-    Deliver(usize, usize),
-    Close(usize, Vec<bool>),
-    Alone(usize, bool),
-    Restart(usize),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let at = || 0..60_usize;
-    let hear = || prop::collection::vec(prop::bool::weighted(0.7), 5);
-    prop_oneof![
-        5 => (at(), at()).prop_map(|(a, b)| Step::Create(a, b)),
-        5 => (at(), at()).prop_map(|(a, b)| Step::Remove(a, b)),
-        2 => (at(), at()).prop_map(|(a, b)| Step::Edit(a, b)),
-        5 => (at(), at()).prop_map(|(a, b)| Step::Exchange(a, b)),
-        4 => (0..1000_usize, at()).prop_map(|(a, b)| Step::Deliver(a, b)),
-        4 => (at(), hear()).prop_map(|(a, hear)| Step::Close(a, hear)),
-        1 => (at(), any::<bool>()).prop_map(|(a, alone)| Step::Alone(a, alone)),
-        1 => at().prop_map(Step::Restart),
-    ]
-}
-
-/// What users were told.
-#[derive(Default)]
-struct Told {
-    /// Uid and key of what was created, with what was written into it.
-    created: BTreeMap<String, (ObjectKey, BTreeSet<String>)>,
-    /// Uid and key of what was removed.
-    removed: BTreeMap<String, ObjectKey>,
-    /// What was written into objects that were removed, as who removed them saw it.
-    dead: BTreeSet<String>,
-    /// What a node had set aside is on its disk: asked for at the end.
-    labels: usize,
-}
-
-fn key_of_step(at: usize) -> ObjectKey {
-    let names = ["a", "b", "c", "d", "e", "f", "g"];
-    match names[at % names.len()] {
-        "f" => ObjectKey::cluster(Kind::Namespace, "default"),
-        "g" => ObjectKey::new(Kind::Service, "default", "g"),
-        name => ObjectKey::cluster(Kind::Node, name),
-    }
-}
-
-async fn perform(nodes: &mut Nodes, told: &mut Told, step: Step) {
-    let count = nodes.stores.len();
-    match step {
-        Step::Create(at, key) => {
-            let mut object = Object::new(&key_of_step(key));
-            told.labels += 1;
-            let label = format!("l{}", told.labels);
-            object.set(&["metadata", "labels", "id"], label.as_str());
-            match nodes.stores[at % count].create(object, author("x")).await {
-                Ok(view) => {
-                    let uid = view.object.uid().to_owned();
-                    let created = told.created.entry(uid).or_insert((view.key, BTreeSet::new()));
-                    created.1.insert(label);
-                }
-                Err(WriteError::Exists(_) | WriteError::CatchingUp(_)) => {}
-                Err(error) => panic!("{error}"),
-            }
-        }
-        Step::Remove(at, key) => {
-            let key = key_of_step(key);
-            let store = &nodes.stores[at % count];
-            match store.remove(&key, &Precondition::default(), author("x")).await {
-                Ok(view) => {
-                    told.dead.extend(view.object.label("id").map(str::to_owned));
-                    told.removed.insert(view.object.uid().to_owned(), key);
-                }
-                Err(WriteError::NotFound(_) | WriteError::CatchingUp(_)) => {}
-                Err(error) => panic!("{error}"),
-            }
-        }
-        Step::Edit(at, key) => {
-            let store = &nodes.stores[at % count];
-            told.labels += 1;
-            let label = told.labels.to_string();
-            let result: Result<View, WriteError> = store
-                .update(
-                    &key_of_step(key),
-                    &Precondition::default(),
-                    author("x"),
-                    |object| {
-                        let mut changed = object.clone();
-                        changed.set(&["metadata", "labels", "edited"], label.as_str());
-                        Ok(changed)
-                    },
-                )
-                .await;
-            assert!(matches!(
-                result,
-                Ok(_) | Err(WriteError::NotFound(_) | WriteError::CatchingUp(_))
-            ));
-        }
-        Step::Exchange(from, to) => {
-            nodes.exchange(from % count, to % count).await;
-        }
-        Step::Deliver(frame, to) => {
-            if !nodes.frames.is_empty() {
-                let (from, frame) = nodes.frames[frame % nodes.frames.len()].clone();
-                let to = to % count;
-                if from != to
-                    && let Exchange::Send(answer) = nodes.stores[to].receive(&id(from), &frame).await.unwrap()
-                {
-                    nodes.frames.push((to, answer));
-                }
-            }
-        }
-        Step::Close(at, hear) => {
-            nodes.close(at % count, &hear, 1).await;
-        }
-        Step::Alone(at, alone) => nodes.stores[at % count].set_alone(alone),
-        Step::Restart(at) => nodes.restart(at % count),
-    }
-    nodes.keep_pushes();
-}
-
-async fn run(count: usize, steps: Vec<Step>) {
-    let mut nodes = Nodes::new(count);
-    let mut told = Told::default();
-    for step in steps {
-        perform(&mut nodes, &mut told, step).await;
-    }
-    for _ in 0..4 {
-        nodes.exchange_all().await;
-    }
-    nodes.assert_equal();
-    let rescued: BTreeSet<String> = nodes
-        .stores
-        .iter()
-        .flat_map(Store::rescued)
-        .map(|rescued| rescued.object.uid().to_owned())
-        .collect();
-    for (at, store) in nodes.stores.iter().enumerate() {
-        for (uid, key) in &told.removed {
-            assert!(store.get(key).is_none_or(|view| view.object.uid() != uid));
-            assert!(store.is_removed(key, uid), "{key} at {at}");
-        }
-        for (uid, (key, labels)) in &told.created {
-            let view = store.get(key);
-            let uids = &store.shared.uids;
-            let incarnation = uids.incarnation(key, uid);
-            // Also as part of what was removed or created later under its name.
-            let is_later = |later: &str| uids.incarnation(key, later) >= incarnation;
-            let is_gone = told
-                .removed
-                .iter()
-                .any(|(removed, of)| of == key && is_later(removed));
-            let is_there = view.as_ref().is_some_and(|view| view.object.uid() == uid);
-            let is_again = view.as_ref().is_some_and(|view| is_later(view.object.uid()));
-            assert!(
-                is_there || is_gone || is_again || rescued.contains(uid),
-                "{key} with {labels:?} was created and is not at {at}"
-            );
-        }
-        for kind in [Kind::Node, Kind::Namespace, Kind::Service] {
-            for view in store.list(kind, None).items {
-                let label = view.object.label("id").unwrap();
-                assert!(!told.dead.contains(label), "{} came back with {label}", view.key);
-            }
-        }
-    }
-    // Nothing is left to be said, and with all there the tombstones go.
-    for to in 1..count {
-        assert_eq!(nodes.exchange(0, to).await, 1);
-    }
-    for store in &nodes.stores {
-        store.set_alone(false);
-    }
-    // One that was begun before comes first, and may never be agreed on.
-    for _ in 0..3 {
-        nodes.close_and_tell(0, &[true; 5][..count], 1).await;
-    }
-    nodes.exchange_all().await;
-    nodes.assert_equal();
-    let droppable = nodes.stores[0].tombstones();
-    assert!(droppable <= 1, "{droppable} tombstones are left");
-}
-
-proptest! {
-    #![proptest_config(cases(64))]
-
-    /// P1, P4, P5 where tombstones are dropped.
-    #[test]
-    fn nothing_comes_back_and_nothing_is_lost(count in 1..6_usize, steps in prop::collection::vec(step(), 1..90)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(run(count, steps));
-    }
 }
