@@ -288,7 +288,7 @@ fn feed(
         }
         let is_wanted = {
             let state = progress.state();
-            (state.durable + 1..=last).contains(&state.wanted)
+            state.durable < state.wanted && state.wanted <= last
         };
         if together_bytes < TOGETHER_BYTES && !is_wanted && !is_end {
             continue;

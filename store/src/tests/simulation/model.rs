@@ -357,6 +357,18 @@ impl Model {
     }
 }
 
+/// By write (node and stamp): how often an element had begun to be there, as the writer saw it.
+struct Numbers(BTreeMap<(usize, u64), usize>);
+
+impl Numbers {
+    fn of(&self, written: &Written) -> usize {
+        self.0
+            .get(&(written.node, written.stamp))
+            .copied()
+            .unwrap_or_default()
+    }
+}
+
 /// The writes of one field of an object.
 struct Field<'a>(Vec<(&'a Written, Effect)>);
 
@@ -414,12 +426,7 @@ impl<'a> Field<'a> {
             return self.judge_removals(value, |written| written.is_acknowledged);
         }
         let numbers = self.numbers();
-        let number = |written: &Written| {
-            numbers
-                .get(&(written.node, written.stamp))
-                .copied()
-                .unwrap_or_default()
-        };
+        let number = |written: &Written| numbers.of(written);
         let adds = writes
             .iter()
             .filter(|(written, effect)| written.is_acknowledged && matches!(effect, Effect::Add(_)));
@@ -442,12 +449,7 @@ impl<'a> Field<'a> {
             return Ok(());
         };
         let numbers = self.numbers();
-        let number = |written: &Written| {
-            numbers
-                .get(&(written.node, written.stamp))
-                .copied()
-                .unwrap_or_default()
-        };
+        let number = |written: &Written| numbers.of(written);
         let removal = writes.iter().find(|(written, effect)| {
             *effect == Effect::Remove && counts(written) && number(written) >= number(by)
         });
@@ -457,8 +459,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// By write: how often the element had begun to be there, as its writer saw it.
-    fn numbers(&self) -> BTreeMap<(usize, u64), usize> {
+    fn numbers(&self) -> Numbers {
         let mut writes = self.0.clone();
         // Who has seen another has seen all that that one had seen, too.
         writes.sort_by_key(|(written, _)| written.seen.values().sum::<u64>());
@@ -479,6 +480,6 @@ impl<'a> Field<'a> {
             let number = writes.iter().filter_map(number_of).fold(first, usize::max);
             numbers.insert((written.node, written.stamp), number);
         }
-        numbers
+        Numbers(numbers)
     }
 }
