@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use crate::digest::BucketDigest;
 use crate::epoch::Epoch;
 use crate::incarnation::{Incarnation, Tombstone};
-use crate::index::Going;
 use crate::record::Record;
 use crate::types::SyncError;
 
@@ -29,6 +28,10 @@ pub(crate) struct Header {
     /// What was agreed on when `floor` was closed; zero, if nothing was yet.
     pub(crate) closed: Closed,
 }
+
+/// Tells apart what a store had to catch up with, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct Going(pub(crate) u64);
 
 /// A digest of what all held when a round was closed.
 pub(crate) type Closed = [u8; 16];

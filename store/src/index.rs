@@ -7,13 +7,12 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use schemas::{Kind, Object, ObjectKey};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use crate::compaction::{self, HEAVY_BYTES, LONG};
 use crate::digest::Digests;
-use crate::frame::Header;
+use crate::frame::{Going, Header};
 use crate::incarnation::{Incarnation, Tombstone, Uids};
 use crate::leaves::{self, compact_map};
 use crate::packed::{Packed, Recent};
@@ -103,10 +102,6 @@ impl Written {
         Arc::new(Object(fields.collect()))
     }
 }
-
-/// Tells the targets of a store apart, one after the other.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-pub(crate) struct Going(u64);
 
 /// Whether other nodes are in reach.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

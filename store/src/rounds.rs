@@ -36,9 +36,9 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::commit::Job;
 use crate::disk::Write;
-use crate::frame::{self, Body, Closed, Header};
+use crate::frame::{self, Body, Closed, Going, Header};
 use crate::incarnation::{Incarnation, Tombstone};
-use crate::index::{Going, Index};
+use crate::index::Index;
 use crate::open::contact_record;
 use crate::record::{META_CONTACT, META_FLOOR, META_ROUND, tombstone_key};
 use crate::shared::Shared;

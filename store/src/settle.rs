@@ -7,9 +7,9 @@ use schemas::{Kind, ObjectKey};
 
 use crate::disk::Write;
 use crate::document::BadBytes;
-use crate::frame::{Body, Delta, Header, Heads};
+use crate::frame::{Body, Delta, Going, Header, Heads};
 use crate::incarnation::{Incarnation, Tombstone};
-use crate::index::{Change, Going, Index};
+use crate::index::{Change, Index};
 use crate::prepare::Prepared;
 use crate::record::{Record, document_key, tombstone_key};
 use crate::rescue::{Lost, UNSEEN};

@@ -19,11 +19,11 @@ use crate::disk::Write;
 use crate::document::{BadBytes, Clash, Document};
 use crate::epoch::carry_over;
 use crate::frame::{
-    self, Body, Changes, Delta, Header, Heads, Item, MAX_FRAME_BYTES, Summary, WANTS_BYTES, Want, fit,
+    self, Body, Changes, Delta, Going, Header, Heads, Item, MAX_FRAME_BYTES, Summary, WANTS_BYTES, Want, fit,
 };
 use crate::incarnation::{Incarnation, Seen, Tombstone};
 use crate::incoming::{IncomingChange, Refused};
-use crate::index::{Change, Going};
+use crate::index::Change;
 use crate::leaves;
 use crate::path;
 use crate::prepare::{Prepared, tombstone};
