@@ -196,8 +196,8 @@ pub(crate) fn memory_of(cluster: &Cluster, host: usize, program: &str) -> u64 {
     )
 }
 
-/// Allocators give memory back some time after it was freed.
-const SETTLING: Duration = Duration::from_secs(2);
+/// Our agent gives memory back within ten seconds after it was freed; etcd is waited for as long.
+const SETTLING: Duration = Duration::from_secs(11);
 
 pub(crate) const AGENT: &str = "podman-swarm-ag";
 

@@ -12,6 +12,7 @@ mod essential;
 mod facts;
 mod listen;
 mod logging;
+mod memory;
 mod reconcile;
 mod removal;
 mod reports;
@@ -305,6 +306,8 @@ impl Agent {
             working.clone(),
         );
         spawn("node watch", watching.boxed());
+        let memory = working.clone().run_until_cancelled_owned(memory::give_back());
+        spawn("memory", memory.map(drop).boxed());
         spawn("events", {
             let (events, working) = (events.clone(), working.clone());
             async move { events.run(working).await }.boxed()

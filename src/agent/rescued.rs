@@ -158,6 +158,7 @@ fn by(rescued: &Rescued) -> String {
 fn reason(why: Lost) -> &'static str {
     match why {
         Lost::Deleted => "the object, or its namespace, was deleted on another node that had not seen it",
+        Lost::Replaced => "another object of this name was created on a node that did not know of it",
         Lost::Stale => "this node was away so long that the others may have deleted the object meanwhile",
         Lost::SquashedAway => {
             "the others compacted the object's history while this node was away, perhaps without it"

@@ -20,6 +20,7 @@ use crate::document::Document;
 use crate::epoch::{Epoch, Squash, carry_over};
 use crate::frame::{self, Agreement, Body, Heads, Item};
 use crate::incarnation::Incarnation;
+use crate::json;
 use crate::leaves;
 use crate::prepare::Prepared;
 use crate::record::{Record, Standing};
@@ -287,7 +288,7 @@ impl Store {
         let object = leaves::materialise(&document.contents().leaves);
         let kept = Kept {
             changes: kept,
-            bytes: most_bytes(leaves::json(&object).len()) / 2,
+            bytes: most_bytes(json::len(&object)) / 2,
         };
         let past = Past::to_drop(&document.history(), kept)?;
         self.shared

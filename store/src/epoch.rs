@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::document::{
-    BadBytes, CREATED, CREATOR, ChangeAuthor, Contents, Document, NAMESPACE, decided_presence,
+    BadBytes, ChangeAuthor, Contents, Document, birth_facts, decided_presence, first_change,
 };
 use crate::incoming::IncomingChange;
 use crate::leaves::{self, Leaves};
@@ -196,10 +196,31 @@ impl Squash<'_> {
             base: &base,
         };
         let message = serde_json::to_string(&message).map_err(|error| BadBytes(error.to_string()))?;
-        let mut squashed = Document::new(base_actor(self.heads));
-        squashed.put_all(self.kind, past.contents(), self.is_clean)?;
-        let bytes = squashed.commit_as(message, unix_seconds)?;
-        IncomingChange::parse(&bytes).map(Some)
+        let puts = self.puts(past.contents());
+        let base = first_change(base_actor(self.heads), puts, message, unix_seconds)?;
+        IncomingChange::parse(base.raw_bytes()).map(Some)
+    }
+}
+
+impl Squash<'_> {
+    /// Returns what the base puts: all that a document says.
+    fn puts(&self, contents: Contents) -> impl Iterator<Item = (String, ScalarValue)> {
+        let Contents {
+            raw,
+            leaves,
+            mut owners,
+            birth,
+        } = contents;
+        let creator = one_creator(&mut owners, &leaves);
+        let raw = if self.is_clean {
+            let shown = without_removed(leaves);
+            owners.explicit.retain(|path, _| shown.contains_key(path));
+            leaves::pack(self.kind, shown)
+        } else {
+            raw
+        };
+        let facts = birth_facts(creator.as_ref(), &birth);
+        facts.into_iter().chain(raw).chain(owners.to_leaves())
     }
 }
 
@@ -284,35 +305,6 @@ impl Document {
         automerge
             .map(|automerge| Document { automerge })
             .map_err(|error| BadBytes(error.to_string()))
-    }
-
-    /// Puts all that a document says into this one, which is empty.
-    fn put_all(&mut self, kind: Kind, contents: Contents, is_clean: bool) -> Result<(), BadBytes> {
-        let Contents {
-            raw,
-            leaves,
-            mut owners,
-            birth,
-        } = contents;
-        let text = |text: String| ScalarValue::Str(text.into());
-        if let Some(creator) = one_creator(&mut owners, &leaves) {
-            self.put(CREATOR, text(creator.to_text()))?;
-        }
-        self.put(CREATED, ScalarValue::Int(birth.unix_seconds))?;
-        if let Some(namespace) = birth.namespace {
-            self.put(NAMESPACE, text(namespace.to_string()))?;
-        }
-        let raw = if is_clean {
-            let shown = without_removed(leaves);
-            owners.explicit.retain(|path, _| shown.contains_key(path));
-            leaves::pack(kind, shown)
-        } else {
-            raw
-        };
-        for (path, value) in raw.into_iter().chain(owners.to_leaves()) {
-            self.put(&path, value)?;
-        }
-        Ok(())
     }
 
     /// Tells whether the presence of an element that is here wins over one that was written at the same time, as it would

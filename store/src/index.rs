@@ -14,7 +14,8 @@ use crate::compaction::{self, HEAVY_BYTES, LONG};
 use crate::digest::Digests;
 use crate::frame::{Going, Header};
 use crate::incarnation::{Incarnation, Tombstone, Uids};
-use crate::leaves::{self, compact_map};
+use crate::json;
+use crate::leaves::compact_map;
 use crate::packed::{Packed, Recent};
 use crate::quarantine::Quarantine;
 use crate::record::{Record, Stored};
@@ -159,7 +160,7 @@ impl Change {
                 // The object is written out only where it can matter.
                 let is_heavy = || {
                     record.document.len() > HEAVY_BYTES
-                        && compaction::is_heavy(record, leaves::json(&*stored.object).len())
+                        && compaction::is_heavy(record, json::len(&*stored.object))
                 };
                 record.changes >= LONG && record.changes.is_multiple_of(LONG / 2) || is_heavy()
             }

@@ -13,6 +13,7 @@ use schemas::fields::{self, ListRule};
 use schemas::{Kind, Object, meta};
 use serde_json::{Map, Number, Value};
 
+use crate::json;
 use crate::order;
 use crate::path::{self, Element, Role, Token};
 
@@ -74,7 +75,7 @@ pub(crate) fn check_limits(object: &Object) -> Result<(), String> {
     if deepest > MAX_DEPTH {
         return Err(format!("nested {deepest} deep, at most {MAX_DEPTH} are stored"));
     }
-    let bytes = json(object).len();
+    let bytes = json::len(object);
     if bytes > MAX_OBJECT_BYTES {
         return Err(format!(
             "{bytes} bytes as JSON, at most {MAX_OBJECT_BYTES} are stored"
@@ -510,12 +511,7 @@ fn whole(value: &impl serde::Serialize) -> ScalarValue {
     // Maps with text keys cannot fail to be written.
     let mut value = serde_json::to_value(value).unwrap_or_default();
     value.sort_all_objects();
-    ScalarValue::Bytes(json(&value))
-}
-
-/// Writes what cannot fail to be written: maps with text keys.
-pub(crate) fn json(value: &impl serde::Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).unwrap_or_default()
+    ScalarValue::Bytes(json::to_vec(&value))
 }
 
 pub(crate) fn scalar(value: &Value) -> ScalarValue {

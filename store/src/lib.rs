@@ -22,6 +22,7 @@ mod incarnation;
 mod incoming;
 mod index;
 mod journal;
+mod json;
 mod leaves;
 mod memory_disk;
 mod open;

@@ -7,15 +7,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use schemas::Object;
 
-use crate::leaves;
+use crate::json;
 
-/// Trees that are kept for the next reader: all of a small cluster; of trees of 10 KB, 10 MB.
-const RECENT_TREES: usize = 1024;
+/// JSON of the trees that are kept for the next reader: all of a small cluster, and in memory ten times as much.
+const RECENT_BYTES: usize = 1 << 20;
 
 /// The trees that were made or read last.
 #[derive(Default, Debug)]
 pub(crate) struct Recent {
-    trees: Mutex<VecDeque<Arc<Object>>>,
+    trees: Mutex<Trees>,
+}
+
+#[derive(Default, Debug)]
+struct Trees {
+    /// With the bytes of their JSON.
+    queue: VecDeque<(Arc<Object>, usize)>,
+    bytes: usize,
 }
 
 /// An object that can always be had as a tree.
@@ -31,20 +38,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Recent {
-    fn keep(&self, tree: Arc<Object>) {
+    fn keep(&self, tree: Arc<Object>, bytes: usize) {
+        let mut dropped = Vec::new();
         let mut trees = lock(&self.trees);
-        if trees.len() >= RECENT_TREES {
-            trees.pop_front();
+        trees.queue.push_back((tree, bytes));
+        trees.bytes += bytes;
+        while trees.bytes > RECENT_BYTES
+            && let Some((tree, bytes)) = trees.queue.pop_front()
+        {
+            trees.bytes -= bytes;
+            dropped.push(tree);
         }
-        trees.push_back(tree);
+        // Trees are dropped piece by piece: nobody should wait for that.
+        drop(trees);
     }
 }
 
 impl Packed {
     pub(crate) fn new(object: &Arc<Object>, recent: &Arc<Recent>) -> Self {
-        recent.keep(object.clone());
+        let json = json::to_box(&**object);
+        recent.keep(object.clone(), json.len());
         Self {
-            json: leaves::json(object).into_boxed_slice(),
+            json,
             recent: recent.clone(),
             tree: Mutex::new(Arc::downgrade(object)),
         }
@@ -52,7 +67,7 @@ impl Packed {
 
     /// Tells whether this is that object, without making a tree.
     pub(crate) fn is(&self, object: &Object) -> bool {
-        *leaves::json(object) == *self.json
+        json::is(object, &self.json)
     }
 
     /// Returns what it takes while nobody has its tree.
@@ -68,7 +83,7 @@ impl Packed {
         // Our own JSON can be read: no leaf has more levels than `path::MAX_LEVELS`.
         let object: Arc<Object> = Arc::new(serde_json::from_slice(&self.json).unwrap_or_default());
         *tree = Arc::downgrade(&object);
-        self.recent.keep(object.clone());
+        self.recent.keep(object.clone(), self.json.len());
         object
     }
 }
@@ -88,8 +103,9 @@ mod tests {
         assert!(Arc::ptr_eq(&packed.tree(), &object));
         let expected = Object::clone(&object);
         drop(object);
-        for number in 0..RECENT_TREES {
-            recent.keep(Arc::new(Object::from_value(json!({ "n": number })).unwrap()));
+        for number in 0..1024 {
+            let tree = Arc::new(Object::from_value(json!({ "n": number })).unwrap());
+            recent.keep(tree, RECENT_BYTES / 1024);
         }
         assert!(lock(&packed.tree).upgrade().is_none());
         assert_eq!(*packed.tree(), expected);

@@ -7,7 +7,7 @@ use schemas::{Kind, Object, ObjectKey};
 use crate::apply;
 use crate::commit::Fresh;
 use crate::disk::Write;
-use crate::document::{Birth, ChangeAuthor, Contents, Document, WrittenChange};
+use crate::document::{Birth, ChangeAuthor, Contents, Document, FirstChange, WrittenChange};
 use crate::epoch::Epoch;
 use crate::incarnation::{Incarnation, Tombstone, Uids};
 use crate::index::{Change, PackedView, set_resource_version};
@@ -162,11 +162,10 @@ impl Shared {
             (incarnation, birth, index.unsent())
         };
         let leaves = leaves::flatten(key.kind, &stripped(object), &Leaves::new());
-        let mut document = Document::new(self.actor(Epoch::default()));
-        let written = document
-            .create(key.kind, leaves, &birth, &self.change_author(author), operation)
+        let actor = self.actor(Epoch::default());
+        let author = self.change_author(author);
+        let first = FirstChange::new(key.kind, leaves, birth, &author, operation, actor)
             .map_err(|error| internal(key, error))?;
-        let contents = document.contents();
         let standing = Standing {
             incarnation,
             epoch: Epoch::default(),
@@ -174,8 +173,8 @@ impl Shared {
             changes: 1,
             unsent,
         };
-        let record = Record::of(&mut document, &contents.birth, standing);
-        self.put(key, record, &contents, Some(written))
+        let record = Record::first(&first, standing);
+        self.put(key, record, &first.contents, Some(first.written()))
     }
 
     /// Prepares an update; None if nothing changes.
@@ -341,12 +340,11 @@ impl Shared {
         let Some(written) = written.map_err(|error| internal(key, error))? else {
             return Ok(None);
         };
-        let contents = document.contents();
         let mut standing = record.standing();
         standing.generation = standing.generation.saturating_add(written.is_spec.into());
         standing.changes = standing.changes.saturating_add(1);
         let record = Record::of(document, &contents.birth, standing);
-        self.put(key, record, &contents, Some(written)).map(Some)
+        self.put(key, record, contents, Some(written)).map(Some)
     }
 
     pub(crate) fn put(

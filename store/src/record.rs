@@ -13,9 +13,9 @@ use std::sync::Arc;
 use automerge::{ActorId, ChangeHash};
 use schemas::fields::FIELDS_VERSION;
 use schemas::{Object, ObjectKey, time};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
-use crate::document::{BadBytes, Birth, Contents, Document};
+use crate::document::{BadBytes, Birth, Contents, Document, FirstChange};
 use crate::epoch::Epoch;
 use crate::incarnation::Incarnation;
 use crate::leaves;
@@ -47,6 +47,9 @@ const SEALED_4: u8 = 3;
 const OPEN: u8 = 4;
 const SEALED: u8 = 5;
 
+/// What a record takes beside its document and most of its heads: room for it is asked for at once.
+const MOST_BYTES_BESIDE: usize = 256;
+
 pub(crate) fn document_key(key: &ObjectKey) -> Vec<u8> {
     format!("{DOCUMENTS}{key}").into_bytes()
 }
@@ -70,9 +73,15 @@ pub(crate) struct Record {
     /// The incarnation of the namespace that it was created in.
     pub(crate) namespace: Option<Incarnation>,
     pub(crate) created_unix_seconds: i64,
+    #[serde(serialize_with = "as_bytes")]
     pub(crate) document: Box<[u8]>,
     /// The time without contact in which it was created here, if no other node can have it (`rounds.rs`); else zero.
     pub(crate) unsent: u64,
+}
+
+/// Writes what a sequence of bytes is written as, in one piece.
+fn as_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(bytes)
 }
 
 /// A record of format 3.
@@ -111,6 +120,16 @@ pub(crate) enum BadRecord {
 impl Record {
     /// Takes what is to be kept out of a document that was just changed.
     pub(crate) fn of(document: &mut Document, birth: &Birth, standing: Standing) -> Self {
+        let heads = document.heads();
+        Self::new(&heads, document.save(), birth, standing)
+    }
+
+    /// Takes what is to be kept of an object that was just created.
+    pub(crate) fn first(first: &FirstChange, standing: Standing) -> Self {
+        Self::new(&[first.hash()], first.save(), &first.contents.birth, standing)
+    }
+
+    fn new(heads: &[ChangeHash], document: Vec<u8>, birth: &Birth, standing: Standing) -> Self {
         let Standing {
             incarnation,
             epoch,
@@ -123,10 +142,10 @@ impl Record {
             epoch,
             generation,
             changes,
-            heads: document.heads().iter().map(|hash| hash.0).collect(),
+            heads: heads.iter().map(|hash| hash.0).collect(),
             namespace: birth.namespace,
             created_unix_seconds: birth.unix_seconds,
-            document: document.save().into_boxed_slice(),
+            document: document.into_boxed_slice(),
             unsent,
         }
     }
@@ -151,13 +170,16 @@ impl Record {
 
     /// Writes the value for the disk, sealed if the kind is confidential.
     pub(crate) fn encode(&self, key: &ObjectKey, seal: &Seal) -> Result<Vec<u8>, BadRecord> {
-        let plain = postcard::to_stdvec(self).map_err(|error| BadRecord::Encoding(error.to_string()))?;
-        let (kind, bytes) = if key.kind.row().confidential {
-            (SEALED, seal.seal(&document_key(key), &plain)?)
-        } else {
-            (OPEN, plain)
-        };
-        Ok([&[kind], bytes.as_slice()].concat())
+        let is_sealed = key.kind.row().confidential;
+        let mut record = Vec::with_capacity(self.document.len() + MOST_BYTES_BESIDE);
+        record.push(if is_sealed { SEALED } else { OPEN });
+        let record =
+            postcard::to_extend(self, record).map_err(|error| BadRecord::Encoding(error.to_string()))?;
+        if !is_sealed {
+            return Ok(record);
+        }
+        let sealed = seal.seal(&document_key(key), &record[1..])?;
+        Ok([&[SEALED], sealed.as_slice()].concat())
     }
 
     pub(crate) fn decode(key: &ObjectKey, value: &[u8], seal: &Seal) -> Result<Self, BadRecord> {

@@ -7,7 +7,8 @@
 //!
 //! Of the nodes that hold an object one sets it aside: the one through which its *last edit* came. Last are the edits on
 //! which no other edit builds. If another node's builds on ours, that node has both, and the same rule when its copy goes.
-//! If that node was removed from the cluster, all do it that hold a copy.
+//! If that node was removed from the cluster, all do it that hold a copy; and of what is replaced and was never deleted, since
+//! that node may be removed before it hears of it. That is rare, so it may be done too often.
 //! The deletion of an object names the last edits that the deleter saw ([`Seen`]); who has the same loses nothing.
 //!
 //! Who takes the last step of a deletion may have more than who decided on it could see: that is what the *mark*
@@ -76,6 +77,8 @@ impl fmt::Display for RescueId {
 pub enum Lost {
     /// Somebody deleted it who may not have seen the last edit.
     Deleted,
+    /// Nobody deleted it: another was created under its name where it was not known, in a later round.
+    Replaced,
     /// This node was away until deletions were forgotten.
     Stale,
     /// Its history was squashed to one that may lack the last edit.
@@ -532,8 +535,10 @@ impl Shared {
         document: &Document,
         (why, lost): (Lost, LastEdits),
     ) -> Result<(), BadBytes> {
-        // Of who has left the cluster, everybody does it: rather too often than never.
-        let is_ours = |edit: &Edit| edit.author.node == self.node || self.has_left(&edit.author.node);
+        // Of who has left the cluster, or may leave it without having heard of this: rather too often than never.
+        let is_everyones = why == Lost::Replaced;
+        let is_ours =
+            |edit: &Edit| is_everyones || edit.author.node == self.node || self.has_left(&edit.author.node);
         let ours = lost.0.into_iter().filter(is_ours);
         let Some(edit) = ours.max_by_key(|edit| edit.author.unix_seconds) else {
             return Ok(());

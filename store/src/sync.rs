@@ -622,7 +622,12 @@ impl Shared {
                 .removed
                 .filter(|removed| removed.incarnation == gone.incarnation);
             let seen = of_it.map_or(UNSEEN, |removed| removed.seen);
-            self.rescue(prepared, key, &gone, Lost::Deleted, seen)?;
+            // Of a later round it says nothing: who began that name anew did not know of this.
+            let is_deleted = delta
+                .removed
+                .is_some_and(|removed| removed.incarnation.round == gone.incarnation.round);
+            let why = if is_deleted { Lost::Deleted } else { Lost::Replaced };
+            self.rescue(prepared, key, &gone, why, seen)?;
         }
         Ok(delivery)
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::patches;
 use super::values::{self, Source};
-use crate::document::{Birth, ChangeAuthor, Document};
+use crate::document::{Birth, ChangeAuthor, Document, FirstChange};
 use crate::leaves::{self, Leaves};
 use crate::owners::Operation;
 use crate::{NodeId, Via, prepare};
@@ -164,18 +164,22 @@ fn is_read_from_leaves(document: Option<Document>, object: &Object) -> Option<Do
     };
     let mut document = match document {
         None => {
-            let mut document = Document::new(ActorId::from([1; 16]));
             let leaves = leaves::flatten(kind, &object, &Leaves::new());
-            let created = document.create(kind, leaves, &Birth::default(), &author, Operation::Apply);
+            let (birth, actor) = (Birth::default(), ActorId::from([1; 16]));
+            let first = FirstChange::new(kind, leaves, birth, &author, Operation::Apply, actor.clone());
             // A path can be too long.
-            created.ok()?;
+            let first = first.ok()?;
+            let document = Document::load(&first.save(), actor).expect("what was saved");
+            assert_eq!(document.contents(), first.contents);
             document
         }
         Some(mut document) => {
-            let contents = document.contents();
+            let mut contents = document.contents();
             let leaves = leaves::flatten(kind, &object, &contents.leaves);
-            let written = document.write(kind, &contents, leaves, &contents.owners, &author);
+            let owners = contents.owners.clone();
+            let written = document.write(kind, &mut contents, leaves, &owners, &author);
             written.ok()?;
+            assert_eq!(document.contents(), contents);
             document
         }
     };

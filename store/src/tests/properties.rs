@@ -9,7 +9,9 @@ use schemas::{KINDS, Kind};
 
 use super::generated::*;
 use super::*;
-use crate::document::{Birth, ChangeAuthor, Document};
+use crate::apply;
+use crate::document::{Birth, ChangeAuthor, Document, FirstChange};
+use crate::incoming::IncomingChange;
 use crate::leaves::{self, Leaves};
 use crate::owners::Operation;
 use crate::run_lengths;
@@ -55,27 +57,27 @@ fn is_read(kind: Kind, objects: Vec<Object>) -> Result<(), TestCaseError> {
     for object in objects {
         let mut written = match document {
             None => {
-                let mut document = Document::new(ActorId::random());
                 let leaves = leaves::flatten(kind, &object, &Leaves::new());
-                let change = document
-                    .create(
-                        kind,
-                        leaves,
-                        &Birth::default(),
-                        &change_author(),
-                        Operation::Update,
-                    )
-                    .unwrap();
-                let operations = Change::from_bytes(change.bytes.clone()).unwrap().len() as u64;
-                prop_assert_eq!(run_lengths::operations(&change.bytes), Some(operations));
+                let (birth, author) = (Birth::default(), change_author());
+                let first =
+                    FirstChange::new(kind, leaves, birth, &author, Operation::Update, ActorId::random())
+                        .unwrap();
+                let bytes = first.written().bytes;
+                let operations = Change::from_bytes(bytes.clone()).unwrap().len() as u64;
+                prop_assert_eq!(run_lengths::operations(&bytes), Some(operations));
+                let document = Document::load(&first.save(), ActorId::random()).unwrap();
+                prop_assert_eq!(&document.contents(), &first.contents);
+                prop_assert!(IncomingChange::parse(&bytes).is_ok());
                 document
             }
             Some(mut document) => {
-                let contents = document.contents();
+                let mut contents = document.contents();
                 let leaves = leaves::flatten(kind, &object, &contents.leaves);
+                let owners = apply::owners_after_update(&contents.leaves, &leaves, &contents.owners, "other");
                 document
-                    .write(kind, &contents, leaves, &contents.owners, &change_author())
+                    .write(kind, &mut contents, leaves, &owners, &change_author())
                     .unwrap();
+                prop_assert_eq!(&document.contents(), &contents);
                 document
             }
         };

@@ -199,7 +199,7 @@ impl World {
         for rescued in store.rescued() {
             if self.nodes[node].rescued.insert(rescued.id.clone()) {
                 self.counters.bump(match rescued.why {
-                    Lost::Deleted => "rescued from deletions",
+                    Lost::Deleted | Lost::Replaced => "rescued from deletions",
                     Lost::Stale => "rescued by stale nodes",
                     Lost::SquashedAway => "rescued from squashes",
                 });
