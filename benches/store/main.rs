@@ -196,7 +196,7 @@ pub(crate) fn memory_of(cluster: &Cluster, host: usize, program: &str) -> u64 {
     )
 }
 
-/// Our agent gives memory back within ten seconds after it was freed; etcd is waited for as long.
+/// Our agent gives memory back within ten seconds after it has come to rest; etcd is waited for as long.
 const SETTLING: Duration = Duration::from_secs(11);
 
 pub(crate) const AGENT: &str = "podman-swarm-ag";

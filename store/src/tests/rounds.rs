@@ -3,6 +3,7 @@
 use schemas::Kind;
 
 use super::*;
+use crate::Lost;
 use crate::rounds::MANY;
 
 pub(super) fn id(number: usize) -> NodeId {
@@ -608,4 +609,23 @@ async fn writes_go_on_while_rounds_are_closed() {
     let floor = store.floor();
     let index = store.shared.index();
     assert!(index.tombstones().values().all(|removed| removed.laid >= floor));
+}
+
+#[tokio::test]
+async fn what_another_of_a_later_round_replaces_is_set_aside_by_who_holds_it() {
+    let mut nodes = Nodes::new(5);
+    let a = create(&nodes.stores[0], "a").await;
+    remove(&nodes.stores[0], &a.key).await;
+    nodes.exchange_all().await;
+    let made = create(&nodes.stores[4], "b").await;
+    nodes.exchange(4, 3).await;
+    assert!(nodes.close_and_tell(0, &[true, true, true, false, false], 1).await);
+    let stays = create(&nodes.stores[0], "b").await;
+    // Its node never hears of this: it is removed before.
+    nodes.exchange(0, 3).await;
+    let held = nodes.stores[3].get(&made.key).unwrap();
+    assert_eq!(held.object.uid(), stays.object.uid());
+    let rescued = nodes.stores[3].rescued();
+    let rescued: Vec<_> = rescued.iter().map(|one| (one.object.uid(), one.why)).collect();
+    assert_eq!(rescued, [(made.object.uid(), Lost::Replaced)]);
 }
