@@ -619,7 +619,11 @@ async fn what_another_of_a_later_round_replaces_is_set_aside_by_who_holds_it() {
     nodes.exchange_all().await;
     let made = create(&nodes.stores[4], "b").await;
     nodes.exchange(4, 3).await;
-    assert!(nodes.close_and_tell(0, &[true, true, true, false, false], 1).await);
+    assert!(
+        nodes
+            .close_and_tell(0, &[true, true, true, false, false], 1)
+            .await
+    );
     let stays = create(&nodes.stores[0], "b").await;
     // Its node never hears of this: it is removed before.
     nodes.exchange(0, 3).await;
