@@ -52,9 +52,9 @@ pub(crate) struct Contents {
 impl Contents {
     /// Takes in what was written to the document.
     fn take(&mut self, edits: Edits, owners: &Owners) {
-        edits.deletes.iter().for_each(|path| {
+        for path in &edits.deletes {
             self.raw.remove(path);
-        });
+        }
         self.raw.extend(edits.puts);
         self.leaves = leaves::unpack(self.raw.clone());
         self.owners.explicit.clone_from(&owners.explicit);

@@ -200,9 +200,7 @@ impl Squash<'_> {
         let base = first_change(base_actor(self.heads), puts, message, unix_seconds)?;
         IncomingChange::parse(base.raw_bytes()).map(Some)
     }
-}
 
-impl Squash<'_> {
     /// Returns what the base puts: all that a document says.
     fn puts(&self, contents: Contents) -> impl Iterator<Item = (String, ScalarValue)> {
         let Contents {
