@@ -524,7 +524,7 @@ pub(crate) fn birth_facts(creator: Option<&Owner>, birth: &Birth) -> Vec<(String
 /// Makes the first change of a history from what it puts, each path once.
 ///
 /// Not by a transaction of an empty document, which looks for the place of each put in each of its columns: of 44 puts that
-/// took 500 µs, and this takes 16.
+/// took some 500 µs, and this takes 16.
 pub(crate) fn first_change(
     actor: ActorId,
     puts: impl IntoIterator<Item = (String, ScalarValue)>,

@@ -622,10 +622,10 @@ impl Shared {
                 .removed
                 .filter(|removed| removed.incarnation == gone.incarnation);
             let seen = of_it.map_or(UNSEEN, |removed| removed.seen);
-            // Of a later round it says nothing: who began that name anew did not know of this.
-            let is_deleted = delta
-                .removed
-                .is_some_and(|removed| removed.incarnation.round == gone.incarnation.round);
+            // One of a later round says nothing of it: who began that name anew did not know of this.
+            let is_deleted = delta.removed.is_some_and(|removed| {
+                removed.incarnation >= gone.incarnation && removed.incarnation.round == gone.incarnation.round
+            });
             let why = if is_deleted { Lost::Deleted } else { Lost::Replaced };
             self.rescue(prepared, key, &gone, why, seen)?;
         }

@@ -627,9 +627,35 @@ async fn what_another_of_a_later_round_replaces_is_set_aside_by_who_holds_it() {
     let stays = create(&nodes.stores[0], "b").await;
     // Its node never hears of this: it is removed before.
     nodes.exchange(0, 3).await;
-    let held = nodes.stores[3].get(&made.key).unwrap();
+    replaced_and_set_aside(&nodes.stores[3], &made, &stays);
+}
+
+fn replaced_and_set_aside(store: &Store, made: &View, stays: &View) {
+    let held = store.get(&made.key).unwrap();
     assert_eq!(held.object.uid(), stays.object.uid());
-    let rescued = nodes.stores[3].rescued();
+    let rescued = store.rescued();
     let rescued: Vec<_> = rescued.iter().map(|one| (one.object.uid(), one.why)).collect();
     assert_eq!(rescued, [(made.object.uid(), Lost::Replaced)]);
+}
+
+#[tokio::test]
+async fn what_is_made_after_a_deletion_is_not_deleted_by_that() {
+    let mut nodes = Nodes::new(5);
+    let a = create(&nodes.stores[0], "a").await;
+    let b = create(&nodes.stores[0], "b").await;
+    remove(&nodes.stores[0], &a.key).await;
+    nodes.exchange_all().await;
+    // Both sides delete it and make it anew, one of them in a later round.
+    remove(&nodes.stores[4], &b.key).await;
+    let made = create(&nodes.stores[4], "b").await;
+    nodes.exchange(4, 3).await;
+    assert!(
+        nodes
+            .close_and_tell(0, &[true, true, true, false, false], 1)
+            .await
+    );
+    remove(&nodes.stores[0], &b.key).await;
+    let stays = create(&nodes.stores[0], "b").await;
+    nodes.exchange(0, 3).await;
+    replaced_and_set_aside(&nodes.stores[3], &made, &stays);
 }
