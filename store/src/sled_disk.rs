@@ -1,18 +1,21 @@
 //! The store's disk: a journal, which makes writes durable, before a sled database, which has what was written.
 //!
 //! A sync appends what was written to the journal; a thread gives it to the database later, where nobody waits for it: when
-//! some has come together, when a file of the journal is to be used again, and at the end.
+//! writers rest, when much has come together, when a file of the journal is to be used again, and at the end.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crate::database::{self, Database};
 use crate::disk::{Disk, DiskError, Write};
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::types::{OpenError, Shortage};
 
 /// Space that must stay free after a write: sled stops for good where it meets ENOSPC, so the limit is drawn before. It is
@@ -20,8 +23,13 @@ use crate::types::{OpenError, Shortage};
 const RESERVED_BYTES: u64 = 32 << 20;
 /// How much a batch can grow on disk: sled writes whole pages.
 const WRITE_AMPLIFICATION: u64 = 4;
-/// So much comes together before the database gets it: half a segment of sled's log (see [`Database::sync`]).
+/// So much the database gets as one: half a segment of sled's log (see [`Database::sync`]).
 const TOGETHER_BYTES: u64 = 256 << 10;
+/// When so much waits the database gets it also while others write, for the files of the journal to take turns. Before, it waits
+/// for a rest: what the database writes holds up the syncs of the journal.
+const PATIENT_BYTES: u64 = journal::FILE_BYTES / 4 * 3;
+/// A rest: nothing was written for so long.
+const REST: Duration = Duration::from_millis(50);
 
 /// A directory with a lock, a journal and a sled database.
 pub(crate) struct SledDisk {
@@ -178,6 +186,12 @@ impl Progress {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Tells whether somebody waits for batches up to `last`, or for some of them.
+    fn is_wanted(&self, last: u64) -> bool {
+        let state = self.state();
+        state.durable < state.wanted && state.wanted <= last
+    }
 }
 
 impl Feeder {
@@ -271,36 +285,66 @@ impl Drop for End<'_> {
     }
 }
 
+/// Batches that the database has not got yet.
+#[derive(Default)]
+struct Waiting {
+    batches: VecDeque<(u64, Vec<Write>)>,
+    bytes: u64,
+}
+
+impl Waiting {
+    fn add(&mut self, number: u64, batch: Vec<Write>) {
+        self.bytes += bytes(&batch);
+        self.batches.push_back((number, batch));
+    }
+
+    fn last(&self) -> u64 {
+        self.batches.back().map_or(0, |(number, _)| *number)
+    }
+
+    /// Gives the database the first of them durably, as one.
+    fn give_some(&mut self, database: &mut Database, progress: &Progress) -> Result<(), sled::Error> {
+        let (mut last, mut together, mut together_bytes) = (database.held().number, Vec::new(), 0);
+        while together_bytes < TOGETHER_BYTES
+            && let Some((number, batch)) = self.batches.pop_front()
+        {
+            last = number;
+            together_bytes += bytes(&batch);
+            together.extend(batch);
+        }
+        database.apply(last, together)?;
+        database.sync()?;
+        self.bytes -= together_bytes;
+        let mut state = progress.state();
+        state.waiting_bytes -= together_bytes;
+        state.durable = last;
+        progress.changed.notify_all();
+        Ok(())
+    }
+}
+
 /// Gives batches to the database until there are no more, or it fails.
 fn feed(
     database: &mut Database,
     queue: &mpsc::Receiver<Job>,
     progress: &Progress,
 ) -> Result<(), sled::Error> {
-    let (mut together, mut last, mut together_bytes) = (Vec::new(), database.held().number, 0);
+    let mut waiting = Waiting::default();
     loop {
-        let job = queue.recv();
-        let is_end = job.is_err();
-        if let Ok(Job::Take(number, batch)) = job {
-            together_bytes += bytes(&batch);
-            together.extend(batch);
-            last = number;
-        }
-        let is_wanted = {
-            let state = progress.state();
-            state.durable < state.wanted && state.wanted <= last
+        let is_worth_a_sync = waiting.bytes >= TOGETHER_BYTES;
+        let job = queue.recv_timeout(if is_worth_a_sync { REST } else { Duration::MAX });
+        let (is_due, is_end) = match job {
+            Ok(Job::Take(number, batch)) => {
+                waiting.add(number, batch);
+                (waiting.bytes >= PATIENT_BYTES, false)
+            }
+            Ok(Job::Sync) => (false, false),
+            Err(RecvTimeoutError::Timeout) => (true, false),
+            Err(RecvTimeoutError::Disconnected) => (true, true),
         };
-        if together_bytes < TOGETHER_BYTES && !is_wanted && !is_end {
-            continue;
+        while !waiting.batches.is_empty() && (is_due || progress.is_wanted(waiting.last())) {
+            waiting.give_some(database, progress)?;
         }
-        database.apply(last, std::mem::take(&mut together))?;
-        database.sync()?;
-        {
-            let mut state = progress.state();
-            state.waiting_bytes -= std::mem::take(&mut together_bytes);
-            state.durable = last;
-        }
-        progress.changed.notify_all();
         if is_end {
             return Ok(());
         }
@@ -310,6 +354,7 @@ fn feed(
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::Instant;
 
     use super::*;
 
@@ -387,6 +432,19 @@ mod tests {
         fill(&mut disk, 50..60, 1000);
         drop(disk);
         assert_eq!(count(&SledDisk::open(killed.path()).unwrap(), "d/").unwrap(), 60);
+    }
+
+    #[test]
+    fn the_database_gets_what_is_worth_it_when_writers_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = SledDisk::open(folder.path()).unwrap();
+        fill(&mut disk, 0..10, 64 << 10);
+        let started = Instant::now();
+        while disk.feeder.waiting_bytes() > 0 {
+            assert!(started.elapsed() < Duration::from_secs(30), "it waits for more");
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(disk.feeder.progress.state().durable, disk.journal.last());
     }
 
     #[test]
