@@ -81,7 +81,7 @@ const PROBE: &[&str] = &[
     "failureThreshold",
 ];
 
-/// A part of an object, and the fields of it that are acted on.
+/// A part of an object, and the fields of it that are acted on. Without any, the part as a whole has no effect.
 struct Part {
     path: &'static str,
     fields: &'static [&'static str],
@@ -145,6 +145,34 @@ fn parts_of(kind: Kind) -> &'static [Part] {
                 "ingressClassName",
             ],
         }],
+        Kind::PersistentVolumeClaim
+        | Kind::PersistentVolume
+        | Kind::IngressClass
+        | Kind::NetworkPolicy
+        | Kind::PodDisruptionBudget => &[Part {
+            path: "spec",
+            fields: &[],
+        }],
+        Kind::StorageClass => &[Part {
+            path: "provisioner",
+            fields: &[],
+        }],
+        Kind::PriorityClass => &[Part {
+            path: "value",
+            fields: &[],
+        }],
+        Kind::ServiceAccount => &[
+            Part {
+                path: "imagePullSecrets",
+                fields: &[],
+            },
+            Part {
+                path: "secrets",
+                fields: &[],
+            },
+        ],
+        // What these say is for who reads them.
+        Kind::ConfigMap | Kind::Secret | Kind::Lease => &[],
         Kind::Namespace
         | Kind::Node
         | Kind::Endpoints
@@ -167,6 +195,16 @@ pub(crate) fn idle_fields(kind: Kind, root: &Node<'_>) -> Vec<Idle> {
             .split('.')
             .fold(root.clone(), |node, name| node.at(name));
         let pointer = format!("/{}", part.path.replace('.', "/"));
+        if part.fields.is_empty() {
+            if !is_nothing(node.value) {
+                idle.push(Idle {
+                    path: node.path,
+                    pointer,
+                    reason: NO_EFFECT.to_owned(),
+                });
+            }
+            continue;
+        }
         walk(&node, &pointer, "", part.fields, &mut idle);
         sctp_ports(&node, &pointer, &mut idle);
     }

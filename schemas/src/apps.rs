@@ -124,7 +124,7 @@ fn validate_replicas(spec: &Node<'_>, kind: &str, errors: &mut Errors) {
     }
 }
 
-fn validate_count_or_percent(node: &Node<'_>, errors: &mut Errors) {
+pub(crate) fn validate_count_or_percent(node: &Node<'_>, errors: &mut Errors) {
     errors.at_least(node, 0);
     if node.value.is_string() && int_or_string::percent(node.text()).is_none() {
         errors.invalid(node, "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')");

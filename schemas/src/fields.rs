@@ -121,10 +121,24 @@ pub(crate) fn immutable_paths(kind: Kind) -> (&'static [&'static str], &'static 
         Kind::Service => (&["spec.clusterIP", "spec.clusterIPs"], &[]),
         Kind::EndpointSlice => (&["addressType"], &[]),
         Kind::Event => (&["involvedObject"], &[]),
+        Kind::Secret => (&["type"], &[]),
+        Kind::PersistentVolumeClaim => (&["spec"], CLAIM_MUTABLE),
+        Kind::PersistentVolume => (&["spec"], VOLUME_MUTABLE),
+        Kind::StorageClass => (
+            &["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"],
+            &[],
+        ),
+        Kind::IngressClass => (&["spec.controller"], &[]),
+        Kind::PriorityClass => (&["preemptionPolicy", "value"], &[]),
         Kind::Namespace
         | Kind::Node
         | Kind::Endpoints
         | Kind::Ingress
+        | Kind::ConfigMap
+        | Kind::ServiceAccount
+        | Kind::NetworkPolicy
+        | Kind::PodDisruptionBudget
+        | Kind::Lease
         | Kind::Member
         | Kind::ApiToken
         | Kind::JoinToken
@@ -132,6 +146,25 @@ pub(crate) fn immutable_paths(kind: Kind) -> (&'static [&'static str], &'static 
         | Kind::GitInventory => (&[], &[]),
     }
 }
+
+/// What of a claim may change; its volume once, when it is bound.
+const CLAIM_MUTABLE: &[&str] = &[
+    "spec.resources",
+    "spec.volumeAttributesClassName",
+    "spec.volumeName",
+];
+
+/// What of a volume may change: all but what it is.
+const VOLUME_MUTABLE: &[&str] = &[
+    "spec.accessModes",
+    "spec.capacity",
+    "spec.claimRef",
+    "spec.mountOptions",
+    "spec.nodeAffinity",
+    "spec.persistentVolumeReclaimPolicy",
+    "spec.storageClassName",
+    "spec.volumeAttributesClassName",
+];
 
 // ---------------------------------------------------------------- rows
 
@@ -264,9 +297,24 @@ fn rows_of(kind: Kind) -> &'static [Row] {
         Kind::Deployment => DEPLOYMENT,
         Kind::ReplicaSet => REPLICA_SET,
         Kind::Ingress => INGRESS,
+        Kind::ServiceAccount => SERVICE_ACCOUNT,
+        Kind::PersistentVolumeClaim => VOLUME_CLAIM,
+        Kind::PersistentVolume => PERSISTENT_VOLUME,
+        Kind::StorageClass => STORAGE_CLASS,
+        Kind::NetworkPolicy => NETWORK_POLICY,
+        Kind::PodDisruptionBudget => DISRUPTION_BUDGET,
         Kind::DnsWhitelist => DNS_WHITELIST,
-        // A core Event has no lists; the other internal kinds have none that merge.
-        Kind::Event | Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::GitInventory => &[],
+        // These have no lists; the other internal kinds have none that merge.
+        Kind::ConfigMap
+        | Kind::Secret
+        | Kind::IngressClass
+        | Kind::PriorityClass
+        | Kind::Lease
+        | Kind::Event
+        | Kind::Member
+        | Kind::ApiToken
+        | Kind::JoinToken
+        | Kind::GitInventory => &[],
     }
 }
 
@@ -503,6 +551,59 @@ const INGRESS: &[Row] = &[
     atomic_map("spec.defaultBackend.service.port"),
     atomic("status.loadBalancer.ingress"),
 ];
+
+const SERVICE_ACCOUNT: &[Row] = &[atomic("imagePullSecrets"), keyed("secrets", NAME).unit()];
+
+const VOLUME_CLAIM: &[Row] = &[
+    atomic("spec.accessModes"),
+    atomic_map("spec.dataSource"),
+    atomic_map("spec.selector"),
+    atomic("status.accessModes"),
+    keyed("status.conditions", TYPE),
+];
+
+const PERSISTENT_VOLUME: &[Row] = &[
+    atomic("spec.accessModes"),
+    atomic("spec.mountOptions"),
+    atomic_map("spec.nodeAffinity.required"),
+    atomic("spec.cephfs.monitors"),
+    atomic_map("spec.cephfs.secretRef"),
+    atomic_map("spec.cinder.secretRef"),
+    atomic_map("spec.csi.controllerExpandSecretRef"),
+    atomic_map("spec.csi.controllerPublishSecretRef"),
+    atomic_map("spec.csi.nodeExpandSecretRef"),
+    atomic_map("spec.csi.nodePublishSecretRef"),
+    atomic_map("spec.csi.nodeStageSecretRef"),
+    atomic("spec.fc.targetWWNs"),
+    atomic("spec.fc.wwids"),
+    atomic_map("spec.flexVolume.secretRef"),
+    atomic("spec.iscsi.portals"),
+    atomic_map("spec.iscsi.secretRef"),
+    atomic("spec.rbd.monitors"),
+    atomic_map("spec.rbd.secretRef"),
+    atomic_map("spec.scaleIO.secretRef"),
+    atomic_map("spec.storageos.secretRef"),
+];
+
+const STORAGE_CLASS: &[Row] = &[atomic("allowedTopologies"), atomic("mountOptions")];
+
+const NETWORK_POLICY: &[Row] = &[
+    atomic("spec.egress"),
+    atomic("spec.ingress"),
+    atomic_map("spec.podSelector"),
+    atomic("spec.policyTypes"),
+];
+
+const DISRUPTION_BUDGET: &[Row] = &[
+    atomic_map("spec.selector"),
+    map("spec").union(&DISRUPTION_LIMIT),
+    keyed("status.conditions", TYPE),
+];
+
+const DISRUPTION_LIMIT: Union = Union {
+    discriminator: None,
+    members: &["maxUnavailable", "minAvailable"],
+};
 
 const INGRESS_BACKEND: Union = Union {
     discriminator: None,

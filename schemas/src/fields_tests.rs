@@ -118,6 +118,10 @@ const UNIONS: &[(&str, &[&str])] = &[
     ("IngressBackend", &[]),
     ("LifecycleHandler", &[]),
     (
+        "PodDisruptionBudgetSpec",
+        &["selector", "unhealthyPodEvictionPolicy"],
+    ),
+    (
         "Probe",
         &[
             "failureThreshold",
@@ -133,6 +137,9 @@ const UNIONS: &[(&str, &[&str])] = &[
 ];
 /// Types of which the documentation says that fields exclude one another, and which are no unions all the same.
 const NO_UNIONS: &[&str] = &[
+    // What a volume is never changes, so that it is never mixed from two.
+    "FCVolumeSource",
+    "FlockerVolumeSource",
     // It has one field.
     "NodeConfigSource",
     // `resourceClaimName` and `resourceClaimTemplateName`: nothing here acts on them.
@@ -208,8 +215,10 @@ const STAYS: &[&str] = &[
     "can not be changed",
     "cannot be changed",
 ];
-/// Fields that it says that of, and that can be changed here: nothing acts on them.
+/// Fields that it says that of, and that can be changed here: nothing acts on them, or it hangs on what they say (`immutable`).
 const CHANGES: &[&str] = &[
+    "ConfigMap immutable",
+    "Secret immutable",
     "Service spec.healthCheckNodePort",
     "Service spec.loadBalancerClass",
 ];

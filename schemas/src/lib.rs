@@ -9,6 +9,7 @@
 mod acted_on;
 mod apps;
 mod causes;
+mod config;
 mod core;
 mod defaults;
 pub mod deletion;
@@ -26,9 +27,11 @@ mod node;
 mod object;
 pub mod patch;
 mod pod;
+mod policy;
 pub mod quantity;
 mod schema;
 pub mod selector;
+mod storage;
 pub mod time;
 mod typecheck;
 pub mod validate;
@@ -36,6 +39,7 @@ mod yaml;
 mod yaml_write;
 
 pub use causes::with_causes;
+pub use config::take_string_data;
 pub use field_error::{FieldError, Reason};
 pub use hex::hex;
 pub use kind::{Ending, KINDS, Kind, KindRow, Scope, Subresource};

@@ -119,7 +119,18 @@ fn name_form(kind: Kind) -> Option<fn(&str) -> Option<String>> {
         | Kind::Deployment
         | Kind::ReplicaSet
         | Kind::Ingress
-        | Kind::EndpointSlice => Some(names::dns_subdomain),
+        | Kind::EndpointSlice
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::ServiceAccount
+        | Kind::PersistentVolumeClaim
+        | Kind::PersistentVolume
+        | Kind::StorageClass
+        | Kind::IngressClass
+        | Kind::NetworkPolicy
+        | Kind::PodDisruptionBudget
+        | Kind::PriorityClass
+        | Kind::Lease => Some(names::dns_subdomain),
         Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::DnsWhitelist | Kind::GitInventory => None,
     }
 }

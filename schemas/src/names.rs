@@ -69,6 +69,27 @@ pub fn wildcard_dns_subdomain(text: &str) -> Option<String> {
     })
 }
 
+/// A key of a ConfigMap's or a Secret's data.
+pub fn config_key(text: &str) -> Option<String> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if let Some(problem) = too_long(text, SUBDOMAIN_MAX) {
+        return Some(problem);
+    }
+    if text.is_empty() || !text.bytes().all(is_allowed) {
+        return Some(
+            "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  \
+             or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')"
+                .to_owned(),
+        );
+    }
+    match text {
+        "." | ".." => Some(format!("must not be '{text}'")),
+        _ => text
+            .starts_with("..")
+            .then(|| "must not start with '..'".to_owned()),
+    }
+}
+
 /// `([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]`
 fn is_qualified_part(text: &str) -> bool {
     let bytes = text.as_bytes();

@@ -1,9 +1,168 @@
-//! Ingresses: validation. They have no defaults.
+//! Ingresses, their classes and NetworkPolicies: defaults and validation.
 
 use std::net::IpAddr;
 
+use serde_json::json;
+
+use crate::defaults::{self, Tree};
 use crate::names;
 use crate::node::{Errors, Node};
+use crate::selector::LabelSelector;
+
+/// Puts the defaults into an IngressClass.
+pub(crate) fn default_ingress_class(root: &mut Tree) {
+    if let Some(spec) = defaults::map(root, "spec")
+        && let Some(parameters) = defaults::map(spec, "parameters")
+    {
+        defaults::set_text(parameters, "scope", "Cluster");
+    }
+}
+
+/// Puts the defaults into a NetworkPolicy.
+pub(crate) fn default_policy(root: &mut Tree) {
+    let Some(spec) = defaults::make(root, "spec") else {
+        return;
+    };
+    for rules in ["ingress", "egress"] {
+        for rule in defaults::each(spec, rules) {
+            defaults::each(rule, "ports").for_each(|port| defaults::set_text(port, "protocol", "TCP"));
+        }
+    }
+    let is_empty = |field: &str| {
+        spec.get(field)
+            .and_then(|list| list.as_array())
+            .is_none_or(Vec::is_empty)
+    };
+    if is_empty("policyTypes") {
+        let types = if is_empty("egress") {
+            json!(["Ingress"])
+        } else {
+            json!(["Ingress", "Egress"])
+        };
+        spec.insert("policyTypes".to_owned(), types);
+    }
+}
+
+/// Checks the spec of an IngressClass.
+pub(crate) fn validate_ingress_class(spec: &Node<'_>, errors: &mut Errors) {
+    let controller = spec.at("controller");
+    if controller.text().is_empty() {
+        errors.required(&controller, "");
+    } else if !controller.text().contains('/') {
+        errors.invalid(
+            &controller,
+            "must be a domain-prefixed path (such as \"acme.io/foo\")",
+        );
+    }
+    let parameters = spec.at("parameters");
+    if parameters.is_set() {
+        for field in ["kind", "name"] {
+            if parameters.at(field).text().is_empty() {
+                errors.required(&parameters.at(field), "");
+            }
+        }
+        let (scope, namespace) = (parameters.at("scope"), parameters.at("namespace"));
+        errors.one_of(&scope, &["Cluster", "Namespace"]);
+        match scope.text() {
+            "Namespace" if namespace.text().is_empty() => {
+                errors.required(&namespace, "`parameters.scope` is set to 'Namespace'");
+            }
+            "Cluster" if namespace.is_set() => {
+                errors.forbidden(&namespace, "`parameters.scope` is set to 'Cluster'");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Checks the spec of a NetworkPolicy.
+pub(crate) fn validate_policy(spec: &Node<'_>, errors: &mut Errors) {
+    validate_selector(&spec.at("podSelector"), errors);
+    for (rules, peers) in [("ingress", "from"), ("egress", "to")] {
+        for rule in spec.at(rules).items() {
+            rule.at("ports")
+                .items()
+                .for_each(|port| validate_policy_port(&port, errors));
+            rule.at(peers)
+                .items()
+                .for_each(|peer| validate_policy_peer(&peer, errors));
+        }
+    }
+    for kind in spec.at("policyTypes").items() {
+        errors.one_of(&kind, &["Egress", "Ingress"]);
+    }
+}
+
+fn validate_policy_port(entry: &Node<'_>, errors: &mut Errors) {
+    errors.one_of(&entry.at("protocol"), &["SCTP", "TCP", "UDP"]);
+    let (port, end) = (entry.at("port"), entry.at("endPort"));
+    if port.is_set() {
+        errors.port(&port);
+    }
+    if end.is_set() {
+        match port.int() {
+            None if !port.is_set() => errors.required(&port, "must be specified when `endPort` is set"),
+            None => errors.invalid(&end, "may not be specified when `port` is non-numeric"),
+            Some(port) if end.int().is_some_and(|end| end < port) => {
+                errors.invalid(&end, "must be greater than or equal to `port`");
+            }
+            Some(_) => errors.port(&end),
+        }
+    }
+}
+
+fn validate_policy_peer(peer: &Node<'_>, errors: &mut Errors) {
+    let (pods, namespaces, block) = (
+        peer.at("podSelector"),
+        peer.at("namespaceSelector"),
+        peer.at("ipBlock"),
+    );
+    validate_selector(&pods, errors);
+    validate_selector(&namespaces, errors);
+    let has_selector = pods.is_set() || namespaces.is_set();
+    if !has_selector && !block.is_set() {
+        errors.required(peer, "must specify a peer");
+    }
+    if !block.is_set() {
+        return;
+    }
+    if has_selector {
+        errors.forbidden(peer, "may not specify both ipBlock and another peer");
+    }
+    let exceptions = block.at("except");
+    for range in [block.at("cidr")].into_iter().chain(exceptions.items()) {
+        if range.text().is_empty() {
+            errors.required(&range, "");
+        } else if !is_range(range.text()) {
+            errors.invalid(
+                &range,
+                "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+            );
+        }
+    }
+}
+
+/// `address/bits`
+fn is_range(text: &str) -> bool {
+    let Some((address, bits)) = text.split_once('/') else {
+        return false;
+    };
+    let most = match address.parse() {
+        Ok(IpAddr::V4(_)) => 32,
+        Ok(IpAddr::V6(_)) => 128,
+        Err(_) => return false,
+    };
+    bits.parse::<u8>().is_ok_and(|bits| bits <= most)
+}
+
+/// Checks a label selector that is there.
+pub(crate) fn validate_selector(selector: &Node<'_>, errors: &mut Errors) {
+    if selector.is_set()
+        && let Err(error) = LabelSelector::from_object(selector.value)
+    {
+        errors.invalid(selector, error.to_string());
+    }
+}
 
 /// Checks an Ingress.
 pub(crate) fn validate_ingress(root: &Node<'_>, errors: &mut Errors) {

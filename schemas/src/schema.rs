@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 use k8s_openapi::api::{
-    apps::v1 as apps, core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+    apps::v1 as apps, coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery,
+    networking::v1 as networking, policy::v1 as policy, scheduling::v1 as scheduling, storage::v1 as storage,
 };
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::Value;
@@ -198,6 +199,17 @@ fn register(kind: Kind, generator: &mut SchemaGenerator) -> Option<String> {
         Kind::ReplicaSet => add::<apps::ReplicaSet>(generator),
         Kind::Ingress => add::<networking::Ingress>(generator),
         Kind::EndpointSlice => add::<discovery::EndpointSlice>(generator),
+        Kind::ConfigMap => add::<core::ConfigMap>(generator),
+        Kind::Secret => add::<core::Secret>(generator),
+        Kind::ServiceAccount => add::<core::ServiceAccount>(generator),
+        Kind::PersistentVolumeClaim => add::<core::PersistentVolumeClaim>(generator),
+        Kind::PersistentVolume => add::<core::PersistentVolume>(generator),
+        Kind::StorageClass => add::<storage::StorageClass>(generator),
+        Kind::IngressClass => add::<networking::IngressClass>(generator),
+        Kind::NetworkPolicy => add::<networking::NetworkPolicy>(generator),
+        Kind::PodDisruptionBudget => add::<policy::PodDisruptionBudget>(generator),
+        Kind::PriorityClass => add::<scheduling::PriorityClass>(generator),
+        Kind::Lease => add::<coordination::Lease>(generator),
         Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::DnsWhitelist | Kind::GitInventory => None,
     }
 }

@@ -246,11 +246,22 @@ fn fields_of(kind: Kind) -> &'static [&'static str] {
         Kind::Node => &["spec.unschedulable"],
         Kind::Namespace => &["status.phase"],
         Kind::Service => &["spec.clusterIP", "spec.type"],
+        Kind::Secret => &["type"],
         Kind::Endpoints
         | Kind::Deployment
         | Kind::ReplicaSet
         | Kind::Ingress
         | Kind::EndpointSlice
+        | Kind::ConfigMap
+        | Kind::ServiceAccount
+        | Kind::PersistentVolumeClaim
+        | Kind::PersistentVolume
+        | Kind::StorageClass
+        | Kind::IngressClass
+        | Kind::NetworkPolicy
+        | Kind::PodDisruptionBudget
+        | Kind::PriorityClass
+        | Kind::Lease
         | Kind::Member
         | Kind::ApiToken
         | Kind::JoinToken

@@ -9,7 +9,7 @@ use crate::acted_on::{self, Idle};
 use crate::field_error::{FieldError, Reason};
 use crate::node::{Errors, Node};
 use crate::typecheck::{self, Findings};
-use crate::{Kind, Object, apps, core, fields, meta, networking, pod};
+use crate::{Kind, Object, apps, config, core, fields, meta, networking, pod, policy, storage};
 
 /// Returns the object with Kubernetes' defaults in the fields that are absent or null. Idempotent; what has the wrong
 /// type stays as it is.
@@ -29,9 +29,20 @@ pub fn defaulted(object: &Object) -> Object {
         Kind::Namespace => core::default_namespace(root),
         Kind::Endpoints => core::default_endpoints(root),
         Kind::EndpointSlice => core::default_endpoint_slice(root),
+        Kind::Secret => config::default_secret(root),
+        Kind::PersistentVolumeClaim => storage::default_claim(root),
+        Kind::PersistentVolume => storage::default_volume(root),
+        Kind::StorageClass => storage::default_class(root),
+        Kind::IngressClass => networking::default_ingress_class(root),
+        Kind::NetworkPolicy => networking::default_policy(root),
+        Kind::PriorityClass => policy::default_priority_class(root),
         Kind::Node
         | Kind::Event
         | Kind::Ingress
+        | Kind::ConfigMap
+        | Kind::ServiceAccount
+        | Kind::PodDisruptionBudget
+        | Kind::Lease
         | Kind::Member
         | Kind::ApiToken
         | Kind::JoinToken
@@ -61,9 +72,20 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         Kind::Endpoints => core::validate_endpoints(&root, &mut errors),
         Kind::EndpointSlice => core::validate_endpoint_slice(&root, &mut errors),
         Kind::Ingress => networking::validate_ingress(&root, &mut errors),
+        Kind::ConfigMap => config::validate_config_map(&root, &mut errors),
+        Kind::Secret => config::validate_secret(&root, &mut errors),
+        Kind::PersistentVolumeClaim => storage::validate_claim(&root.at("spec"), &mut errors),
+        Kind::PersistentVolume => storage::validate_volume(&root.at("spec"), &mut errors),
+        Kind::StorageClass => storage::validate_class(&root, &mut errors),
+        Kind::IngressClass => networking::validate_ingress_class(&root.at("spec"), &mut errors),
+        Kind::NetworkPolicy => networking::validate_policy(&root.at("spec"), &mut errors),
+        Kind::PodDisruptionBudget => policy::validate_budget(&root.at("spec"), &mut errors),
+        Kind::PriorityClass => policy::validate_priority_class(&root, &mut errors),
+        Kind::Lease => policy::validate_lease(&root.at("spec"), &mut errors),
         Kind::Namespace
         | Kind::Node
         | Kind::Event
+        | Kind::ServiceAccount
         | Kind::Member
         | Kind::ApiToken
         | Kind::JoinToken
@@ -125,14 +147,24 @@ pub fn validate_update(old: &Object, new: &Object) -> Vec<FieldError> {
             errors.invalid(&new, "field is immutable");
         }
     }
-    if kind == Kind::Pod {
-        pod::validate_update(&old, &new, &mut errors);
-        return errors.0;
-    }
     // An ExternalName service has no address, so that becoming or leaving one changes it.
     let external = |node: &Node<'_>| node.at("spec").at("type").text() == "ExternalName";
-    if kind == Kind::Service && (external(&old) || external(&new)) {
-        return errors.0;
+    match kind {
+        Kind::Pod => {
+            pod::validate_update(&old, &new, &mut errors);
+            return errors.0;
+        }
+        Kind::PersistentVolumeClaim => {
+            storage::validate_claim_update(&old.at("spec"), &new.at("spec"), &mut errors);
+            return errors.0;
+        }
+        Kind::PersistentVolume => {
+            storage::validate_volume_update(&old.at("spec"), &new.at("spec"), &mut errors);
+            return errors.0;
+        }
+        Kind::Service if external(&old) || external(&new) => return errors.0,
+        Kind::ConfigMap | Kind::Secret => config::validate_update(&old, &new, &mut errors),
+        _ => {}
     }
     for path in fields::immutable_paths(kind).0 {
         let (old, new) = (follow(&old, path), follow(&new, path));
@@ -197,3 +229,7 @@ fn without(object: &Object, fields: &[Idle]) -> Object {
 #[cfg(test)]
 #[path = "validate_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "validate_kept_tests.rs"]
+mod kept_tests;

@@ -12,14 +12,28 @@ pub fn is_backed_up(kind: Kind) -> bool {
         | Kind::Deployment
         | Kind::ReplicaSet
         | Kind::Ingress
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::ServiceAccount
+        | Kind::PersistentVolumeClaim
+        | Kind::PersistentVolume
+        | Kind::StorageClass
+        | Kind::IngressClass
+        | Kind::NetworkPolicy
+        | Kind::PodDisruptionBudget
+        | Kind::PriorityClass
         | Kind::DnsWhitelist => true,
         // Those that somebody wrote by hand; computed ones are no documents.
         Kind::Endpoints | Kind::EndpointSlice => true,
         // Who the nodes are and who may come in belongs to a cluster and not to its content. An inventory names objects by
-        // uids, which a restored object does not have.
-        Kind::Node | Kind::Event | Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::GitInventory => {
-            false
-        }
+        // uids, which a restored object does not have; a lease says who holds something now.
+        Kind::Lease
+        | Kind::Node
+        | Kind::Event
+        | Kind::Member
+        | Kind::ApiToken
+        | Kind::JoinToken
+        | Kind::GitInventory => false,
     }
 }
 

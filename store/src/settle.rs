@@ -134,7 +134,8 @@ struct Settlement<'a> {
     store: &'a Store,
     going: Going,
     /// What is being stored.
-    pending: Vec<Done>,
+    /// What is being written, and of what takes an object away how many are set aside by it.
+    pending: Vec<(Done, Option<u64>)>,
     /// Nothing is lacking here of what the peer has of the rounds that it closed.
     is_complete: bool,
     /// What the peer does not know, and nobody can have removed.
@@ -206,12 +207,8 @@ impl Settlement<'_> {
             return Ok(());
         }
         let rescued = u64::from(prepared.rescued.is_some());
-        shared.standing.send_modify(|standing| {
-            standing.rescued += rescued;
-            standing.taken_away += 1;
-        });
         let done = Store::enqueue(permit, Some(claim), prepared, Vec::new());
-        self.pending.push(done);
+        self.pending.push((done, Some(rescued)));
         Ok(())
     }
 
@@ -231,7 +228,22 @@ impl Settlement<'_> {
             shared.exhumation(key, removed)
         };
         let done = Store::enqueue(permit, Some(claim), prepared, Vec::new());
-        self.pending.push(done);
+        self.pending.push((done, None));
+        Ok(())
+    }
+
+    /// Waits for what is being written, and counts what was taken away by it: not what a register overtook, which is tried again.
+    async fn finish_pending(&mut self) -> Result<(), CommitError> {
+        for (done, taken) in std::mem::take(&mut self.pending) {
+            let is_done = finished(done).await?;
+            self.is_complete &= is_done;
+            if let Some(rescued) = taken.filter(|_| is_done) {
+                self.store.shared.standing.send_modify(|standing| {
+                    standing.rescued += rescued;
+                    standing.taken_away += 1;
+                });
+            }
+        }
         Ok(())
     }
 
@@ -261,9 +273,7 @@ impl Settlement<'_> {
     /// Waits for what was done, and raises the floor if that is all. Returns whether anything was done.
     async fn end(mut self, theirs: Header) -> Result<bool, SyncError> {
         let mut is_progress = !self.pending.is_empty();
-        for done in std::mem::take(&mut self.pending) {
-            self.is_complete &= finished(done).await?;
-        }
+        self.finish_pending().await?;
         if !self.is_complete {
             return Ok(is_progress);
         }
@@ -283,9 +293,7 @@ impl Settlement<'_> {
             }
             is_progress = true;
         }
-        for done in std::mem::take(&mut self.pending) {
-            self.is_complete &= finished(done).await?;
-        }
+        self.finish_pending().await?;
         if self.is_complete {
             is_progress |= self
                 .store

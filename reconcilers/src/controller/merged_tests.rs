@@ -221,6 +221,11 @@ fn cases() -> Vec<Case> {
     let cluster = |kind: &str, name: &str| {
         annotated(json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}}))
     };
+    let of_cluster = |api: &str, kind: &str, rest: Value| {
+        let mut case = annotated(object(api, kind, rest));
+        case.object["metadata"] = json!({"name": "web"});
+        case
+    };
     let pod_spec = |mounts: Value| {
         json!({
             "containers": [{"name": "web", "image": "web:1", "volumeMounts": mounts}],
@@ -313,6 +318,49 @@ fn cases() -> Vec<Case> {
             json!({
                 "addressType": "IPv4", "endpoints": [{"addresses": ["192.0.2.7"]}],
             }),
+        )),
+        Case {
+            object: object("v1", "ConfigMap", json!({})),
+            here: (&["data"], json!({"a": "b"})),
+            there: (&["binaryData"], json!({"a": "AAE="})),
+            field: "data[a]",
+            mended: (&["binaryData"], json!({})),
+        },
+        annotated(object("v1", "Secret", json!({"data": {"a": "AAE="}}))),
+        annotated(object("v1", "ServiceAccount", json!({}))),
+        annotated(object(
+            "v1",
+            "PersistentVolumeClaim",
+            json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
+        )),
+        of_cluster(
+            "v1",
+            "PersistentVolume",
+            json!({"spec": {
+                "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/x"},
+            }}),
+        ),
+        of_cluster("storage.k8s.io/v1", "StorageClass", json!({"provisioner": "x"})),
+        of_cluster(
+            "networking.k8s.io/v1",
+            "IngressClass",
+            json!({"spec": {"controller": "example.com/x"}}),
+        ),
+        annotated(object(
+            "networking.k8s.io/v1",
+            "NetworkPolicy",
+            json!({"spec": {"podSelector": {}}}),
+        )),
+        annotated(object(
+            "policy/v1",
+            "PodDisruptionBudget",
+            json!({"spec": {"minAvailable": 1}}),
+        )),
+        of_cluster("scheduling.k8s.io/v1", "PriorityClass", json!({"value": 5})),
+        annotated(object(
+            "coordination.k8s.io/v1",
+            "Lease",
+            json!({"spec": {"holderIdentity": "me"}}),
         )),
     ]
 }

@@ -1,5 +1,5 @@
-//! Shows status: projects what [`crate::status`] computes over Pods, ReplicaSets and Deployments. Of Namespaces, only
-//! whether they are valid: the API itself shows their phase.
+//! Shows status: projects what [`crate::status`] computes over Pods, ReplicaSets and Deployments. Of other kinds
+//! only that an object is not valid, if it is not: nothing works for them, or, for Namespaces, the API itself shows their phase.
 //!
 //! Runs on every node for every object and writes nothing durable.
 
@@ -28,8 +28,25 @@ pub enum StatusKey {
     Unplaced,
     /// The ReplicaSets of a root, and the root.
     Root(ObjectKey),
-    Namespace(ObjectKey),
+    /// An object that shows nothing but that it is not valid.
+    Fault(ObjectKey),
 }
+
+/// Kinds that no controller tells more of than that an object is not valid.
+const ALONE: &[Kind] = &[
+    Kind::Namespace,
+    Kind::ConfigMap,
+    Kind::Secret,
+    Kind::ServiceAccount,
+    Kind::PersistentVolumeClaim,
+    Kind::PersistentVolume,
+    Kind::StorageClass,
+    Kind::IngressClass,
+    Kind::NetworkPolicy,
+    Kind::PodDisruptionBudget,
+    Kind::PriorityClass,
+    Kind::Lease,
+];
 
 /// Who tells of workloads, in Events.
 const COMPONENT: &str = "deployment-controller";
@@ -114,7 +131,7 @@ impl Statuses {
             }
             // It tells which node a name stands for.
             Kind::Member => self.all_pods().into_iter().collect(),
-            Kind::Namespace => vec![StatusKey::Namespace(key.clone())],
+            kind if ALONE.contains(&kind) => vec![StatusKey::Fault(key.clone())],
             _ => root.into_iter().collect(),
         }
     }
@@ -159,10 +176,10 @@ impl Statuses {
         }
     }
 
-    fn namespace(&self, key: &ObjectKey) {
+    fn fault(&self, key: &ObjectKey) {
         let context = &self.context;
-        if let Some(namespace) = context.object(key) {
-            let shown = context.fault_alone(key, &namespace).map(|status| {
+        if let Some(object) = context.object(key) {
+            let shown = context.fault_alone(key, &object).map(|status| {
                 let mut shown = Object::default();
                 shown.set(&["status"], status);
                 shown
@@ -275,13 +292,11 @@ impl Reconciler for Statuses {
 
     fn scope(&self) -> WatchScope {
         WatchScope {
-            kinds: vec![
-                Kind::Member,
-                Kind::Namespace,
-                Kind::Deployment,
-                Kind::ReplicaSet,
-                Kind::Pod,
-            ],
+            kinds: [Kind::Member, Kind::Deployment, Kind::ReplicaSet, Kind::Pod]
+                .iter()
+                .chain(ALONE)
+                .copied()
+                .collect(),
             namespace: None,
         }
     }
@@ -318,7 +333,7 @@ impl Reconciler for Statuses {
             StatusKey::Pod(key) => self.pod(key),
             StatusKey::Unplaced => self.unplaced(),
             StatusKey::Root(key) => return Ok(self.root(key)),
-            StatusKey::Namespace(key) => self.namespace(key),
+            StatusKey::Fault(key) => self.fault(key),
         }
         Ok(Next::Done)
     }

@@ -109,9 +109,11 @@ fn transfer(raw: Option<&Value>, shown: &Value, edited: &Value) -> Value {
     }
 }
 
-/// Removes what says nothing: nulls, and empty collections of metadata, which Kubernetes neither keeps nor shows.
+/// Removes what says nothing: nulls, and empty collections of metadata, which Kubernetes neither keeps nor shows. What a Secret
+/// says in plain text comes to its data.
 pub(crate) fn tidied(mut object: Object) -> Object {
     remove_nulls(&mut object.0);
+    schemas::take_string_data(&mut object);
     if let Some(Value::Object(metadata)) = object.0.get_mut("metadata") {
         for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
             let empty = match metadata.get(field) {

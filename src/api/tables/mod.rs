@@ -1,9 +1,10 @@
 //! Tables as `kubectl get` and `psctl get` print them: Kubernetes' own columns per kind. Pure.
 //!
-//! The rows of each kind are in `kinds`, those of pods in `pods`.
+//! The rows of each kind are in `kinds`, those of pods in `pods`, those of what is only kept in `stored`.
 
 mod kinds;
 mod pods;
+mod stored;
 
 use std::collections::BTreeMap;
 
@@ -101,6 +102,17 @@ fn definitions(kind: Kind) -> &'static [Column] {
         Kind::ReplicaSet => kinds::REPLICA_SET,
         Kind::Ingress => kinds::INGRESS,
         Kind::EndpointSlice => kinds::ENDPOINT_SLICE,
+        Kind::ConfigMap => stored::CONFIG_MAP,
+        Kind::Secret => stored::SECRET,
+        Kind::ServiceAccount => stored::SERVICE_ACCOUNT,
+        Kind::PersistentVolumeClaim => stored::CLAIM,
+        Kind::PersistentVolume => stored::VOLUME,
+        Kind::StorageClass => stored::STORAGE_CLASS,
+        Kind::IngressClass => stored::INGRESS_CLASS,
+        Kind::NetworkPolicy => stored::NETWORK_POLICY,
+        Kind::PodDisruptionBudget => stored::DISRUPTION_BUDGET,
+        Kind::PriorityClass => stored::PRIORITY_CLASS,
+        Kind::Lease => stored::LEASE,
         Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::DnsWhitelist | Kind::GitInventory => {
             kinds::PLAIN
         }
@@ -121,6 +133,17 @@ pub fn row(kind: Kind, object: &Object, now_unix_seconds: i64, include: Include)
         Kind::ReplicaSet => kinds::replica_set(object, now),
         Kind::Ingress => kinds::ingress(object, now),
         Kind::EndpointSlice => kinds::endpoint_slice(object, now),
+        Kind::ConfigMap => stored::config_map(object, now),
+        Kind::Secret => stored::secret(object, now),
+        Kind::ServiceAccount => stored::service_account(object, now),
+        Kind::PersistentVolumeClaim => stored::claim(object, now),
+        Kind::PersistentVolume => stored::volume(object, now),
+        Kind::StorageClass => stored::storage_class(object, now),
+        Kind::IngressClass => stored::ingress_class(object, now),
+        Kind::NetworkPolicy => stored::network_policy(object, now),
+        Kind::PodDisruptionBudget => stored::disruption_budget(object, now),
+        Kind::PriorityClass => stored::priority_class(object, now),
+        Kind::Lease => stored::lease(object, now),
         Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::DnsWhitelist | Kind::GitInventory => {
             kinds::plain(object, now)
         }

@@ -162,7 +162,9 @@ async fn everyday_kubectl_works() {
         &secret,
     );
     for program in programs {
-        everyday(&api, &Kubectl::new(&program, &config)).await;
+        let kubectl = Kubectl::new(&program, &config);
+        everyday(&api, &kubectl).await;
+        kept(&kubectl).await;
     }
 }
 
@@ -363,4 +365,61 @@ async fn watches(kubectl: &Kubectl) {
     contains(&seen.join("\n"), &["READY", "0/1", "Pending"]);
     watch.kill().await.unwrap();
     assert!(waits.await.unwrap().status.success());
+}
+
+/// Makes objects of kinds that are kept, as people do, and looks at them.
+async fn kept(kubectl: &Kubectl) {
+    for (line, made) in [
+        (
+            "configmap settings --from-literal=a=b",
+            "configmap/settings created",
+        ),
+        (
+            "secret generic login --from-literal=password=hunter2",
+            "secret/login created",
+        ),
+        ("serviceaccount robot", "serviceaccount/robot created"),
+        (
+            "priorityclass high --value=5",
+            "priorityclass.scheduling.k8s.io/high created",
+        ),
+        (
+            "poddisruptionbudget web --min-available=1 --selector=app=web",
+            "poddisruptionbudget.policy/web created",
+        ),
+    ] {
+        let manifest = kubectl
+            .ok(&format!("create {line} --dry-run=client -o yaml"))
+            .await;
+        contains(&kubectl.run(&["apply", "-f", "-"], &manifest).await, &[made]);
+    }
+    let expected = ["settings", "Opaque", "robot"];
+    contains(&kubectl.ok("get cm,secret,sa").await, &expected);
+    contains(
+        &kubectl.ok("get pc high").await,
+        &["VALUE", "GLOBAL-DEFAULT", "high", "5", "false"],
+    );
+    contains(
+        &kubectl.ok("get pdb web").await,
+        &["MIN AVAILABLE", "MAX UNAVAILABLE", "web", "1", "N/A"],
+    );
+    let password = "get secret login -o jsonpath={.data.password}";
+    assert_eq!(kubectl.ok(password).await, "aHVudGVyMg==");
+    let described = kubectl.ok("describe secret login").await;
+    contains(&described, &["password:  7 bytes", "Opaque"]);
+    contains(&kubectl.ok("describe configmap settings").await, &["a:\n----\nb"]);
+    let frozen = r#"{"immutable": true}"#;
+    kubectl
+        .run(&["patch", "configmap", "settings", "-p", frozen], "")
+        .await;
+    let refused = kubectl
+        .fails(r#"patch configmap settings -p {"data":{"a":"c"}}"#)
+        .await;
+    contains(
+        &refused,
+        &["data: Forbidden: field is immutable when `immutable` is set"],
+    );
+    kubectl
+        .ok("delete cm/settings secret/login sa/robot pc/high pdb/web")
+        .await;
 }

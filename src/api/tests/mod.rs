@@ -4,6 +4,7 @@ mod backups;
 mod fixture;
 mod foreign;
 mod history;
+mod kept;
 mod kubectl;
 mod listener;
 mod native;

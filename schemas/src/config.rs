@@ -1,0 +1,192 @@
+//! ConfigMaps and Secrets: defaults and validation.
+//!
+//! Source: `ValidateConfigMap` and `ValidateSecret` of `k8s.io/kubernetes/pkg/apis/core/validation`. No message has a value of a
+//! Secret.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+
+use crate::defaults::{self, Tree};
+use crate::names;
+use crate::node::{Errors, Node};
+use crate::{Kind, Object};
+
+/// All values of a ConfigMap or a Secret together.
+const MAX_DATA_BYTES: usize = 1 << 20;
+
+/// Puts the defaults into a Secret.
+pub(crate) fn default_secret(root: &mut Tree) {
+    defaults::set_text(root, "type", "Opaque");
+}
+
+/// Moves what a Secret says in plain text (`stringData`, which is written and never shown) to its `data`; of a key that both
+/// have, the plain text counts. Values that are no text stay, for validation to find.
+pub fn take_string_data(object: &mut Object) {
+    if object.kind() != Some(Kind::Secret) || !object.0.get("stringData").is_some_and(Value::is_object) {
+        return;
+    }
+    let Some(Value::Object(plain)) = object.0.remove("stringData") else {
+        return;
+    };
+    let mut rest = Tree::new();
+    let Some(data) = defaults::make(&mut object.0, "data") else {
+        object.0.insert("stringData".to_owned(), Value::Object(plain));
+        return;
+    };
+    for (key, value) in plain {
+        match value {
+            Value::String(text) => {
+                data.insert(key, BASE64_STANDARD.encode(text).into());
+            }
+            other => {
+                rest.insert(key, other);
+            }
+        }
+    }
+    if !rest.is_empty() {
+        object.0.insert("stringData".to_owned(), Value::Object(rest));
+    }
+}
+
+/// Checks a ConfigMap.
+pub(crate) fn validate_config_map(root: &Node<'_>, errors: &mut Errors) {
+    let (data, binary) = (root.at("data"), root.at("binaryData"));
+    let mut bytes = 0;
+    for (key, value) in data.entries() {
+        validate_key(key, &value, errors);
+        if binary.map().is_some_and(|binary| binary.contains_key(key)) {
+            errors.invalid(
+                &of_key(&data, key, &Value::String(key.clone())),
+                "duplicate of key present in binaryData",
+            );
+        }
+        bytes += value.text().len();
+    }
+    for (key, value) in binary.entries() {
+        validate_key(key, &value, errors);
+        bytes += decoded_bytes(&value, errors);
+    }
+    if bytes > MAX_DATA_BYTES {
+        errors.too_long(&data, MAX_DATA_BYTES);
+    }
+}
+
+/// Checks a Secret.
+pub(crate) fn validate_secret(root: &Node<'_>, errors: &mut Errors) {
+    let data = root.at("data");
+    let mut bytes = 0;
+    for (key, value) in data.entries() {
+        validate_key(key, &value, errors);
+        bytes += decoded_bytes(&value, errors);
+    }
+    if bytes > MAX_DATA_BYTES {
+        errors.too_long(&data, MAX_DATA_BYTES);
+    }
+    let required = |key: &str, errors: &mut Errors| {
+        if !data.map().is_some_and(|data| data.contains_key(key)) {
+            errors.required(&of_key(&data, key, &Value::Null), "");
+        }
+    };
+    match root.at("type").text() {
+        "kubernetes.io/service-account-token" => {
+            const ACCOUNT: &str = "kubernetes.io/service-account.name";
+            let annotations = root.at("metadata").at("annotations");
+            if annotations
+                .map()
+                .and_then(|all| all.get(ACCOUNT))
+                .and_then(Value::as_str)
+                .is_none_or(str::is_empty)
+            {
+                errors.required(&of_key(&annotations, ACCOUNT, &Value::Null), "");
+            }
+        }
+        "kubernetes.io/dockercfg" => validate_json(&data, ".dockercfg", errors),
+        "kubernetes.io/dockerconfigjson" => validate_json(&data, ".dockerconfigjson", errors),
+        "kubernetes.io/basic-auth" => {
+            let has = |key| data.map().is_some_and(|data| data.contains_key(key));
+            if !has("username") && !has("password") {
+                required("username", errors);
+                required("password", errors);
+            }
+        }
+        "kubernetes.io/ssh-auth" => required("ssh-privatekey", errors),
+        "kubernetes.io/tls" => {
+            required("tls.crt", errors);
+            required("tls.key", errors);
+        }
+        _ => {}
+    }
+}
+
+/// Checks a change of a ConfigMap or a Secret that says of itself that it cannot change.
+pub(crate) fn validate_update(old: &Node<'_>, new: &Node<'_>, errors: &mut Errors) {
+    if !old.at("immutable").is_true() {
+        return;
+    }
+    let rule = "field is immutable when `immutable` is set";
+    if !new.at("immutable").is_true() {
+        errors.forbidden(&new.at("immutable"), rule);
+    }
+    let nothing = Tree::new();
+    for field in ["data", "binaryData"] {
+        let (old, new) = (old.at(field), new.at(field));
+        if old.map().unwrap_or(&nothing) != new.map().unwrap_or(&nothing) {
+            errors.forbidden(&new, rule);
+        }
+    }
+}
+
+fn of_key<'a>(map: &Node<'_>, key: &str, value: &'a Value) -> Node<'a> {
+    Node {
+        path: format!("{}[{key}]", map.path),
+        value,
+    }
+}
+
+/// `value` names the place; what is shown is the key.
+fn validate_key(key: &str, value: &Node<'_>, errors: &mut Errors) {
+    if let Some(problem) = names::config_key(key) {
+        let key = Value::String(key.to_owned());
+        errors.invalid(
+            &Node {
+                path: value.path.clone(),
+                value: &key,
+            },
+            problem,
+        );
+    }
+}
+
+/// Returns how many bytes a value in Base64 says; zero, if it says none.
+fn decoded_bytes(value: &Node<'_>, errors: &mut Errors) -> usize {
+    // As Go reads it, line breaks count for nothing.
+    let text: String = value
+        .text()
+        .chars()
+        .filter(|char| !matches!(char, '\r' | '\n'))
+        .collect();
+    match BASE64_STANDARD.decode(text) {
+        Ok(bytes) => bytes.len(),
+        Err(error) => {
+            let hidden = Node {
+                path: value.path.clone(),
+                value: &Value::Null,
+            };
+            errors.invalid(&hidden, format!("must be Base64: {error}"));
+            0
+        }
+    }
+}
+
+fn validate_json(data: &Node<'_>, key: &str, errors: &mut Errors) {
+    let Some(value) = data.map().and_then(|data| data.get(key)) else {
+        return errors.required(&of_key(data, key, &Value::Null), "");
+    };
+    let bytes = BASE64_STANDARD.decode(value.as_str().unwrap_or_default());
+    let is_json = bytes.is_ok_and(|bytes| serde_json::from_slice::<Value>(&bytes).is_ok());
+    if !is_json {
+        let hidden = Value::String("<secret contents redacted>".to_owned());
+        errors.invalid(&of_key(data, key, &hidden), "must be JSON");
+    }
+}

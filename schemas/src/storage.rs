@@ -1,0 +1,173 @@
+//! Volumes, claims on them and their classes: defaults and validation.
+
+use serde_json::Value;
+
+use crate::defaults::{self, Tree};
+use crate::names;
+use crate::node::{Errors, Node};
+use crate::quantity::Quantity;
+use crate::{Kind, fields};
+
+const ACCESS_MODES: &[&str] = &[
+    "ReadOnlyMany",
+    "ReadWriteMany",
+    "ReadWriteOnce",
+    "ReadWriteOncePod",
+];
+const VOLUME_MODES: &[&str] = &["Block", "Filesystem"];
+/// What a volume's spec says beside what the volume is.
+const BESIDE_SOURCE: &[&str] = &[
+    "accessModes",
+    "capacity",
+    "claimRef",
+    "mountOptions",
+    "nodeAffinity",
+    "persistentVolumeReclaimPolicy",
+    "storageClassName",
+    "volumeAttributesClassName",
+    "volumeMode",
+];
+
+/// Puts the defaults into a PersistentVolumeClaim.
+pub(crate) fn default_claim(root: &mut Tree) {
+    if let Some(spec) = defaults::make(root, "spec") {
+        defaults::set_text(spec, "volumeMode", "Filesystem");
+    }
+}
+
+/// Puts the defaults into a PersistentVolume.
+pub(crate) fn default_volume(root: &mut Tree) {
+    if let Some(spec) = defaults::make(root, "spec") {
+        defaults::set_text(spec, "persistentVolumeReclaimPolicy", "Retain");
+        defaults::set_text(spec, "volumeMode", "Filesystem");
+        if let Some(path) = defaults::map(spec, "hostPath") {
+            defaults::set(path, "type", "");
+        }
+    }
+}
+
+/// Puts the defaults into a StorageClass.
+pub(crate) fn default_class(root: &mut Tree) {
+    defaults::set_text(root, "reclaimPolicy", "Delete");
+    defaults::set_text(root, "volumeBindingMode", "Immediate");
+}
+
+/// Checks the spec of a PersistentVolumeClaim.
+pub(crate) fn validate_claim(spec: &Node<'_>, errors: &mut Errors) {
+    validate_access_modes(&spec.at("accessModes"), errors);
+    let storage = spec.at("resources").at("requests").at("storage");
+    validate_storage(&storage, errors);
+    errors.one_of(&spec.at("volumeMode"), VOLUME_MODES);
+    validate_class_name(&spec.at("storageClassName"), errors);
+    crate::networking::validate_selector(&spec.at("selector"), errors);
+}
+
+/// Checks the spec of a PersistentVolume.
+pub(crate) fn validate_volume(spec: &Node<'_>, errors: &mut Errors) {
+    validate_access_modes(&spec.at("accessModes"), errors);
+    let capacity = spec.at("capacity");
+    if capacity.map().is_none_or(|capacity| capacity.is_empty()) {
+        errors.required(&capacity, "");
+    } else {
+        validate_storage(&capacity.at("storage"), errors);
+    }
+    errors.one_of(&spec.at("volumeMode"), VOLUME_MODES);
+    errors.one_of(
+        &spec.at("persistentVolumeReclaimPolicy"),
+        &["Delete", "Recycle", "Retain"],
+    );
+    validate_class_name(&spec.at("storageClassName"), errors);
+    let sources = spec
+        .entries()
+        .filter(|(name, value)| value.is_set() && !BESIDE_SOURCE.contains(&name.as_str()));
+    match sources.count() {
+        0 => errors.required(spec, "must specify a volume type"),
+        1 => {}
+        _ => errors.forbidden(spec, "may not specify more than 1 volume type"),
+    }
+    let path = spec.at("hostPath").at("path");
+    if spec.at("hostPath").is_set() && path.text().is_empty() {
+        errors.required(&path, "");
+    }
+}
+
+/// Checks a StorageClass.
+pub(crate) fn validate_class(root: &Node<'_>, errors: &mut Errors) {
+    let provisioner = root.at("provisioner");
+    if provisioner.text().is_empty() {
+        errors.required(&provisioner, "");
+    }
+    errors.one_of(&root.at("reclaimPolicy"), &["Delete", "Retain"]);
+    errors.one_of(
+        &root.at("volumeBindingMode"),
+        &["Immediate", "WaitForFirstConsumer"],
+    );
+}
+
+/// Checks a change of a claim's spec.
+pub(crate) fn validate_claim_update(old: &Node<'_>, new: &Node<'_>, errors: &mut Errors) {
+    let was_bound = !old.at("volumeName").text().is_empty();
+    let keeps =
+        |name: &str| is_fixed(Kind::PersistentVolumeClaim, name) || (was_bound && name == "volumeName");
+    if part(old, keeps) != part(new, keeps) {
+        errors.forbidden(
+            new,
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+        );
+    }
+    let storage = |node: &Node<'_>| {
+        let storage = node.at("resources").at("requests").at("storage");
+        Quantity::from_json(storage.value).map_or(0, Quantity::value)
+    };
+    if storage(new) < storage(old) {
+        errors.forbidden(
+            &new.at("resources").at("requests").at("storage"),
+            "field can not be less than previous value",
+        );
+    }
+}
+
+/// Checks a change of a volume's spec.
+pub(crate) fn validate_volume_update(old: &Node<'_>, new: &Node<'_>, errors: &mut Errors) {
+    let keeps = |name: &str| is_fixed(Kind::PersistentVolume, name);
+    if part(old, keeps) != part(new, keeps) {
+        errors.forbidden(new, "spec.persistentvolumesource is immutable after creation");
+    }
+}
+
+fn is_fixed(kind: Kind, name: &str) -> bool {
+    fields::is_immutable(kind, &["spec", name])
+}
+
+/// The fields of a map that `keeps` names.
+fn part<'a>(node: &Node<'a>, keeps: impl Fn(&str) -> bool) -> Vec<(&'a String, &'a Value)> {
+    let all = node.map().into_iter().flatten();
+    all.filter(|(name, value)| !value.is_null() && keeps(name))
+        .collect()
+}
+
+fn validate_access_modes(modes: &Node<'_>, errors: &mut Errors) {
+    if modes.is_empty_list() {
+        errors.required(modes, "at least 1 access mode is required");
+    }
+    modes.items().for_each(|mode| errors.one_of(&mode, ACCESS_MODES));
+    let is_alone = modes.items().count() < 2;
+    if !is_alone && modes.items().any(|mode| mode.text() == "ReadWriteOncePod") {
+        errors.forbidden(modes, "may not use ReadWriteOncePod with other access modes");
+    }
+}
+
+fn validate_storage(storage: &Node<'_>, errors: &mut Errors) {
+    if !storage.is_set() {
+        return errors.required(storage, "");
+    }
+    if Quantity::from_json(storage.value).is_ok_and(|size| size.is_negative() || size.millis() == 0) {
+        errors.invalid(storage, "must be greater than zero");
+    }
+}
+
+fn validate_class_name(name: &Node<'_>, errors: &mut Errors) {
+    if !name.text().is_empty() {
+        errors.form(name, names::dns_subdomain);
+    }
+}

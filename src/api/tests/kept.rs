@@ -1,0 +1,233 @@
+//! Kinds that are kept for who reads them: each is made, shown, listed, watched, changed and deleted.
+
+use serde_json::{Value, json};
+
+use super::fixture::Api;
+
+/// An object of every such kind: where it goes, what it is, and an edit of it.
+fn examples() -> Vec<(&'static str, Value, Value)> {
+    let object = |api_version: &str, kind: &str, rest: Value| {
+        let mut object = json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "a"}});
+        for (field, value) in rest.as_object().unwrap() {
+            object[field] = value.clone();
+        }
+        object
+    };
+    vec![
+        (
+            "/api/v1/namespaces/default/configmaps",
+            object("v1", "ConfigMap", json!({"data": {"a": "b"}})),
+            json!({"data": {"a": "c"}}),
+        ),
+        (
+            "/api/v1/namespaces/default/secrets",
+            object("v1", "Secret", json!({"data": {"a": "Yg=="}})),
+            json!({"data": {"a": "Yw=="}}),
+        ),
+        (
+            "/api/v1/namespaces/default/serviceaccounts",
+            object("v1", "ServiceAccount", json!({})),
+            json!({"automountServiceAccountToken": false}),
+        ),
+        (
+            "/api/v1/namespaces/default/persistentvolumeclaims",
+            object(
+                "v1",
+                "PersistentVolumeClaim",
+                json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
+            ),
+            json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}}),
+        ),
+        (
+            "/api/v1/persistentvolumes",
+            object(
+                "v1",
+                "PersistentVolume",
+                json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/x"}}}),
+            ),
+            json!({"spec": {"capacity": {"storage": "2Gi"}}}),
+        ),
+        (
+            "/apis/storage.k8s.io/v1/storageclasses",
+            object("storage.k8s.io/v1", "StorageClass", json!({"provisioner": "x"})),
+            json!({"allowVolumeExpansion": true}),
+        ),
+        (
+            "/apis/networking.k8s.io/v1/ingressclasses",
+            object(
+                "networking.k8s.io/v1",
+                "IngressClass",
+                json!({"spec": {"controller": "example.com/x"}}),
+            ),
+            json!({"spec": {"parameters": {"kind": "ConfigMap", "name": "x"}}}),
+        ),
+        (
+            "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies",
+            object(
+                "networking.k8s.io/v1",
+                "NetworkPolicy",
+                json!({"spec": {"podSelector": {}}}),
+            ),
+            json!({"spec": {"egress": [{}]}}),
+        ),
+        (
+            "/apis/policy/v1/namespaces/default/poddisruptionbudgets",
+            object(
+                "policy/v1",
+                "PodDisruptionBudget",
+                json!({"spec": {"minAvailable": 1}}),
+            ),
+            json!({"spec": {"minAvailable": "50%"}}),
+        ),
+        (
+            "/apis/scheduling.k8s.io/v1/priorityclasses",
+            object("scheduling.k8s.io/v1", "PriorityClass", json!({"value": 5})),
+            json!({"description": "high"}),
+        ),
+        (
+            "/apis/coordination.k8s.io/v1/namespaces/default/leases",
+            object(
+                "coordination.k8s.io/v1",
+                "Lease",
+                json!({"spec": {"holderIdentity": "me", "leaseDurationSeconds": 15, "renewTime": "2026-11-28T10:00:00.123456Z"}}),
+            ),
+            json!({"spec": {"holderIdentity": "you", "leaseTransitions": 1}}),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn every_kept_kind_is_made_shown_changed_and_deleted() {
+    let api = Api::open().await;
+    for (path, object, edit) in examples() {
+        let created = api.post(path, object.clone()).await.expect(201).json();
+        let mut expected = created.clone();
+        // What was written is there, beside defaults.
+        merge(&mut expected, &object);
+        assert_eq!(created, expected, "{path}");
+        assert!(created["metadata"]["uid"].is_string(), "{path}");
+        let refused = api.post(path, object.clone()).await.expect(409).json();
+        assert_eq!(refused["reason"], "AlreadyExists", "{path}");
+        let one = format!("{path}/a");
+        assert_eq!(api.get(&one).await.expect(200).json(), created, "{path}");
+        let list = api.get(path).await.expect(200).json();
+        assert_eq!(list["items"].as_array().unwrap().len(), 1, "{path}");
+
+        let version = created["metadata"]["resourceVersion"].as_str().unwrap();
+        let watch = format!("{path}?watch=true&resourceVersion={version}&timeoutSeconds=1");
+        let changed = api.patch(&one, "merge", edit.clone()).await.expect(200).json();
+        let mut expected = changed.clone();
+        merge(&mut expected, &edit);
+        assert_eq!(changed, expected, "{path}");
+        let event: Value = serde_json::from_str(api.get(&watch).await.text.lines().next().unwrap()).unwrap();
+        assert_eq!(
+            (&event["type"], &event["object"]),
+            (&json!("MODIFIED"), &changed),
+            "{path}"
+        );
+
+        // What it is shown as is what it can be written as.
+        assert_eq!(
+            api.put(&one, changed.clone()).await.expect(200).json(),
+            changed,
+            "{path}"
+        );
+        let mut applied = object.clone();
+        merge(&mut applied, &edit);
+        applied["metadata"]["labels"] = json!({"x": "y"});
+        let applied = api
+            .apply(&format!("{one}?fieldManager=test&force=true"), applied)
+            .await
+            .expect(200)
+            .json();
+        assert_eq!(applied["metadata"]["labels"], json!({"x": "y"}), "{path}");
+        api.delete(&one).await.expect(200);
+        api.get(&one).await.expect(404);
+    }
+}
+
+/// Puts what `patch` says into `value`.
+fn merge(value: &mut Value, patch: &Value) {
+    match patch {
+        Value::Object(map) => {
+            for (field, patch) in map {
+                merge(&mut value[field], patch);
+            }
+        }
+        other => *value = other.clone(),
+    }
+}
+
+#[tokio::test]
+async fn what_nothing_acts_on_is_warned_about() {
+    let api = Api::open().await;
+    let silent = ["ConfigMap", "Secret", "ServiceAccount", "Lease"];
+    for (path, object, _) in examples() {
+        let kind = object["kind"].as_str().unwrap().to_owned();
+        let created = api.post(path, object).await.expect(201);
+        let warned = created
+            .warnings()
+            .iter()
+            .any(|warning| warning.contains("does not act on it"));
+        assert_eq!(warned, !silent.contains(&kind.as_str()), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_is_written_in_plain_text_and_shown_in_base64() {
+    let api = Api::open().await;
+    let path = "/api/v1/namespaces/default/secrets";
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"},
+        "data": {"a": "b2xk"}, "stringData": {"a": "new", "b": "x"}});
+    let created = api.post(path, secret).await.expect(201).json();
+    assert_eq!(created["data"], json!({"a": "bmV3", "b": "eA=="}));
+    assert_eq!(created["stringData"], Value::Null);
+    assert_eq!(created["type"], "Opaque");
+    let one = format!("{path}/a");
+    for (media, patch) in [
+        ("merge", json!({"stringData": {"b": "y"}})),
+        ("strategic-merge", json!({"stringData": {"b": "z"}})),
+    ] {
+        let text = patch["stringData"]["b"].as_str().unwrap().to_owned();
+        let changed = api.patch(&one, media, patch).await.expect(200).json();
+        let expected = if text == "y" { "eQ==" } else { "eg==" };
+        assert_eq!(changed["data"], json!({"a": "bmV3", "b": expected}), "{media}");
+        assert_eq!(changed["stringData"], Value::Null);
+    }
+    let applied =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}, "stringData": {"c": "w"}});
+    let applied = api
+        .apply(&format!("{one}?fieldManager=test"), applied)
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(applied["data"]["c"], "dw==");
+
+    // A list says so little, and what is refused says no value.
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    let text = api
+        .call("GET", path, &[("accept", table)], String::new())
+        .await
+        .text;
+    assert!(text.contains("Opaque") && !text.contains("bmV3"), "{text}");
+    let broken =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "b"}, "data": {"a": "hunter2"}});
+    let refused = api.post(path, broken).await.expect(422);
+    assert!(
+        refused.text.contains("data[a]") && !refused.text.contains("hunter2"),
+        "{}",
+        refused.text
+    );
+    let list = api
+        .get(&format!("{path}?fieldSelector=type%3DOpaque"))
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    let list = api
+        .get(&format!("{path}?fieldSelector=type!%3DOpaque"))
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(list["items"].as_array().unwrap().len(), 0);
+}
