@@ -28,6 +28,7 @@ mod object;
 pub mod patch;
 mod pod;
 mod policy;
+pub mod protobuf;
 pub mod quantity;
 mod schema;
 pub mod selector;

@@ -22,6 +22,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_WARNING_BYTES: usize = 256;
 const MAX_ALL_WARNINGS_BYTES: usize = 4096;
 
+/// What clients send objects in that prefer it, as `kubectl create` of 1.32 and later. Read, and never written.
+pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
 /// How an answer is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Format {
@@ -178,8 +181,20 @@ pub(crate) fn content_type(headers: &HeaderMap) -> &str {
         .unwrap_or_default()
 }
 
-/// 415, with what is read. Protobuf is not: `kubectl create KIND` of 1.32 and later sends it, `create -f` and `apply` do
-/// not.
+/// Reads an object in JSON, or in Kubernetes' protobuf if that is its media type.
+///
+/// # Errors
+/// 400 for a body that is neither.
+pub(crate) fn parse_value(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Value> {
+    if content_type(headers) == PROTOBUF {
+        return schemas::protobuf::decode(bytes)
+            .map_err(|error| ApiError::bad_request(format!("error decoding protobuf: {error}")));
+    }
+    serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::bad_request(format!("the body is not JSON that can be read: {error}")))
+}
+
+/// 415, with what is read.
 pub(crate) fn unsupported_media(accepted: &[&str]) -> ApiError {
     ApiError::new(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,

@@ -10,7 +10,7 @@ use store::{Author, Precondition, Revision, View};
 
 use super::read::peer_answer;
 use super::{Call, foreign, node, object_answer, plain_answer, shown};
-use crate::api::content::{MAX_OBJECT_BYTES, read_body};
+use crate::api::content::{MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
 use crate::api::status::{self, ApiError, ApiResult};
@@ -231,12 +231,14 @@ async fn delete_stored(
 }
 
 fn options(call: &Call<'_>, body: &[u8]) -> ApiResult<DeleteOptions> {
-    let mut options = if body.is_empty() {
+    let bad = |error: String| ApiError::bad_request(format!("the body is not DeleteOptions: {error}"));
+    let mut options: DeleteOptions = if body.is_empty() {
         DeleteOptions::default()
+    } else if content_type(&call.headers) == PROTOBUF {
+        serde_json::from_value(parse_value(&call.headers, body)?).map_err(|error| bad(error.to_string()))?
     } else {
         // YAML holds JSON, too.
-        serde_yaml::from_slice(body)
-            .map_err(|error| ApiError::bad_request(format!("the body is not DeleteOptions: {error}")))?
+        serde_yaml::from_slice(body).map_err(|error| bad(error.to_string()))?
     };
     if let Some(seconds) = call.query.number("gracePeriodSeconds")? {
         options.grace_period_seconds = Some(seconds);

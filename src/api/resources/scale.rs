@@ -5,9 +5,11 @@ use http::StatusCode;
 use schemas::{Object, ObjectKey};
 use serde_json::{Value, json};
 
-use super::write::{Validation, change_object, check_meant, named_version, parse_json, patched};
+use super::write::{Validation, change_object, check_meant, named_version, patched};
 use super::{Call, foreign, get_object, plain_answer};
-use crate::api::content::{MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
+use crate::api::content::{
+    MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body, unsupported_media,
+};
 use crate::api::status::{ApiError, ApiResult, Cause};
 use crate::api::tables::selector_text;
 
@@ -25,11 +27,11 @@ pub(super) fn get(call: &Call<'_>) -> ApiResult {
 
 /// Answers `PUT` of a scale.
 pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
-    if !matches!(content_type(&call.headers), "" | "application/json") {
-        return Err(unsupported_media(&["application/json"]));
+    if !matches!(content_type(&call.headers), "" | "application/json" | PROTOBUF) {
+        return Err(unsupported_media(&["application/json", PROTOBUF]));
     }
     let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
-    let scale = parse_json(&bytes)?;
+    let scale = parse_value(&call.headers, &bytes)?;
     if let Some(answer) = foreign::write(call, &call.key()?, named_version(&scale)?, &bytes).await? {
         return Ok(answer);
     }
@@ -43,7 +45,7 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
         return Err(unsupported_media(&PATCH_TYPES));
     }
     let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
-    let patch = parse_json(&bytes)?;
+    let patch = parse_value(&call.headers, &bytes)?;
     if let Some(answer) = foreign::write(call, &call.key()?, named_version(&patch)?, &bytes).await? {
         return Ok(answer);
     }

@@ -13,13 +13,15 @@ use store::{Author, Outcome, Precondition, Revision, Store, Via, View};
 use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
 use super::options::resource_version;
 use super::{Call, foreign, object_answer, shown};
-use crate::api::content::{self, MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
+use crate::api::content::{
+    self, MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body, unsupported_media,
+};
 use crate::api::events::{self, uuid};
 use crate::api::status::{ApiError, ApiResult, Cause};
 use crate::api::target::Behind;
 
 /// What is read where an object is expected.
-const OBJECT_TYPES: [&str; 2] = ["application/json", "application/yaml"];
+const OBJECT_TYPES: [&str; 3] = ["application/json", "application/yaml", PROTOBUF];
 const PATCH_TYPES: [&str; 4] = [
     "application/json-patch+json",
     "application/merge-patch+json",
@@ -168,7 +170,7 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
     if media == "application/apply-patch+yaml" {
         return apply(call, &key, &bytes, validation).await;
     }
-    let patch = parse_json(&bytes)?;
+    let patch = parse_value(&call.headers, &bytes)?;
     if let Some(answer) = foreign::write(call, &key, named_version(&patch)?, &bytes).await? {
         return Ok(answer);
     }
@@ -355,19 +357,14 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
 
 // ---------------------------------------------------------------- reading bodies
 
-/// Reads one object in JSON or YAML.
+/// Reads one object in JSON, YAML or protobuf.
 fn parse_object(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Object> {
     match content_type(headers) {
-        "" | "application/json" => Object::from_value(parse_json(bytes)?)
+        "" | "application/json" | PROTOBUF => Object::from_value(parse_value(headers, bytes)?)
             .ok_or_else(|| ApiError::bad_request("the body is not an object")),
         "application/yaml" | "application/x-yaml" | "text/yaml" => parse_yaml(bytes),
         _ => Err(unsupported_media(&OBJECT_TYPES)),
     }
-}
-
-pub(super) fn parse_json(bytes: &[u8]) -> ApiResult<Value> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| ApiError::bad_request(format!("the body is not JSON that can be read: {error}")))
 }
 
 /// Reads one YAML document (JSON is YAML, too).

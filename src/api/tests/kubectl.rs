@@ -369,7 +369,21 @@ async fn watches(kubectl: &Kubectl) {
 
 /// Makes objects of kinds that are kept, as people do, and looks at them.
 async fn kept(kubectl: &Kubectl) {
+    // kubectl 1.32 and later send these in protobuf.
     for (line, made) in [
+        (
+            "namespace shop --dry-run=server",
+            "namespace/shop created (server dry run)",
+        ),
+        (
+            "deployment cart --image=cart:1 --replicas=0 --port=80",
+            "deployment.apps/cart created",
+        ),
+        ("service clusterip cart --tcp=80:8080", "service/cart created"),
+        (
+            "ingress cart --rule=cart.example/*=cart:80",
+            "ingress.networking.k8s.io/cart created",
+        ),
         (
             "configmap settings --from-literal=a=b",
             "configmap/settings created",
@@ -388,11 +402,17 @@ async fn kept(kubectl: &Kubectl) {
             "poddisruptionbudget.policy/web created",
         ),
     ] {
-        let manifest = kubectl
-            .ok(&format!("create {line} --dry-run=client -o yaml"))
-            .await;
-        contains(&kubectl.run(&["apply", "-f", "-"], &manifest).await, &[made]);
+        contains(&kubectl.ok(&format!("create {line}")).await, &[made]);
     }
+    let refused = kubectl.fails("create configmap settings").await;
+    contains(&refused, &["configmaps \"settings\" already exists"]);
+    let refused = kubectl.fails("create configmap Not-A-Name").await;
+    contains(&refused, &["metadata.name: Invalid value: \"Not-A-Name\""]);
+    let shown = kubectl
+        .ok("get deployment cart -o jsonpath={.spec.replicas}/{.spec.template.spec.containers[0].ports[0].containerPort}")
+        .await;
+    assert_eq!(shown, "0/80");
+    kubectl.ok("delete deploy/cart svc/cart ing/cart").await;
     let expected = ["settings", "Opaque", "robot"];
     contains(&kubectl.ok("get cm,secret,sa").await, &expected);
     contains(
