@@ -4,9 +4,10 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, header};
-use schemas::{KINDS, KindRow, Scope, Subresource};
+use schemas::{KINDS, Kind, KindRow, Scope, Subresource};
 use serde_json::{Value, json};
 
+use super::reviews::{REVIEWS, Review};
 use super::state::ApiState;
 use super::status::{ApiError, ApiResult};
 use super::target::word;
@@ -25,6 +26,8 @@ const VERBS: [&str; 8] = [
     "update",
     "watch",
 ];
+/// Events are written once.
+const EVENT_VERBS: [&str; 6] = ["create", "delete", "deletecollection", "get", "list", "watch"];
 const SUBRESOURCE_VERBS: [&str; 3] = ["get", "patch", "update"];
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -102,12 +105,28 @@ pub(crate) fn served(group: &str) -> impl Iterator<Item = &'static KindRow> {
     KINDS.iter().filter(move |row| row.served && row.group == group)
 }
 
-/// The groups that are shown, without the core group, in the order of the table.
+fn verbs(row: &KindRow) -> &'static [&'static str] {
+    match row.kind {
+        Kind::Event => &EVENT_VERBS,
+        _ => &VERBS,
+    }
+}
+
+/// The reviews of a group.
+pub(crate) fn reviews(group: &str) -> impl Iterator<Item = &'static Review> {
+    REVIEWS.iter().filter(move |review| review.group == group)
+}
+
+/// The groups that are shown, without the core group, in the order of the tables.
 pub(crate) fn named_groups() -> Vec<&'static str> {
     let mut groups = Vec::new();
-    for row in KINDS.iter().filter(|row| row.served && !row.group.is_empty()) {
-        if !groups.contains(&row.group) {
-            groups.push(row.group);
+    let rows = KINDS.iter().filter(|row| row.served && !row.group.is_empty());
+    for group in rows
+        .map(|row| row.group)
+        .chain(REVIEWS.iter().map(|review| review.group))
+    {
+        if !groups.contains(&group) {
+            groups.push(group);
         }
     }
     groups
@@ -127,7 +146,7 @@ fn resource_list(group: &str, version: &str) -> ApiResult {
             "singularName": row.singular,
             "namespaced": namespaced,
             "kind": row.name,
-            "verbs": VERBS,
+            "verbs": verbs(row),
         });
         if !row.short_names.is_empty() {
             resource["shortNames"] = row.short_names.into();
@@ -151,6 +170,15 @@ fn resource_list(group: &str, version: &str) -> ApiResult {
             }
             resources.push(resource);
         }
+    }
+    for review in reviews(group).filter(|_| version == "v1") {
+        resources.push(json!({
+            "name": review.plural,
+            "singularName": review.kind.to_lowercase(),
+            "namespaced": false,
+            "kind": review.kind,
+            "verbs": ["create"],
+        }));
     }
     if resources.is_empty() {
         return Err(ApiError::no_resource());
@@ -195,7 +223,10 @@ fn aggregated(groups: &[&str]) -> Response {
     let items: Vec<Value> = groups
         .iter()
         .map(|group| {
-            let resources: Vec<Value> = served(group).map(aggregated_resource).collect();
+            let resources: Vec<Value> = served(group)
+                .map(aggregated_resource)
+                .chain(reviews(group).map(aggregated_review))
+                .collect();
             let metadata = if group.is_empty() {
                 json!({})
             } else {
@@ -223,6 +254,16 @@ fn aggregated(groups: &[&str]) -> Response {
     response
 }
 
+fn aggregated_review(review: &'static Review) -> Value {
+    json!({
+        "resource": review.plural,
+        "responseKind": {"group": review.group, "version": "v1", "kind": review.kind},
+        "scope": "Cluster",
+        "singularResource": review.kind.to_lowercase(),
+        "verbs": ["create"],
+    })
+}
+
 fn aggregated_resource(row: &'static KindRow) -> Value {
     let kind = |group: &str, kind: &str| json!({"group": group, "version": "v1", "kind": kind});
     let mut resource = json!({
@@ -230,7 +271,7 @@ fn aggregated_resource(row: &'static KindRow) -> Value {
         "responseKind": kind(row.group, row.name),
         "scope": match row.scope { Scope::Namespaced => "Namespaced", Scope::Cluster => "Cluster" },
         "singularResource": row.singular,
-        "verbs": VERBS,
+        "verbs": verbs(row),
     });
     if !row.short_names.is_empty() {
         resource["shortNames"] = row.short_names.into();

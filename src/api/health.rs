@@ -3,15 +3,23 @@
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use serde_json::json;
 use store::DiskState;
 
 use super::state::ApiState;
 
 /// The process answers.
-pub(crate) async fn live() -> &'static str {
-    "ok"
+pub(crate) async fn live(RawQuery(query): RawQuery) -> &'static str {
+    if is_verbose(query.as_deref()) {
+        "[+]ping ok\nlivez check passed\n"
+    } else {
+        "ok"
+    }
+}
+
+fn is_verbose(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose")))
 }
 
 /// What keeps this node from being ready: to serve reads and to take writes.
@@ -47,20 +55,17 @@ impl Readiness {
 }
 
 /// The agent has all that it needs; `?verbose` says what is missing.
-pub(crate) async fn ready(State(state): State<ApiState>, RawQuery(query): RawQuery) -> Response {
+pub(crate) async fn ready(State(state): State<ApiState>, uri: Uri) -> Response {
     let Readiness { missing, .. } = Readiness::of(&state);
-    let verbose = query.is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose")));
+    let name = uri.path().trim_start_matches('/');
     let mut text = String::new();
-    if verbose || !missing.is_empty() {
+    if is_verbose(uri.query()) || !missing.is_empty() {
         text.push_str("[+]ping ok\n");
         for what in &missing {
             text.push_str(&format!("[-]{what} not ready\n"));
         }
-        text.push_str(if missing.is_empty() {
-            "readyz check passed\n"
-        } else {
-            "readyz check failed\n"
-        });
+        let result = if missing.is_empty() { "passed" } else { "failed" };
+        text.push_str(&format!("{name} check {result}\n"));
     } else {
         text.push_str("ok");
     }

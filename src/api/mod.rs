@@ -15,6 +15,7 @@ mod native;
 mod openapi;
 mod resources;
 mod restore;
+mod reviews;
 mod selection;
 mod serve;
 mod state;

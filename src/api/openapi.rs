@@ -11,7 +11,7 @@ use http::{HeaderMap, header};
 use schemas::{KindRow, Scope};
 use serde_json::{Map, Value, json};
 
-use super::discovery::{named_groups, served};
+use super::discovery::{named_groups, reviews, served};
 use super::status::{ApiError, ApiResult};
 
 /// Asked for with an `@` before the version, which is no media type (RFC 6838) and older clients cannot read back.
@@ -71,6 +71,10 @@ pub(crate) async fn v3_group(Path(path): Path<String>) -> ApiResult {
             }),
         );
     }
+    for review in reviews(group) {
+        let post = described(review.group, review.kind, "post", &["dryRun"]);
+        paths.insert(format!("/{path}/{}", review.plural), json!({"post": post}));
+    }
     Ok(Json(json!({
         "openapi": "3.0.0",
         "info": {"title": TITLE, "version": "unversioned"},
@@ -89,6 +93,10 @@ fn group_path(group: &str) -> String {
 }
 
 fn operation(row: &KindRow, action: &str, parameters: &[&str]) -> Value {
+    described(row.group, row.name, action, parameters)
+}
+
+fn described(group: &str, kind: &str, action: &str, parameters: &[&str]) -> Value {
     let parameters: Vec<Value> = parameters
         .iter()
         .map(|name| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}}))
@@ -97,7 +105,7 @@ fn operation(row: &KindRow, action: &str, parameters: &[&str]) -> Value {
         "parameters": parameters,
         "responses": {"200": {"description": "OK"}},
         "x-kubernetes-action": action,
-        "x-kubernetes-group-version-kind": {"group": row.group, "version": row.version, "kind": row.name},
+        "x-kubernetes-group-version-kind": {"group": group, "version": "v1", "kind": kind},
     })
 }
 

@@ -16,7 +16,7 @@ use super::backups::{self, BackupSource};
 use super::events::Events;
 use super::resources::history;
 use super::status::ApiError;
-use super::{discovery, health, manifests, native, openapi, resources, restore, tokens};
+use super::{discovery, health, manifests, native, openapi, resources, restore, reviews, tokens};
 use crate::caller::Caller;
 use crate::relay::Relay;
 
@@ -122,6 +122,24 @@ pub fn router(state: ApiState) -> Router {
         .route("/apis/{group}", get(discovery::group))
         .route("/apis/{group}/{version}", get(discovery::group_resources))
         .route("/api/v1", get(discovery::core_resources))
+        // As clients that are made from the OpenAPI document ask.
+        .route("/api/", get(discovery::api_versions))
+        .route("/apis/", get(discovery::groups))
+        .route("/apis/{group}/", get(discovery::group))
+        .route("/apis/{group}/{version}/", get(discovery::group_resources))
+        .route("/api/v1/", get(discovery::core_resources))
+        .route(
+            "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+            post(reviews::whoami),
+        )
+        .route(
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            post(reviews::access),
+        )
+        .route(
+            "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
+            post(reviews::rules),
+        )
         .route("/openapi/v2", get(openapi::v2))
         .route("/openapi/v3", get(openapi::v3_index))
         .route("/openapi/v3/{*path}", get(openapi::v3_group))

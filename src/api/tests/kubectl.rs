@@ -413,6 +413,20 @@ async fn kept(kubectl: &Kubectl) {
         .await;
     assert_eq!(shown, "0/80");
     kubectl.ok("delete deploy/cart svc/cart ing/cart").await;
+    assert_eq!(kubectl.ok("auth can-i create pods").await, "yes\n");
+    assert_eq!(
+        kubectl.ok("auth can-i delete nodes --all-namespaces").await,
+        "yes\n"
+    );
+    contains(&kubectl.ok("auth can-i --list").await, &["*.*", "[*]"]);
+    // 1.27 asks for a version that Kubernetes 1.33 does not have any more.
+    if !kubectl.program.ends_with("kubectl.1.27") {
+        contains(&kubectl.ok("auth whoami").await, &["Username", "admin"]);
+    }
+    contains(
+        &kubectl.ok("get --raw /readyz?verbose").await,
+        &["readyz check passed"],
+    );
     let expected = ["settings", "Opaque", "robot"];
     contains(&kubectl.ok("get cm,secret,sa").await, &expected);
     contains(

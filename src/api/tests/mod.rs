@@ -10,5 +10,6 @@ mod listener;
 mod native;
 mod nodes;
 mod resources;
+mod reviews;
 mod streams;
 mod versions;
