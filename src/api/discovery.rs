@@ -163,10 +163,10 @@ fn resource_list(group: &str, version: &str) -> ApiResult {
                 "kind": row.name,
                 "verbs": subresource_verbs(*part),
             });
-            if *part == Subresource::Scale {
-                resource["group"] = "autoscaling".into();
+            if let Some((group, kind)) = own_kind(*part) {
+                resource["group"] = group.into();
                 resource["version"] = "v1".into();
-                resource["kind"] = "Scale".into();
+                resource["kind"] = kind.into();
             }
             resources.push(resource);
         }
@@ -201,6 +201,16 @@ fn subresource_verbs(part: Subresource) -> &'static [&'static str] {
     match part {
         Subresource::Status | Subresource::Scale => &SUBRESOURCE_VERBS,
         Subresource::Log => &["get"],
+        Subresource::Eviction => &["create"],
+    }
+}
+
+/// Group and kind of what a subresource takes, where that is not the object.
+fn own_kind(part: Subresource) -> Option<(&'static str, &'static str)> {
+    match part {
+        Subresource::Scale => Some(("autoscaling", "Scale")),
+        Subresource::Eviction => Some(("policy", "Eviction")),
+        Subresource::Status | Subresource::Log => None,
     }
 }
 
@@ -283,10 +293,8 @@ fn aggregated_resource(row: &'static KindRow) -> Value {
         .subresources
         .iter()
         .map(|part| {
-            let response_kind = match part {
-                Subresource::Scale => kind("autoscaling", "Scale"),
-                Subresource::Status | Subresource::Log => kind(row.group, row.name),
-            };
+            let (group, name) = own_kind(*part).unwrap_or((row.group, row.name));
+            let response_kind = kind(group, name);
             json!({"subresource": word(*part), "responseKind": response_kind, "verbs": subresource_verbs(*part)})
         })
         .collect();

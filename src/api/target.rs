@@ -30,14 +30,8 @@ impl Behind {
             "status" => Subresource::Status,
             "scale" => Subresource::Scale,
             "log" => Subresource::Log,
-            "exec"
-            | "attach"
-            | "portforward"
-            | "eviction"
-            | "binding"
-            | "proxy"
-            | "ephemeralcontainers"
-            | "resize" => {
+            "eviction" => Subresource::Eviction,
+            "exec" | "attach" | "portforward" | "binding" | "proxy" | "ephemeralcontainers" | "resize" => {
                 return matches!(kind, Kind::Pod | Kind::Service | Kind::Node).then_some(Self::Unserved);
             }
             "finalize" => return (kind == Kind::Namespace).then_some(Self::Unserved),
@@ -56,6 +50,7 @@ pub(crate) fn word(subresource: Subresource) -> &'static str {
         Subresource::Status => "status",
         Subresource::Scale => "scale",
         Subresource::Log => "log",
+        Subresource::Eviction => "eviction",
     }
 }
 

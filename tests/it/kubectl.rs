@@ -511,4 +511,21 @@ fn a_node_takes_pods_again_after_uncordon() {
     }
     cluster.apply(1, &there(&web(2, "1", HELLO)));
     wait_ready(&cluster, 1, "app=web", 2);
+
+    // The pods may be on that node alone, so that those that come after them wait.
+    let drained = cluster
+        .with_kubeconfig(1, &kubectl, &["drain", "node2", "--timeout=60s"])
+        .expect("drain");
+    assert_eq!(drained.matches(" evicted").count(), 2, "{drained}");
+    assert!(drained.contains("node/node2 drained"), "{drained}");
+    cluster.wait_for("no pod is left on node2", Duration::from_secs(30), |cluster| {
+        let pods = cluster.get(1, &["pods", "-l", "app=web"]);
+        let placed = pods["items"].as_array().into_iter().flatten();
+        let placed = placed.filter(|pod| pod["spec"]["nodeName"].is_string()).count();
+        if placed == 0 { Ok(()) } else { Err(placed) }
+    });
+    cluster
+        .with_kubeconfig(1, &kubectl, &["uncordon", "node2"])
+        .expect("uncordon");
+    wait_ready(&cluster, 1, "app=web", 2);
 }
