@@ -478,8 +478,8 @@ impl Gossip {
 
 impl Drop for Gossip {
     fn drop(&mut self) {
-        // After `stop` these have ended.
-        self.stop.cancel();
+        // After `stop` these have ended. Without it nothing is announced, so that it must not hear of an end first.
         self.membership.abort();
+        self.stop.cancel();
     }
 }
