@@ -7,7 +7,7 @@ Both are checkouts of github.com/kubernetes/api and github.com/kubernetes/apimac
 numbers and types of fields come from the tags of their structs; nothing else is taken.
 
 A line `core/v1.Pod` begins a type; each line below it is a field: its number, its name in JSON (`^`: its fields are those of
-the type that holds it), its type, and `*` where absent and zero differ. Types: s text, y bytes, b boolean, i integer,
+the type that holds it), its type, and `*` where JSON has zero, too. Types: s text, y bytes, b boolean, i integer,
 f double, q quantity, o integer or text, t time, m time in microseconds, r JSON in bytes, a name of a type for a message;
 `[]` and `{}` before it for lists and for maps with text as keys.
 """
@@ -96,7 +96,8 @@ def main():
             go_type = words[-1]
             json = re.search(r'json:"([^",]*)', tag[1])[1]
             code = resolve(package, go_type, names)
-            keep = "*" if go_type.startswith("*") else ""
+            says_zero = "omitempty" not in re.search(r'json:"([^"]*)"', tag[1])[1]
+            keep = "*" if go_type.startswith("*") or says_zero and json else ""
             fields.append(f"{proto[1]} {json or '^'} {code}{' ' + keep if keep else ''}")
             bare = code
             while bare[:2] in ("[]", "{}"):

@@ -1,7 +1,6 @@
 //! ConfigMaps and Secrets: defaults and validation.
 //!
-//! Source: `ValidateConfigMap` and `ValidateSecret` of `k8s.io/kubernetes/pkg/apis/core/validation`. No message has a value of a
-//! Secret.
+//! Source: `ValidateConfigMap` and `ValidateSecret` of `k8s.io/kubernetes/pkg/apis/core/validation`.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -20,12 +19,31 @@ pub(crate) fn default_secret(root: &mut Tree) {
     defaults::set_text(root, "type", "Opaque");
 }
 
-/// Moves what a Secret says in plain text (`stringData`, which is written and never shown) to its `data`; of a key that both
+/// Writes the values of a ConfigMap or a Secret as Kubernetes keeps them: null is empty text, and Base64 has no line breaks.
+/// What a Secret says in plain text (`stringData`, which is written and never shown) moves to its `data`; of a key that both
 /// have, the plain text counts. Values that are no text stay, for validation to find.
-pub fn take_string_data(object: &mut Object) {
-    if object.kind() != Some(Kind::Secret) || !object.0.get("stringData").is_some_and(Value::is_object) {
+pub fn tidy_values(object: &mut Object) {
+    let kind = object.kind();
+    if !matches!(kind, Some(Kind::ConfigMap | Kind::Secret)) {
         return;
     }
+    for field in ["data", "binaryData", "stringData"] {
+        let is_base64 = field == "binaryData" || field == "data" && kind == Some(Kind::Secret);
+        let values = object.0.get_mut(field).and_then(Value::as_object_mut);
+        for value in values.into_iter().flat_map(|map| map.values_mut()) {
+            match value {
+                Value::Null => *value = "".into(),
+                Value::String(text) if is_base64 => text.retain(|char| !matches!(char, '\r' | '\n')),
+                _ => {}
+            }
+        }
+    }
+    if kind == Some(Kind::Secret) && object.0.get("stringData").is_some_and(Value::is_object) {
+        take_string_data(object);
+    }
+}
+
+fn take_string_data(object: &mut Object) {
     let Some(Value::Object(plain)) = object.0.remove("stringData") else {
         return;
     };
@@ -160,33 +178,28 @@ fn validate_key(key: &str, value: &Node<'_>, errors: &mut Errors) {
 
 /// Returns how many bytes a value in Base64 says; zero, if it says none.
 fn decoded_bytes(value: &Node<'_>, errors: &mut Errors) -> usize {
-    // As Go reads it, line breaks count for nothing.
-    let text: String = value
-        .text()
-        .chars()
-        .filter(|char| !matches!(char, '\r' | '\n'))
-        .collect();
-    match BASE64_STANDARD.decode(text) {
-        Ok(bytes) => bytes.len(),
-        Err(error) => {
-            let hidden = Node {
-                path: value.path.clone(),
-                value: &Value::Null,
-            };
-            errors.invalid(&hidden, format!("must be Base64: {error}"));
+    match decoded(value.text()) {
+        Some(bytes) => bytes.len(),
+        None => {
+            errors.invalid(value, "must be Base64");
             0
         }
     }
+}
+
+/// As Go reads it: line breaks count for nothing.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    let text: String = text.chars().filter(|char| !matches!(char, '\r' | '\n')).collect();
+    BASE64_STANDARD.decode(text).ok()
 }
 
 fn validate_json(data: &Node<'_>, key: &str, errors: &mut Errors) {
     let Some(value) = data.map().and_then(|data| data.get(key)) else {
         return errors.required(&of_key(data, key, &Value::Null), "");
     };
-    let bytes = BASE64_STANDARD.decode(value.as_str().unwrap_or_default());
-    let is_json = bytes.is_ok_and(|bytes| serde_json::from_slice::<Value>(&bytes).is_ok());
+    let bytes = decoded(value.as_str().unwrap_or_default());
+    let is_json = bytes.is_some_and(|bytes| serde_json::from_slice::<Tree>(&bytes).is_ok());
     if !is_json {
-        let hidden = Value::String("<secret contents redacted>".to_owned());
-        errors.invalid(&of_key(data, key, &hidden), "must be JSON");
+        errors.invalid(&of_key(data, key, value), "must be a JSON object");
     }
 }

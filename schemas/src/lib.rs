@@ -40,7 +40,7 @@ mod yaml;
 mod yaml_write;
 
 pub use causes::with_causes;
-pub use config::take_string_data;
+pub use config::tidy_values;
 pub use field_error::{FieldError, Reason};
 pub use hex::hex;
 pub use kind::{Ending, KINDS, Kind, KindRow, Scope, Subresource};

@@ -1,8 +1,7 @@
 //! Objects in Kubernetes' protobuf form, as `kubectl create` of 1.32 and later sends them: read, and never written.
 //!
 //! What Kubernetes' types are in protobuf is a table (`schemas/protobuf/types.txt`, whose head says how to read it); what is not
-//! in it (a field of a later version) is left out. Zero values are left out, too, unless Kubernetes tells them from absent
-//! ones: in this form its clients send them where JSON would not.
+//! in it (a field of a later version) is left out. So are zero values where JSON leaves them out: in this form clients send them.
 //!
 //! Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/#protobuf-encoding>.
 
@@ -89,8 +88,8 @@ struct Field {
     name: Option<&'static str>,
     many: Many,
     kind: &'static str,
-    /// Absent and zero differ.
-    is_optional: bool,
+    /// JSON has it when it is zero, too.
+    has_zero: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -126,7 +125,7 @@ static TYPES: LazyLock<HashMap<&'static str, Vec<Field>>> = LazyLock::new(|| {
             name: (name != "^").then_some(name),
             many,
             kind,
-            is_optional: words.next().is_some(),
+            has_zero: words.next().is_some(),
         });
     }
     types
@@ -151,7 +150,7 @@ fn message(of: &str, bytes: &[u8]) -> Result<Map<String, Value>> {
         match field.many {
             Many::One => {
                 let value = value(field.kind, wire, context)?;
-                if field.is_optional || !is_zero(&value) {
+                if field.has_zero || !is_zero(&value) {
                     object.insert(name.to_owned(), value);
                 }
             }

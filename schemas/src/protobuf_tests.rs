@@ -97,6 +97,11 @@ fn what_is_no_object_is_told() {
 #[test]
 fn zero_is_left_out_unless_it_says_something() {
     // replicas: 0 (may be absent), minReadySeconds: 0 (may not).
+    let class = b"k8s\0\x0a\x25\x0a\x14scheduling.k8s.io/v1\x12\x0dPriorityClass\x12\x02\x10\x00";
+    assert_eq!(
+        decode(class).unwrap(),
+        json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": 0})
+    );
     let deployment = b"k8s\0\x0a\x15\x0a\x07apps/v1\x12\x0aDeployment\x12\x06\x12\x04\x08\x00\x28\x00";
     assert_eq!(
         decode(deployment).unwrap(),

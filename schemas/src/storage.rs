@@ -15,17 +15,30 @@ const ACCESS_MODES: &[&str] = &[
     "ReadWriteOncePod",
 ];
 const VOLUME_MODES: &[&str] = &["Block", "Filesystem"];
-/// What a volume's spec says beside what the volume is.
-const BESIDE_SOURCE: &[&str] = &[
-    "accessModes",
-    "capacity",
-    "claimRef",
-    "mountOptions",
-    "nodeAffinity",
-    "persistentVolumeReclaimPolicy",
-    "storageClassName",
-    "volumeAttributesClassName",
-    "volumeMode",
+/// What a volume can be.
+const SOURCES: &[&str] = &[
+    "awsElasticBlockStore",
+    "azureDisk",
+    "azureFile",
+    "cephfs",
+    "cinder",
+    "csi",
+    "fc",
+    "flexVolume",
+    "flocker",
+    "gcePersistentDisk",
+    "glusterfs",
+    "hostPath",
+    "iscsi",
+    "local",
+    "nfs",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "quobyte",
+    "rbd",
+    "scaleIO",
+    "storageos",
+    "vsphereVolume",
 ];
 
 /// Puts the defaults into a PersistentVolumeClaim.
@@ -77,10 +90,7 @@ pub(crate) fn validate_volume(spec: &Node<'_>, errors: &mut Errors) {
         &["Delete", "Recycle", "Retain"],
     );
     validate_class_name(&spec.at("storageClassName"), errors);
-    let sources = spec
-        .entries()
-        .filter(|(name, value)| value.is_set() && !BESIDE_SOURCE.contains(&name.as_str()));
-    match sources.count() {
+    match SOURCES.iter().filter(|name| spec.at(name).is_set()).count() {
         0 => errors.required(spec, "must specify a volume type"),
         1 => {}
         _ => errors.forbidden(spec, "may not specify more than 1 volume type"),
@@ -106,9 +116,12 @@ pub(crate) fn validate_class(root: &Node<'_>, errors: &mut Errors) {
 
 /// Checks a change of a claim's spec.
 pub(crate) fn validate_claim_update(old: &Node<'_>, new: &Node<'_>, errors: &mut Errors) {
-    let was_bound = !old.at("volumeName").text().is_empty();
-    let keeps =
-        |name: &str| is_fixed(Kind::PersistentVolumeClaim, name) || (was_bound && name == "volumeName");
+    // A volume and a class, once they are said.
+    let keeps = |name: &str| match name {
+        "volumeName" => !old.at(name).text().is_empty(),
+        "storageClassName" => old.at(name).is_set(),
+        _ => is_fixed(Kind::PersistentVolumeClaim, name),
+    };
     if part(old, keeps) != part(new, keeps) {
         errors.forbidden(
             new,

@@ -92,7 +92,18 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         | Kind::DnsWhitelist
         | Kind::GitInventory => {}
     }
-    combine(types, errors.0)
+    let mut errors = combine(types, errors.0);
+    if kind.row().confidential {
+        errors.iter_mut().for_each(hide);
+    }
+    errors
+}
+
+/// Takes what a Secret holds out of an error.
+fn hide(error: &mut FieldError) {
+    if error.path.starts_with("data") || error.path.starts_with("stringData") {
+        error.value = "<secret contents redacted>".into();
+    }
 }
 
 /// Joins both lists. Where a field has the wrong type, what rules say of it and below means nothing; where both

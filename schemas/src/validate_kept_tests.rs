@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::config::take_string_data;
+use crate::config::tidy_values;
 use crate::manifest::parse;
 
 /// An object of a kind; `rest` is YAML beside its metadata.
@@ -75,7 +75,7 @@ fn config_maps_and_secrets() {
     check(
         "Secret",
         "type: kubernetes.io/dockerconfigjson\ndata: {.dockerconfigjson: eA==}",
-        &["data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\": must be JSON"],
+        &["data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\": must be a JSON object"],
     );
     check(
         "Secret",
@@ -83,9 +83,21 @@ fn config_maps_and_secrets() {
         &["metadata.annotations[kubernetes.io/service-account.name]: Required value"],
     );
     // No value of a secret in a message, broken as it may be.
-    let errors = validate(&read("Secret", "data: {a: hunter2}"));
-    assert_eq!(errors[0].path, "data[a]");
-    assert!(!errors[0].to_string().contains("hunter2"), "{}", errors[0]);
+    for rest in [
+        "data: {a: hunter2}",
+        "data: hunter2",
+        "data: {a: [hunter2]}",
+        "stringData: {a: {b: hunter2}}",
+        "type: kubernetes.io/dockercfg\ndata: {.dockercfg: hunter2}",
+    ] {
+        let errors = validate(&read("Secret", rest));
+        assert!(!errors.is_empty(), "{rest}");
+        for error in errors {
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+    let wrapped = "type: kubernetes.io/dockerconfigjson\ndata: {.dockerconfigjson: \"e30\\n=\\n\"}";
+    check("Secret", wrapped, &[]);
     assert_eq!(defaulted(&read("Secret", "")).str_at("/type"), "Opaque");
 }
 
@@ -93,7 +105,7 @@ fn config_maps_and_secrets() {
 fn plain_text_of_a_secret_comes_to_its_data() {
     let taken = |rest: &str| {
         let mut secret = read("Secret", rest);
-        take_string_data(&mut secret);
+        tidy_values(&mut secret);
         (
             secret.pointer("/data").cloned(),
             secret.pointer("/stringData").cloned(),
@@ -105,6 +117,10 @@ fn plain_text_of_a_secret_comes_to_its_data() {
         (Some(json!({"a": "bmV3", "b": "Yg==", "c": ""})), None)
     );
     assert_eq!(taken("stringData: {}"), (Some(json!({})), None));
+    assert_eq!(
+        taken("data: {a: \"Y\\ng==\\n\", b: null}\nstringData: {c: null}"),
+        (Some(json!({"a": "Yg==", "b": "", "c": ""})), None)
+    );
     assert_eq!(
         taken("stringData: {a: 5}"),
         (Some(json!({})), Some(json!({"a": 5})))
@@ -174,6 +190,11 @@ fn volumes_claims_and_classes() {
     );
     check(
         "PersistentVolume",
+        &spec(&format!("{volume}, hostPath: {{path: /x}}, hostpath: 1")),
+        &[],
+    );
+    check(
+        "PersistentVolume",
         &spec(volume),
         &["spec: Required value: must specify a volume type"],
     );
@@ -215,7 +236,13 @@ fn volumes_claims_and_classes() {
             &format!("{claim}, volumeName: w"),
             vec![fixed],
         ),
-        (claim, &format!("{claim}, storageClassName: c"), vec![fixed]),
+        (claim, &format!("{claim}, storageClassName: c"), vec![]),
+        (
+            &format!("{claim}, storageClassName: c"),
+            &format!("{claim}, storageClassName: d"),
+            vec![fixed],
+        ),
+        (claim, &format!("{claim}, volumeMode: Block"), vec![fixed]),
     ] {
         assert_eq!(change("PersistentVolumeClaim", old, new), expected, "{old} {new}");
     }

@@ -194,6 +194,22 @@ pub(crate) fn parse_value(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Value>
         .map_err(|error| ApiError::bad_request(format!("the body is not JSON that can be read: {error}")))
 }
 
+/// Checks that a value is of a type, as far as it says one.
+///
+/// # Errors
+/// 400 for one of another.
+pub(crate) fn expect_type(value: &Value, api_version: &str, kind: &str) -> ApiResult<()> {
+    for (field, expected) in [("apiVersion", api_version), ("kind", kind)] {
+        let found = value[field].as_str().unwrap_or_default();
+        if !found.is_empty() && found != expected {
+            return Err(ApiError::bad_request(format!(
+                "the {field} in the data ({found}) does not match the expected {field} ({expected})"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// 415, with what is read.
 pub(crate) fn unsupported_media(accepted: &[&str]) -> ApiError {
     ApiError::new(

@@ -6,7 +6,7 @@ use axum::extract::Request;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::content::{self, MAX_OBJECT_BYTES, accepted, parse_value, read_body};
+use super::content::{self, MAX_OBJECT_BYTES, accepted, expect_type, parse_value, read_body};
 use super::state::user_of;
 use super::status::{ApiError, ApiResult, Cause};
 
@@ -92,14 +92,7 @@ async fn answer(
     let accepted = accepted(&parts.headers)?;
     let asked = parse_value(&parts.headers, &read_body(body, MAX_OBJECT_BYTES).await?)?;
     let api_version = format!("{}/v1", review.group);
-    for (field, expected) in [("apiVersion", api_version.as_str()), ("kind", review.kind)] {
-        let found = asked[field].as_str().unwrap_or_default();
-        if !found.is_empty() && found != expected {
-            return Err(ApiError::bad_request(format!(
-                "the {field} in the data ({found}) does not match the expected {field} ({expected})"
-            )));
-        }
-    }
+    expect_type(&asked, &api_version, review.kind)?;
     let answered = json!({
         "status": status(&asked, &user_of(&parts.extensions, &parts.headers))?,
         "apiVersion": api_version,

@@ -63,6 +63,8 @@ pub fn apart(document: &Object) -> Object {
         object.remove(&["metadata", field]);
     }
     object.remove(&["status"]);
+    // A file may be somebody's own.
+    schemas::tidy_values(&mut object);
     if object.kind() == Some(Kind::Pod) {
         object.remove(&["spec", "nodeName"]);
     }

@@ -133,7 +133,6 @@ impl Store {
 struct Settlement<'a> {
     store: &'a Store,
     going: Going,
-    /// What is being stored.
     /// What is being written, and of what takes an object away how many are set aside by it.
     pending: Vec<(Done, Option<u64>)>,
     /// Nothing is lacking here of what the peer has of the rounds that it closed.
@@ -234,8 +233,15 @@ impl Settlement<'_> {
 
     /// Waits for what is being written, and counts what was taken away by it: not what a register overtook, which is tried again.
     async fn finish_pending(&mut self) -> Result<(), CommitError> {
+        let mut failed = Ok(());
         for (done, taken) in std::mem::take(&mut self.pending) {
-            let is_done = finished(done).await?;
+            let is_done = match finished(done).await {
+                Ok(is_done) => is_done,
+                Err(error) => {
+                    failed = Err(error);
+                    false
+                }
+            };
             self.is_complete &= is_done;
             if let Some(rescued) = taken.filter(|_| is_done) {
                 self.store.shared.standing.send_modify(|standing| {
@@ -244,7 +250,7 @@ impl Settlement<'_> {
                 });
             }
         }
-        Ok(())
+        failed
     }
 
     /// Makes an object anew that nobody else can have had.

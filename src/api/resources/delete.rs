@@ -88,6 +88,7 @@ pub(super) async fn evict(call: &Call<'_>, body: Body) -> ApiResult {
     let key = call.key()?;
     let body = read_body(body, MAX_OBJECT_BYTES).await?;
     let eviction = parse_value(&call.headers, &body)?;
+    content::expect_type(&eviction, "policy/v1", "Eviction")?;
     let named = eviction.pointer("/metadata/name").and_then(Value::as_str);
     if named.is_some_and(|name| name != key.name) {
         return Err(ApiError::bad_request(format!(

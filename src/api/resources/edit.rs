@@ -41,6 +41,9 @@ pub(super) fn confined(base: &Object, mut edited: Object, part: Part, has_status
     }
     if has_status {
         keep(&mut edited, &["status"]);
+    } else {
+        // Only what is merged and not valid shows one.
+        edited.remove(&["status"]);
     }
     edited
 }
@@ -109,11 +112,10 @@ fn transfer(raw: Option<&Value>, shown: &Value, edited: &Value) -> Value {
     }
 }
 
-/// Removes what says nothing: nulls, and empty collections of metadata, which Kubernetes neither keeps nor shows. What a Secret
-/// says in plain text comes to its data.
+/// Removes what says nothing: nulls, and empty collections of metadata, which Kubernetes neither keeps nor shows.
 pub(crate) fn tidied(mut object: Object) -> Object {
+    schemas::tidy_values(&mut object);
     remove_nulls(&mut object.0);
-    schemas::take_string_data(&mut object);
     if let Some(Value::Object(metadata)) = object.0.get_mut("metadata") {
         for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
             let empty = match metadata.get(field) {
@@ -149,9 +151,7 @@ pub(crate) fn cleaned(kind: Kind, mut object: Object) -> Object {
     for field in meta::SERVER_FIELDS {
         object.remove(&["metadata", field]);
     }
-    if kind.has_status() {
-        object.remove(&["status"]);
-    }
+    object.remove(&["status"]);
     if !kind.is_namespaced() {
         object.remove(&["metadata", "namespace"]);
     }

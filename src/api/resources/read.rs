@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::response::Response;
 use bytes::Bytes;
 use futures::future::join_all;
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
@@ -279,6 +279,9 @@ pub(super) async fn peer_answer(call: &Call<'_>, method: Method, body: &Bytes) -
             let mut request = call.relayed(Some("application/json")).ok()?;
             *request.method_mut() = method;
             *request.body_mut() = body.clone().into();
+            if let Some(media) = call.headers.get(header::CONTENT_TYPE) {
+                request.headers_mut().insert(header::CONTENT_TYPE, media.clone());
+            }
             let answer = tokio::time::timeout(PEER_TIMEOUT, call.state.relay.send(&node, request)).await;
             let response = answer.ok()?.ok()?;
             if !response.status().is_success() {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::write::{Validation, change_object, check_meant, named_version, patched};
 use super::{Call, foreign, get_object, plain_answer};
 use crate::api::content::{
-    MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body, unsupported_media,
+    self, MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body, unsupported_media,
 };
 use crate::api::status::{ApiError, ApiResult, Cause};
 use crate::api::tables::selector_text;
@@ -32,6 +32,7 @@ pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
     }
     let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
     let scale = parse_value(&call.headers, &bytes)?;
+    content::expect_type(&scale, "autoscaling/v1", "Scale")?;
     if let Some(answer) = foreign::write(call, &call.key()?, named_version(&scale)?, &bytes).await? {
         return Ok(answer);
     }

@@ -246,6 +246,7 @@ async fn an_eviction_deletes_a_pod_and_says_which_budgets_it_does_not_look_at() 
     pod["metadata"]["labels"] = json!({"app": "a"});
     api.post(pods, pod).await.expect(201);
     evict("a", json!({"metadata": {"name": "b"}})).await.expect(400);
+    evict("a", json!({"kind": "DeleteOptions"})).await.expect(400);
     evict("a", json!({"deleteOptions": {"gracePeriodSeconds": "soon"}}))
         .await
         .expect(400);

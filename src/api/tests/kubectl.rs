@@ -394,6 +394,10 @@ async fn kept(kubectl: &Kubectl) {
         ),
         ("serviceaccount robot", "serviceaccount/robot created"),
         (
+            "priorityclass low --dry-run=server",
+            "priorityclass.scheduling.k8s.io/low created (server dry run)",
+        ),
+        (
             "priorityclass high --value=5",
             "priorityclass.scheduling.k8s.io/high created",
         ),
