@@ -1,32 +1,45 @@
-use std::path::Path;
+//! The protobuf form beside what Kubernetes itself wrote in it, and damaged bytes.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Every object that is there in both forms: its name, in protobuf, in JSON.
-fn examples() -> Vec<(String, Vec<u8>, Value)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("protobuf/testdata");
-    let mut examples = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "pb") {
-            let json = std::fs::read(path.with_extension("json")).unwrap();
-            examples.push((
-                path.file_stem().unwrap().to_string_lossy().into_owned(),
-                std::fs::read(&path).unwrap(),
-                serde_json::from_slice(&json).unwrap(),
-            ));
-        }
-    }
-    assert!(examples.len() >= 10);
-    examples
+/// An object that Kubernetes wrote in both forms: its name, in protobuf, in JSON.
+type Example = (&'static str, &'static [u8], &'static str);
+
+macro_rules! examples {
+    ($($name:literal),* $(,)?) => {
+        &[$((
+            $name,
+            include_bytes!(concat!("../protobuf/testdata/", $name, ".pb")),
+            include_str!(concat!("../protobuf/testdata/", $name, ".json")),
+        )),*]
+    };
 }
+
+const EXAMPLES: &[Example] = examples![
+    "apps.v1.Deployment",
+    "authentication.k8s.io.v1.SelfSubjectReview",
+    "authorization.k8s.io.v1.SelfSubjectAccessReview",
+    "batch.v1.CronJob",
+    "coordination.k8s.io.v1.Lease",
+    "core.v1.ConfigMap",
+    "core.v1.Namespace",
+    "core.v1.Node",
+    "core.v1.PersistentVolume",
+    "core.v1.Pod",
+    "core.v1.Secret",
+    "core.v1.Service",
+    "events.k8s.io.v1.Event",
+    "networking.k8s.io.v1.NetworkPolicy",
+    "policy.v1.PodDisruptionBudget",
+];
 
 #[test]
 fn what_kubernetes_wrote_in_both_forms_is_the_same() {
-    for (name, bytes, json) in examples() {
-        assert_eq!(decode(&bytes).unwrap(), json, "{name}");
+    for (name, bytes, json) in EXAMPLES {
+        let json: Value = serde_json::from_str(json).unwrap();
+        assert_eq!(decode(bytes).unwrap(), json, "{name}");
     }
 }
 
@@ -112,8 +125,7 @@ fn zero_is_left_out_unless_it_says_something() {
 proptest! {
     #[test]
     fn damaged_bytes_do_no_harm(which in any::<prop::sample::Index>(), flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8), cut in any::<prop::sample::Index>()) {
-        let examples = examples();
-        let (_, mut bytes, _) = examples[which.index(examples.len())].clone();
+        let mut bytes = EXAMPLES[which.index(EXAMPLES.len())].1.to_vec();
         for (at, flip) in flips {
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
