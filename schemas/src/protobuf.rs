@@ -163,7 +163,9 @@ fn message(of: &str, bytes: &[u8]) -> Result<Map<String, Value>> {
             Many::Map => {
                 let (key, value) = entry(field.kind, context.bytes(wire)?, context)?;
                 let map = object.entry(name).or_insert_with(|| json!({}));
-                map[key] = value;
+                if let Value::Object(map) = map {
+                    map.insert(key, value);
+                }
             }
         }
     }
