@@ -149,7 +149,12 @@ fn parts_of(kind: Kind) -> &'static [Part] {
         | Kind::PersistentVolume
         | Kind::IngressClass
         | Kind::NetworkPolicy
-        | Kind::PodDisruptionBudget => &[Part {
+        | Kind::PodDisruptionBudget
+        | Kind::StatefulSet
+        | Kind::DaemonSet
+        | Kind::ReplicationController
+        | Kind::Job
+        | Kind::CronJob => &[Part {
             path: "spec",
             fields: &[],
         }],
@@ -172,7 +177,7 @@ fn parts_of(kind: Kind) -> &'static [Part] {
             },
         ],
         // What these say is for who reads them.
-        Kind::ConfigMap | Kind::Secret | Kind::Lease => &[],
+        Kind::ConfigMap | Kind::Secret | Kind::Lease | Kind::PodTemplate | Kind::ControllerRevision => &[],
         Kind::Namespace
         | Kind::Node
         | Kind::Endpoints

@@ -117,7 +117,10 @@ pub(crate) fn immutable_paths(kind: Kind) -> (&'static [&'static str], &'static 
                 "spec.schedulingGates",
             ],
         ),
-        Kind::Deployment | Kind::ReplicaSet => (&["spec.selector"], &[]),
+        Kind::Deployment | Kind::ReplicaSet | Kind::DaemonSet => (&["spec.selector"], &[]),
+        Kind::StatefulSet => (&["spec"], SET_MUTABLE),
+        Kind::ControllerRevision => (&["data"], &[]),
+        Kind::Job => (JOB_IMMUTABLE, &[]),
         Kind::Service => (&["spec.clusterIP", "spec.clusterIPs"], &[]),
         Kind::EndpointSlice => (&["addressType"], &[]),
         Kind::Event => (&["involvedObject"], &[]),
@@ -139,6 +142,9 @@ pub(crate) fn immutable_paths(kind: Kind) -> (&'static [&'static str], &'static 
         | Kind::NetworkPolicy
         | Kind::PodDisruptionBudget
         | Kind::Lease
+        | Kind::ReplicationController
+        | Kind::PodTemplate
+        | Kind::CronJob
         | Kind::Member
         | Kind::ApiToken
         | Kind::JoinToken
@@ -146,6 +152,29 @@ pub(crate) fn immutable_paths(kind: Kind) -> (&'static [&'static str], &'static 
         | Kind::GitInventory => (&[], &[]),
     }
 }
+
+/// What of a StatefulSet may change.
+pub(crate) const SET_MUTABLE: &[&str] = &[
+    "spec.replicas",
+    "spec.ordinals",
+    "spec.template",
+    "spec.updateStrategy",
+    "spec.revisionHistoryLimit",
+    "spec.persistentVolumeClaimRetentionPolicy",
+    "spec.minReadySeconds",
+];
+
+/// What of a Job says which pods are its own, and when it is done.
+const JOB_IMMUTABLE: &[&str] = &[
+    "spec.backoffLimitPerIndex",
+    "spec.completionMode",
+    "spec.completions",
+    "spec.managedBy",
+    "spec.podFailurePolicy",
+    "spec.selector",
+    "spec.successPolicy",
+    "spec.template",
+];
 
 /// What of a claim may change; its volume once, when it is bound.
 const CLAIM_MUTABLE: &[&str] = &[
@@ -303,6 +332,12 @@ fn rows_of(kind: Kind) -> &'static [Row] {
         Kind::StorageClass => STORAGE_CLASS,
         Kind::NetworkPolicy => NETWORK_POLICY,
         Kind::PodDisruptionBudget => DISRUPTION_BUDGET,
+        Kind::StatefulSet => STATEFUL_SET,
+        Kind::DaemonSet => DAEMON_SET,
+        Kind::ReplicationController => REPLICATION_CONTROLLER,
+        Kind::PodTemplate => POD_TEMPLATE_KIND,
+        Kind::Job => JOB,
+        Kind::CronJob => CRON_JOB,
         Kind::DnsWhitelist => DNS_WHITELIST,
         // These have no lists; the other internal kinds have none that merge.
         Kind::ConfigMap
@@ -310,6 +345,7 @@ fn rows_of(kind: Kind) -> &'static [Row] {
         | Kind::IngressClass
         | Kind::PriorityClass
         | Kind::Lease
+        | Kind::ControllerRevision
         | Kind::Event
         | Kind::Member
         | Kind::ApiToken
@@ -541,6 +577,49 @@ const REPLICA_SET: &[Row] = &[
     atomic_map("spec.selector"),
     map("spec.template").holds(POD_TEMPLATE),
     keyed("status.conditions", TYPE),
+];
+
+const STATEFUL_SET: &[Row] = &[
+    atomic_map("spec.selector"),
+    map("spec.template").holds(POD_TEMPLATE),
+    map("spec.updateStrategy").union(&STRATEGY),
+    atomic("spec.volumeClaimTemplates"),
+    keyed("status.conditions", TYPE),
+];
+
+const DAEMON_SET: &[Row] = &[
+    atomic_map("spec.selector"),
+    map("spec.template").holds(POD_TEMPLATE),
+    map("spec.updateStrategy").union(&STRATEGY),
+    keyed("status.conditions", TYPE),
+];
+
+const REPLICATION_CONTROLLER: &[Row] = &[
+    atomic_map("spec.selector"),
+    map("spec.template").holds(POD_TEMPLATE),
+    keyed("status.conditions", TYPE),
+];
+
+const POD_TEMPLATE_KIND: &[Row] = &[map("template").holds(POD_TEMPLATE)];
+
+const JOB: &[Row] = &[
+    map("spec").holds(JOB_SPEC),
+    atomic("status.conditions").patch(PatchRule::MergeBy("type")),
+    set("status.uncountedTerminatedPods.failed").patch(PatchRule::Replace),
+    set("status.uncountedTerminatedPods.succeeded").patch(PatchRule::Replace),
+];
+
+const JOB_SPEC: &[Row] = &[
+    atomic_map("selector"),
+    map("template").holds(POD_TEMPLATE),
+    atomic("podFailurePolicy.rules"),
+    atomic("successPolicy.rules"),
+];
+
+const CRON_JOB: &[Row] = &[
+    map("spec.jobTemplate.metadata").holds(METADATA),
+    map("spec.jobTemplate.spec").holds(JOB_SPEC),
+    atomic("status.active"),
 ];
 
 const INGRESS: &[Row] = &[

@@ -112,6 +112,7 @@ fn keys_and_members_are_fields() {
 /// The types whose fields exclude one another, with those fields of each that do not take part.
 const UNIONS: &[(&str, &[&str])] = &[
     ("AppArmorProfile", &["type"]),
+    ("DaemonSetUpdateStrategy", &["type"]),
     ("DeploymentStrategy", &["type"]),
     ("EnvVar", &["name"]),
     ("EnvVarSource", &[]),
@@ -133,10 +134,13 @@ const UNIONS: &[(&str, &[&str])] = &[
         ],
     ),
     ("SeccompProfile", &["type"]),
+    ("StatefulSetUpdateStrategy", &["type"]),
     ("Volume", &["name"]),
 ];
 /// Types of which the documentation says that fields exclude one another, and which are no unions all the same.
 const NO_UNIONS: &[&str] = &[
+    // "Exactly one" is the number of its pods on a node.
+    "DaemonSetSpec",
     // What a volume is never changes, so that it is never mixed from two.
     "FCVolumeSource",
     "FlockerVolumeSource",
@@ -236,7 +240,11 @@ fn what_the_types_say_stays_is_immutable() {
             };
             let Shape::Struct(id) = element else { return };
             // A template can change: it is for pods to come. Status is nobody's to keep.
-            if path.contains(&"template") || path.first() == Some(&"status") {
+            if path
+                .iter()
+                .any(|name| matches!(*name, "template" | "jobTemplate"))
+                || path.first() == Some(&"status")
+            {
                 return;
             }
             for (name, text) in documentation.of(*id).1 {

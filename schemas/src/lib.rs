@@ -8,9 +8,11 @@
 
 mod acted_on;
 mod apps;
+mod batch;
 mod causes;
 mod config;
 mod core;
+mod cron;
 mod defaults;
 pub mod deletion;
 mod field_error;

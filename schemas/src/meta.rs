@@ -130,7 +130,14 @@ fn name_form(kind: Kind) -> Option<fn(&str) -> Option<String>> {
         | Kind::NetworkPolicy
         | Kind::PodDisruptionBudget
         | Kind::PriorityClass
-        | Kind::Lease => Some(names::dns_subdomain),
+        | Kind::Lease
+        | Kind::StatefulSet
+        | Kind::DaemonSet
+        | Kind::ReplicationController
+        | Kind::PodTemplate
+        | Kind::ControllerRevision
+        | Kind::Job
+        | Kind::CronJob => Some(names::dns_subdomain),
         Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::DnsWhitelist | Kind::GitInventory => None,
     }
 }

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 use k8s_openapi::api::{
-    apps::v1 as apps, coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery,
-    networking::v1 as networking, policy::v1 as policy, scheduling::v1 as scheduling, storage::v1 as storage,
+    apps::v1 as apps, batch::v1 as batch, coordination::v1 as coordination, core::v1 as core,
+    discovery::v1 as discovery, networking::v1 as networking, policy::v1 as policy,
+    scheduling::v1 as scheduling, storage::v1 as storage,
 };
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::Value;
@@ -210,6 +211,13 @@ fn register(kind: Kind, generator: &mut SchemaGenerator) -> Option<String> {
         Kind::PodDisruptionBudget => add::<policy::PodDisruptionBudget>(generator),
         Kind::PriorityClass => add::<scheduling::PriorityClass>(generator),
         Kind::Lease => add::<coordination::Lease>(generator),
+        Kind::StatefulSet => add::<apps::StatefulSet>(generator),
+        Kind::DaemonSet => add::<apps::DaemonSet>(generator),
+        Kind::ReplicationController => add::<core::ReplicationController>(generator),
+        Kind::PodTemplate => add::<core::PodTemplate>(generator),
+        Kind::ControllerRevision => add::<apps::ControllerRevision>(generator),
+        Kind::Job => add::<batch::Job>(generator),
+        Kind::CronJob => add::<batch::CronJob>(generator),
         Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::DnsWhitelist | Kind::GitInventory => None,
     }
 }

@@ -247,9 +247,10 @@ fn fields_of(kind: Kind) -> &'static [&'static str] {
         Kind::Namespace => &["status.phase"],
         Kind::Service => &["spec.clusterIP", "spec.type"],
         Kind::Secret => &["type"],
+        Kind::ReplicaSet | Kind::ReplicationController => &["status.replicas"],
+        Kind::Job => &["status.successful"],
         Kind::Endpoints
         | Kind::Deployment
-        | Kind::ReplicaSet
         | Kind::Ingress
         | Kind::EndpointSlice
         | Kind::ConfigMap
@@ -262,6 +263,11 @@ fn fields_of(kind: Kind) -> &'static [&'static str] {
         | Kind::PodDisruptionBudget
         | Kind::PriorityClass
         | Kind::Lease
+        | Kind::StatefulSet
+        | Kind::DaemonSet
+        | Kind::PodTemplate
+        | Kind::ControllerRevision
+        | Kind::CronJob
         | Kind::Member
         | Kind::ApiToken
         | Kind::JoinToken
@@ -311,14 +317,21 @@ impl FieldSelector {
         Some(&term.value)
     }
 
-    /// Tells whether an object's fields match. A field that is not there is empty text, or `false`.
+    /// Tells whether an object's fields match. A field that is not there is empty text, `false` or `0`.
     pub fn matches(&self, object: &Object) -> bool {
         self.terms.iter().all(|term| {
-            let pointer = format!("/{}", term.field.replace('.', "/"));
-            let is_flag = matches!(term.field, "spec.hostNetwork" | "spec.unschedulable");
+            let pointer = match term.field {
+                "status.successful" => "/status/succeeded".to_owned(),
+                field => format!("/{}", field.replace('.', "/")),
+            };
+            let absent = match term.field {
+                "spec.hostNetwork" | "spec.unschedulable" => "false",
+                "status.replicas" | "status.successful" => "0",
+                _ => "",
+            };
             let equal = match object.pointer(&pointer) {
                 Some(Value::String(text)) => *text == term.value,
-                None | Some(Value::Null) => term.value == if is_flag { "false" } else { "" },
+                None | Some(Value::Null) => term.value == absent,
                 Some(other) => {
                     let text = other.to_string();
                     text == term.value

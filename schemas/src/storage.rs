@@ -152,8 +152,8 @@ fn is_fixed(kind: Kind, name: &str) -> bool {
     fields::is_immutable(kind, &["spec", name])
 }
 
-/// The fields of a map that `keeps` names.
-fn part<'a>(node: &Node<'a>, keeps: impl Fn(&str) -> bool) -> Vec<(&'a String, &'a Value)> {
+/// The fields of a map that `keeps` names, for comparison.
+pub(crate) fn part<'a>(node: &Node<'a>, keeps: impl Fn(&str) -> bool) -> Vec<(&'a String, &'a Value)> {
     let all = node.map().into_iter().flatten();
     all.filter(|(name, value)| !value.is_null() && keeps(name))
         .collect()

@@ -9,7 +9,7 @@ use crate::acted_on::{self, Idle};
 use crate::field_error::{FieldError, Reason};
 use crate::node::{Errors, Node};
 use crate::typecheck::{self, Findings};
-use crate::{Kind, Object, apps, config, core, fields, meta, networking, pod, policy, storage};
+use crate::{Kind, Object, apps, batch, config, core, fields, meta, networking, pod, policy, storage};
 
 /// Returns the object with Kubernetes' defaults in the fields that are absent or null. Idempotent; what has the wrong
 /// type stays as it is.
@@ -25,6 +25,12 @@ pub fn defaulted(object: &Object) -> Object {
         }
         Kind::Deployment => apps::default_deployment(root),
         Kind::ReplicaSet => apps::default_replica_set(root),
+        Kind::StatefulSet => apps::default_stateful_set(root),
+        Kind::DaemonSet => apps::default_daemon_set(root),
+        Kind::ReplicationController => apps::default_replication_controller(root),
+        Kind::PodTemplate => apps::default_template(root),
+        Kind::Job => batch::default_job(root),
+        Kind::CronJob => batch::default_cron_job(root),
         Kind::Service => core::default_service(root),
         Kind::Namespace => core::default_namespace(root),
         Kind::Endpoints => core::default_endpoints(root),
@@ -43,6 +49,7 @@ pub fn defaulted(object: &Object) -> Object {
         | Kind::ServiceAccount
         | Kind::PodDisruptionBudget
         | Kind::Lease
+        | Kind::ControllerRevision
         | Kind::Member
         | Kind::ApiToken
         | Kind::JoinToken
@@ -68,6 +75,13 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         Kind::Pod => pod::validate_spec(&root.at("spec"), &mut errors),
         Kind::Deployment => apps::validate_deployment(&root, &mut errors),
         Kind::ReplicaSet => apps::validate_replica_set(&root, &mut errors),
+        Kind::StatefulSet => apps::validate_stateful_set(&root, &mut errors),
+        Kind::DaemonSet => apps::validate_daemon_set(&root, &mut errors),
+        Kind::ReplicationController => apps::validate_replication_controller(&root, &mut errors),
+        Kind::PodTemplate => apps::validate_pod_template(&root, &mut errors),
+        Kind::ControllerRevision => apps::validate_revision(&root, &mut errors),
+        Kind::Job => batch::validate_job(&root, &mut errors),
+        Kind::CronJob => batch::validate_cron_job(&root, &mut errors),
         Kind::Service => core::validate_service(&root, &Node::root(&written), &mut errors),
         Kind::Endpoints => core::validate_endpoints(&root, &mut errors),
         Kind::EndpointSlice => core::validate_endpoint_slice(&root, &mut errors),
@@ -173,6 +187,10 @@ pub fn validate_update(old: &Object, new: &Object) -> Vec<FieldError> {
             storage::validate_volume_update(&old.at("spec"), &new.at("spec"), &mut errors);
             return errors.0;
         }
+        Kind::StatefulSet => {
+            apps::validate_stateful_set_update(&old.at("spec"), &new.at("spec"), &mut errors);
+            return errors.0;
+        }
         Kind::Service if external(&old) || external(&new) => return errors.0,
         Kind::ConfigMap | Kind::Secret => config::validate_update(&old, &new, &mut errors),
         _ => {}
@@ -244,3 +262,7 @@ mod tests;
 #[cfg(test)]
 #[path = "validate_kept_tests.rs"]
 mod kept_tests;
+
+#[cfg(test)]
+#[path = "validate_workload_tests.rs"]
+mod workload_tests;

@@ -22,6 +22,13 @@ pub fn is_backed_up(kind: Kind) -> bool {
         | Kind::NetworkPolicy
         | Kind::PodDisruptionBudget
         | Kind::PriorityClass
+        | Kind::StatefulSet
+        | Kind::DaemonSet
+        | Kind::ReplicationController
+        | Kind::PodTemplate
+        | Kind::ControllerRevision
+        | Kind::Job
+        | Kind::CronJob
         | Kind::DnsWhitelist => true,
         // Those that somebody wrote by hand; computed ones are no documents.
         Kind::Endpoints | Kind::EndpointSlice => true,

@@ -362,7 +362,47 @@ fn cases() -> Vec<Case> {
             "Lease",
             json!({"spec": {"holderIdentity": "me"}}),
         )),
+        annotated(object(
+            "apps/v1",
+            "StatefulSet",
+            json!({"spec": {"selector": {"matchLabels": {"app": "x"}}, "template": template("Always")}}),
+        )),
+        annotated(object(
+            "apps/v1",
+            "DaemonSet",
+            json!({"spec": {"selector": {"matchLabels": {"app": "x"}}, "template": template("Always")}}),
+        )),
+        annotated(object(
+            "v1",
+            "ReplicationController",
+            json!({"spec": {"template": template("Always")}}),
+        )),
+        annotated(object(
+            "v1",
+            "PodTemplate",
+            json!({"template": template("Always")}),
+        )),
+        annotated(object(
+            "apps/v1",
+            "ControllerRevision",
+            json!({"revision": 1, "data": {"a": 1}}),
+        )),
+        annotated(object(
+            "batch/v1",
+            "Job",
+            json!({"spec": {"template": template("Never")}}),
+        )),
+        annotated(object(
+            "batch/v1",
+            "CronJob",
+            json!({"spec": {"schedule": "@daily", "jobTemplate": {"spec": {"template": template("Never")}}}}),
+        )),
     ]
+}
+
+fn template(restart: &str) -> Value {
+    json!({"metadata": {"labels": {"app": "x"}},
+        "spec": {"restartPolicy": restart, "containers": [{"name": "x", "image": "localhost/x:1"}]}})
 }
 
 /// Lets a controller work at what a change of `view` asks it for.

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use schemas::{Kind, Object, ObjectKey};
+use schemas::{KINDS, Kind, Object, ObjectKey};
 use serde_json::{Value, json};
 use store::{WatchEvent, WatchScope};
 
@@ -32,21 +32,22 @@ pub enum StatusKey {
     Fault(ObjectKey),
 }
 
-/// Kinds that no controller tells more of than that an object is not valid.
-const ALONE: &[Kind] = &[
-    Kind::Namespace,
-    Kind::ConfigMap,
-    Kind::Secret,
-    Kind::ServiceAccount,
-    Kind::PersistentVolumeClaim,
-    Kind::PersistentVolume,
-    Kind::StorageClass,
-    Kind::IngressClass,
-    Kind::NetworkPolicy,
-    Kind::PodDisruptionBudget,
-    Kind::PriorityClass,
-    Kind::Lease,
-];
+/// Tells whether no controller tells more of a kind than that an object is not valid.
+fn is_alone(kind: Kind) -> bool {
+    let told_of = matches!(
+        kind,
+        Kind::Pod
+            | Kind::ReplicaSet
+            | Kind::Deployment
+            | Kind::Service
+            | Kind::Endpoints
+            | Kind::EndpointSlice
+            | Kind::Ingress
+            | Kind::Node
+            | Kind::Event
+    );
+    kind.row().served && !told_of
+}
 
 /// Who tells of workloads, in Events.
 const COMPONENT: &str = "deployment-controller";
@@ -131,7 +132,7 @@ impl Statuses {
             }
             // It tells which node a name stands for.
             Kind::Member => self.all_pods().into_iter().collect(),
-            kind if ALONE.contains(&kind) => vec![StatusKey::Fault(key.clone())],
+            kind if is_alone(kind) => vec![StatusKey::Fault(key.clone())],
             _ => root.into_iter().collect(),
         }
     }
@@ -293,9 +294,8 @@ impl Reconciler for Statuses {
     fn scope(&self) -> WatchScope {
         WatchScope {
             kinds: [Kind::Member, Kind::Deployment, Kind::ReplicaSet, Kind::Pod]
-                .iter()
-                .chain(ALONE)
-                .copied()
+                .into_iter()
+                .chain(KINDS.iter().map(|row| row.kind).filter(|kind| is_alone(*kind)))
                 .collect(),
             namespace: None,
         }

@@ -11,7 +11,7 @@ use crate::api::content::{
     self, MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body, unsupported_media,
 };
 use crate::api::status::{ApiError, ApiResult, Cause};
-use crate::api::tables::selector_text;
+use crate::api::tables::pods_of;
 
 const PATCH_TYPES: [&str; 3] = [
     "application/json-patch+json",
@@ -111,7 +111,7 @@ fn scale_of(object: &Object) -> Value {
         "spec": {"replicas": object.i64_at("/spec/replicas").unwrap_or(1)},
         "status": {
             "replicas": object.i64_at("/status/replicas").unwrap_or_default(),
-            "selector": selector_text(object.pointer("/spec/selector")),
+            "selector": pods_of(object),
         },
     })
 }

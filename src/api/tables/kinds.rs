@@ -1,11 +1,9 @@
-//! Rows of every kind but pods.
+//! Rows of what pods run on, how they are reached, and what happened to them.
 
 use schemas::Object;
 use serde_json::{Value, json};
 
-use super::{
-    AGE, Column, NAME, Now, SHOWN_ITEMS, array, column, integer, labels, or_none, shortened, text, wide,
-};
+use super::{AGE, Column, NAME, Now, SHOWN_ITEMS, array, column, labels, or_none, shortened, text, wide};
 
 pub(super) const PLAIN: &[Column] = &[NAME, AGE];
 
@@ -257,80 +255,8 @@ pub(super) fn event(object: &Object, now: Now) -> Vec<Value> {
     ]
 }
 
-pub(super) const DEPLOYMENT: &[Column] = &[
-    NAME,
-    column("Ready", "Pods that are ready, of those wanted."),
-    column("Up-to-date", "Pods of the current template."),
-    column("Available", "Pods that have been ready for minReadySeconds."),
-    AGE,
-    wide("Containers", "Names of the containers."),
-    wide("Images", "Images of the containers."),
-    wide("Selector", "Labels of its pods."),
-];
-
-pub(super) fn deployment(object: &Object, now: Now) -> Vec<Value> {
-    let count = |pointer: &str| object.i64_at(pointer).unwrap_or_default();
-    let [containers, images, selector] = template(object);
-    vec![
-        json!(object.name()),
-        json!(format!(
-            "{}/{}",
-            count("/status/readyReplicas"),
-            object.i64_at("/spec/replicas").unwrap_or(1)
-        )),
-        json!(count("/status/updatedReplicas").to_string()),
-        json!(count("/status/availableReplicas").to_string()),
-        json!(now.age(object)),
-        containers,
-        images,
-        selector,
-    ]
-}
-
-pub(super) const REPLICA_SET: &[Column] = &[
-    NAME,
-    integer("Desired", "Pods wanted."),
-    integer("Current", "Pods that are there."),
-    integer("Ready", "Pods that are ready."),
-    AGE,
-    wide("Containers", "Names of the containers."),
-    wide("Images", "Images of the containers."),
-    wide("Selector", "Labels of its pods."),
-];
-
-pub(super) fn replica_set(object: &Object, now: Now) -> Vec<Value> {
-    let [containers, images, selector] = template(object);
-    vec![
-        json!(object.name()),
-        json!(object.i64_at("/spec/replicas").unwrap_or(1)),
-        json!(object.i64_at("/status/replicas").unwrap_or_default()),
-        json!(object.i64_at("/status/readyReplicas").unwrap_or_default()),
-        json!(now.age(object)),
-        containers,
-        images,
-        selector,
-    ]
-}
-
-/// Containers, images and selector of a workload.
-fn template(object: &Object) -> [Value; 3] {
-    let containers = array(object, "/spec/template/spec/containers");
-    let join = |field: &str| {
-        containers
-            .iter()
-            .map(|container| text(container, field))
-            .collect::<Vec<_>>()
-            .join(",")
-    };
-    [
-        json!(join("name")),
-        json!(join("image")),
-        json!(or_none(selector_text(object.pointer("/spec/selector")))),
-    ]
-}
-
-/// A label selector as text: `app=web,tier in (a,b),!old`. Also the `status.selector` of a Scale.
-pub(crate) fn selector_text(selector: Option<&Value>) -> String {
+/// A label selector as text: `app=web,tier in (a,b),!old`.
+pub(super) fn selector_text(selector: Option<&Value>) -> String {
     let Some(selector) = selector else {
         return String::new();
     };
@@ -426,17 +352,6 @@ mod tests {
                 "a=1,b=2",
             ]
             .map(Value::from),
-        );
-    }
-
-    #[test]
-    fn deployments_show_counts_and_template() {
-        check(
-            deployment,
-            json!({"metadata": {"name": "web", "creationTimestamp": BORN}, "status": {"readyReplicas": 2},
-                "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "web"}},
-                    "template": {"spec": {"containers": [{"name": "a", "image": "x:1"}, {"name": "b", "image": "y:2"}]}}}}),
-            &["web", "2/3", "0", "0", "30s", "a,b", "x:1,y:2", "app=web"].map(Value::from),
         );
     }
 

@@ -1,17 +1,19 @@
 //! Tables as `kubectl get` and `psctl get` print them: Kubernetes' own columns per kind. Pure.
 //!
-//! The rows of each kind are in `kinds`, those of pods in `pods`, those of what is only kept in `stored`.
+//! The rows of each kind are in `kinds`, those of pods in `pods`, of what keeps or runs pods in `workloads`, of what is only
+//! kept in `stored`.
 
 mod kinds;
 mod pods;
 mod stored;
+mod workloads;
 
 use std::collections::BTreeMap;
 
 use schemas::{Kind, Object, time};
 use serde_json::{Map, Value, json};
 
-pub(crate) use kinds::selector_text;
+pub(crate) use workloads::pods_of;
 
 /// A cell that has no value.
 const NONE: &str = "<none>";
@@ -98,8 +100,8 @@ fn definitions(kind: Kind) -> &'static [Column] {
         Kind::Service => kinds::SERVICE,
         Kind::Endpoints => kinds::ENDPOINTS,
         Kind::Event => kinds::EVENT,
-        Kind::Deployment => kinds::DEPLOYMENT,
-        Kind::ReplicaSet => kinds::REPLICA_SET,
+        Kind::Deployment => workloads::DEPLOYMENT,
+        Kind::ReplicaSet => workloads::REPLICA_SET,
         Kind::Ingress => kinds::INGRESS,
         Kind::EndpointSlice => kinds::ENDPOINT_SLICE,
         Kind::ConfigMap => stored::CONFIG_MAP,
@@ -113,6 +115,13 @@ fn definitions(kind: Kind) -> &'static [Column] {
         Kind::PodDisruptionBudget => stored::DISRUPTION_BUDGET,
         Kind::PriorityClass => stored::PRIORITY_CLASS,
         Kind::Lease => stored::LEASE,
+        Kind::StatefulSet => workloads::STATEFUL_SET,
+        Kind::DaemonSet => workloads::DAEMON_SET,
+        Kind::ReplicationController => workloads::REPLICA_SET,
+        Kind::PodTemplate => workloads::POD_TEMPLATE,
+        Kind::ControllerRevision => workloads::REVISION,
+        Kind::Job => workloads::JOB,
+        Kind::CronJob => workloads::CRON_JOB,
         Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::DnsWhitelist | Kind::GitInventory => {
             kinds::PLAIN
         }
@@ -129,8 +138,8 @@ pub fn row(kind: Kind, object: &Object, now_unix_seconds: i64, include: Include)
         Kind::Service => kinds::service(object, now),
         Kind::Endpoints => kinds::endpoints(object, now),
         Kind::Event => kinds::event(object, now),
-        Kind::Deployment => kinds::deployment(object, now),
-        Kind::ReplicaSet => kinds::replica_set(object, now),
+        Kind::Deployment => workloads::deployment(object, now),
+        Kind::ReplicaSet => workloads::replica_set(object, now),
         Kind::Ingress => kinds::ingress(object, now),
         Kind::EndpointSlice => kinds::endpoint_slice(object, now),
         Kind::ConfigMap => stored::config_map(object, now),
@@ -144,6 +153,13 @@ pub fn row(kind: Kind, object: &Object, now_unix_seconds: i64, include: Include)
         Kind::PodDisruptionBudget => stored::disruption_budget(object, now),
         Kind::PriorityClass => stored::priority_class(object, now),
         Kind::Lease => stored::lease(object, now),
+        Kind::StatefulSet => workloads::stateful_set(object, now),
+        Kind::DaemonSet => workloads::daemon_set(object, now),
+        Kind::ReplicationController => workloads::replica_set(object, now),
+        Kind::PodTemplate => workloads::pod_template(object, now),
+        Kind::ControllerRevision => workloads::revision(object, now),
+        Kind::Job => workloads::job(object, now),
+        Kind::CronJob => workloads::cron_job(object, now),
         Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::DnsWhitelist | Kind::GitInventory => {
             kinds::plain(object, now)
         }
@@ -230,6 +246,11 @@ fn text<'a>(value: &'a Value, field: &str) -> &'a str {
 
 /// `a=b,c=d`, sorted, or `<none>`.
 fn labels(map: Option<&Map<String, Value>>) -> String {
+    or_none(joined(map))
+}
+
+/// `a=b,c=d`, sorted.
+fn joined(map: Option<&Map<String, Value>>) -> String {
     let sorted: BTreeMap<&str, &str> = map
         .into_iter()
         .flatten()
@@ -239,7 +260,7 @@ fn labels(map: Option<&Map<String, Value>>) -> String {
         .iter()
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
-    or_none(pairs.join(","))
+    pairs.join(",")
 }
 
 /// The first items, and how many more there are.

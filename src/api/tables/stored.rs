@@ -3,7 +3,8 @@
 use schemas::Object;
 use serde_json::{Value, json};
 
-use super::{AGE, Column, NAME, Now, array, column, integer, or_none, selector_text, wide};
+use super::kinds::selector_text;
+use super::{AGE, Column, NAME, Now, array, column, integer, or_none, wide};
 
 const UNSET: &str = "<unset>";
 

@@ -29,6 +29,20 @@ async fn create(api: &Api, object: Value) {
     api.state.store.create(object, author()).await.unwrap();
 }
 
+fn pods(restart: &str) -> Value {
+    json!({"metadata": {"labels": {"app": "set"}},
+        "spec": {"restartPolicy": restart, "containers": [{"name": "set", "image": "localhost/set:1"}]}})
+}
+
+fn workload(api_version: &str, kind: &str, restart: &str) -> Value {
+    let selector = match kind {
+        "ReplicationController" => json!({"app": "set"}),
+        _ => json!({"matchLabels": {"app": "set"}}),
+    };
+    json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "set"},
+        "spec": {"selector": selector, "template": pods(restart)}})
+}
+
 /// One object of every kind that a backup has, as documents, with what it must not have; and some that it leaves out.
 async fn fill(api: &Api) {
     let labels = json!({"tier": "front", "odd": "yes"});
@@ -118,6 +132,25 @@ async fn fill(api: &Api) {
             "spec": {"minAvailable": 1}}),
         ),
         json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "high"}, "value": 5}),
+        in_shop(workload("apps/v1", "StatefulSet", "Always")),
+        in_shop(workload("apps/v1", "DaemonSet", "Always")),
+        in_shop(workload("v1", "ReplicationController", "Always")),
+        in_shop(
+            json!({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "set"},
+            "template": pods("Always")}),
+        ),
+        in_shop(
+            json!({"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": {"name": "set"},
+            "revision": 1, "data": {"a": [1]}}),
+        ),
+        in_shop(
+            json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once"},
+            "spec": {"template": pods("Never")}}),
+        ),
+        in_shop(
+            json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "nightly"},
+            "spec": {"schedule": "@daily", "jobTemplate": {"spec": {"template": pods("Never")}}}}),
+        ),
     ] {
         create(api, object).await;
     }
@@ -208,13 +241,13 @@ async fn every_kind_survives_a_backup_and_a_restore_into_a_new_cluster() {
     let new = Api::open().await;
     let before = new.state.store.digest();
     let (plan, counts) = restore(&new, "?dryRun=All", &file).await;
-    assert_eq!(counts[&Action::Create], 18, "{plan:?}");
+    assert_eq!(counts[&Action::Create], 25, "{plan:?}");
     assert_eq!(new.state.store.digest(), before, "a plan changes nothing");
     let (done, counts) = restore(&new, "", &file).await;
     // The four namespaces that every cluster has are there.
     assert_eq!(
         counts,
-        BTreeMap::from([(Action::Create, 18), (Action::Unchanged, 4)]),
+        BTreeMap::from([(Action::Create, 25), (Action::Unchanged, 4)]),
         "{done:?}"
     );
 
@@ -231,7 +264,7 @@ async fn every_kind_survives_a_backup_and_a_restore_into_a_new_cluster() {
     let (_, counts) = restore(&new, "", &file).await;
     assert_eq!(
         counts,
-        BTreeMap::from([(Action::Unchanged, 22)]),
+        BTreeMap::from([(Action::Unchanged, 29)]),
         "a second one has nothing to do"
     );
 }
@@ -367,10 +400,10 @@ async fn a_sealed_backup_opens_in_its_cluster_and_with_its_key() {
     assert!(backup::is_sealed(&file));
     let own = &api.state.backups.identity;
     let opened = backup::open(file.clone(), own).unwrap();
-    assert_eq!(backup::read(opened.clone()).unwrap().count(), 22);
+    assert_eq!(backup::read(opened.clone()).unwrap().count(), 29);
     assert_eq!(opened, fetch(&api, "?seal=never").await);
     let (_, counts) = restore(&api, "?dryRun=All", &file).await;
-    assert_eq!(counts, BTreeMap::from([(Action::Unchanged, 22)]));
+    assert_eq!(counts, BTreeMap::from([(Action::Unchanged, 29)]));
 
     let mut foreign = Api::open().await.state;
     foreign.backups.identity = Identity::of_cluster_key(&[1; 32]);

@@ -93,7 +93,77 @@ fn examples() -> Vec<(&'static str, Value, Value)> {
             ),
             json!({"spec": {"holderIdentity": "you", "leaseTransitions": 1}}),
         ),
+        (
+            "/apis/apps/v1/namespaces/default/statefulsets",
+            object(
+                "apps/v1",
+                "StatefulSet",
+                json!({"spec": {"serviceName": "a", "selector": selector(), "template": template("Always"),
+                    "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"],
+                        "resources": {"requests": {"storage": "1Gi"}}}}]}}),
+            ),
+            json!({"spec": {"replicas": 3}}),
+        ),
+        (
+            "/apis/apps/v1/namespaces/default/daemonsets",
+            object(
+                "apps/v1",
+                "DaemonSet",
+                json!({"spec": {"selector": selector(), "template": template("Always")}}),
+            ),
+            json!({"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": "50%"}}}}),
+        ),
+        (
+            "/api/v1/namespaces/default/replicationcontrollers",
+            object(
+                "v1",
+                "ReplicationController",
+                json!({"spec": {"template": template("Always")}}),
+            ),
+            json!({"spec": {"replicas": 0}}),
+        ),
+        (
+            "/api/v1/namespaces/default/podtemplates",
+            object("v1", "PodTemplate", json!({"template": template("Never")})),
+            json!({"template": {"spec": {"restartPolicy": "OnFailure"}}}),
+        ),
+        (
+            "/apis/apps/v1/namespaces/default/controllerrevisions",
+            object(
+                "apps/v1",
+                "ControllerRevision",
+                json!({"revision": 1, "data": {"spec": {"any": ["thing", 1]}}}),
+            ),
+            json!({"revision": 2}),
+        ),
+        (
+            "/apis/batch/v1/namespaces/default/jobs",
+            object(
+                "batch/v1",
+                "Job",
+                json!({"spec": {"template": template("Never")}}),
+            ),
+            json!({"spec": {"parallelism": 2, "suspend": true}}),
+        ),
+        (
+            "/apis/batch/v1/namespaces/default/cronjobs",
+            object(
+                "batch/v1",
+                "CronJob",
+                json!({"spec": {"schedule": "@daily", "jobTemplate": {"spec": {"template": template("OnFailure")}}}}),
+            ),
+            json!({"spec": {"schedule": "*/5 * * * *", "timeZone": "Europe/Kyiv"}}),
+        ),
     ]
+}
+
+fn selector() -> Value {
+    json!({"matchLabels": {"app": "a"}})
+}
+
+fn template(restart: &str) -> Value {
+    json!({"metadata": {"labels": {"app": "a"}},
+        "spec": {"restartPolicy": restart, "containers": [{"name": "a", "image": "localhost/a:1"}]}})
 }
 
 #[tokio::test]
@@ -140,18 +210,23 @@ async fn every_kept_kind_is_made_shown_changed_and_deleted() {
             .await
             .expect(200)
             .json();
-        assert_eq!(applied["metadata"]["labels"], json!({"x": "y"}), "{path}");
+        assert_eq!(applied["metadata"]["labels"]["x"], "y", "{path}");
         api.delete(&one).await.expect(200);
         api.get(&one).await.expect(404);
     }
 }
 
-/// Puts what `patch` says into `value`.
+/// Puts what `patch` says into `value`; lists item by item.
 fn merge(value: &mut Value, patch: &Value) {
     match patch {
         Value::Object(map) => {
             for (field, patch) in map {
                 merge(&mut value[field], patch);
+            }
+        }
+        Value::Array(items) if value.is_array() => {
+            for (index, item) in items.iter().enumerate() {
+                merge(&mut value[index], item);
             }
         }
         other => *value = other.clone(),
@@ -161,7 +236,14 @@ fn merge(value: &mut Value, patch: &Value) {
 #[tokio::test]
 async fn what_nothing_acts_on_is_warned_about() {
     let api = Api::open().await;
-    let silent = ["ConfigMap", "Secret", "ServiceAccount", "Lease"];
+    let silent = [
+        "ConfigMap",
+        "Secret",
+        "ServiceAccount",
+        "Lease",
+        "PodTemplate",
+        "ControllerRevision",
+    ];
     for (path, object, _) in examples() {
         let kind = object["kind"].as_str().unwrap().to_owned();
         let created = api.post(path, object).await.expect(201);
@@ -281,4 +363,26 @@ async fn an_eviction_deletes_a_pod_and_says_which_budgets_it_does_not_look_at() 
     assert_eq!(said, [true, true, false, false], "{:?}", evicted.warnings());
     api.get(&format!("{pods}/a")).await.expect(404);
     api.get(&format!("{pods}/a/eviction")).await.expect(405);
+}
+
+#[tokio::test]
+async fn a_kept_workload_can_be_scaled() {
+    let api = Api::open().await;
+    for (path, object, _) in examples() {
+        if !path.contains("statefulsets") && !path.contains("replicationcontrollers") {
+            continue;
+        }
+        api.post(path, object).await.expect(201);
+        let scale = format!("{path}/a/scale");
+        let before = api.get(&scale).await.expect(200).json();
+        assert_eq!(
+            (&before["spec"]["replicas"], &before["status"]["selector"]),
+            (&json!(1), &json!("app=a"))
+        );
+        api.patch(&scale, "merge", json!({"spec": {"replicas": 4}}))
+            .await
+            .expect(200);
+        let scaled = api.get(&format!("{path}/a")).await.json();
+        assert_eq!(scaled["spec"]["replicas"], 4, "{path}");
+    }
 }

@@ -405,6 +405,15 @@ async fn kept(kubectl: &Kubectl) {
             "poddisruptionbudget web --min-available=1 --selector=app=web",
             "poddisruptionbudget.policy/web created",
         ),
+        (
+            "job once --image=localhost/x:1 -- /bin/true",
+            "job.batch/once created",
+        ),
+        (
+            "cronjob nightly --image=localhost/x:1 --schedule=@daily",
+            "cronjob.batch/nightly created",
+        ),
+        ("job again --from=cronjob/nightly", "job.batch/again created"),
     ] {
         contains(&kubectl.ok(&format!("create {line}")).await, &[made]);
     }
@@ -437,6 +446,21 @@ async fn kept(kubectl: &Kubectl) {
         &kubectl.ok("get pc high").await,
         &["VALUE", "GLOBAL-DEFAULT", "high", "5", "false"],
     );
+    contains(
+        &kubectl.ok("get jobs once").await,
+        &["STATUS", "COMPLETIONS", "DURATION", "once", "Running", "0/1"],
+    );
+    contains(
+        &kubectl.ok("get cj").await,
+        &["TIMEZONE", "nightly", "@daily", "<none>", "False"],
+    );
+    let own = kubectl.ok("get job -l job-name=once -o name").await;
+    assert_eq!(own, "job.batch/once\n");
+    contains(
+        &kubectl.ok("describe job once").await,
+        &["batch.kubernetes.io/controller-uid="],
+    );
+    kubectl.ok("delete job/once job/again cronjob/nightly").await;
     contains(
         &kubectl.ok("get pdb web").await,
         &["MIN AVAILABLE", "MAX UNAVAILABLE", "web", "1", "N/A"],
