@@ -4,6 +4,7 @@
 //! The queue is in `controller::queue`.
 
 mod act;
+mod defaults;
 #[cfg(test)]
 mod fixture;
 mod garbage;
@@ -39,6 +40,7 @@ use crate::ports::{Clock, Cluster, EventSink, PortError};
 use crate::validity::Faults;
 use queue::{Ended, Queue};
 
+pub use defaults::{Defaults, api_service, is_of_this_cluster};
 pub use garbage::{Garbage, GarbageKey};
 pub use network::Network;
 pub use node_objects::NodeObjects;

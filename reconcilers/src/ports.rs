@@ -96,6 +96,8 @@ pub struct NodeFacts {
     pub name: String,
     /// The address that other nodes and users reach it at.
     pub address: Option<IpAddr>,
+    /// The port of its API at that address; 0: it is served to the node itself alone.
+    pub api_port: u16,
     /// `--node-labels` and the well-known ones (`kubernetes.io/hostname`, `kubernetes.io/os`, `kubernetes.io/arch`).
     pub labels: BTreeMap<String, String>,
     pub cpu_millis: u64,

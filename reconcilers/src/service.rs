@@ -1,12 +1,12 @@
 //! Service + Pods → EndpointSlice and Endpoints, as projections. [`project`] is pure.
 //!
 //! Services without a selector are left alone: their endpoints are written by hand. Of those, only whether they are valid
-//! is shown. Where the results go: [`crate::zone`]
+//! is shown. One stands for the API: its endpoints are the nodes. Where the results go: [`crate::zone`]
 //! and [`crate::routes`] read them back from the store's views.
 //! Source of the shapes: Kubernetes API, `discovery.k8s.io/v1` and `Endpoints`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use store::{WatchEvent, WatchScope};
 
-use crate::controller::{Context, Next, ReconcileError, Reconciler, Trigger};
+use crate::controller::{Context, Next, ReconcileError, Reconciler, Trigger, api_service};
 use crate::endpoints::{SERVICE_NAME_LABEL, has_selector, selects, service_ports};
 use crate::ports::{Cluster, Liveness};
 
@@ -149,6 +149,38 @@ fn slices(service: &Object, groups: &BTreeMap<(bool, Ports), Vec<Member<'_>>>) -
     slices
 }
 
+/// Computes the endpoints of the Service that stands for the API, from where live nodes serve it.
+fn project_api(service: &Object, nodes: &BTreeSet<SocketAddr>) -> Projection {
+    let port = |port: u16| json!([{"name": "https", "protocol": "TCP", "port": port}]);
+    let mut groups: BTreeMap<(bool, u16), Vec<IpAddr>> = BTreeMap::new();
+    for node in nodes {
+        let group = groups.entry((node.is_ipv6(), node.port())).or_default();
+        group.push(node.ip());
+    }
+    let slices = groups.iter().map(|((is_ipv6, number), addresses)| {
+        let family = if *is_ipv6 { "IPv6" } else { "IPv4" };
+        let name = format!("{}-{}-{number}", service.name(), family.to_ascii_lowercase());
+        let mut slice = derived(service, Kind::EndpointSlice, &name);
+        slice.set(&["metadata", "labels", SERVICE_NAME_LABEL], service.name());
+        slice.set(&["metadata", "labels", MANAGED_BY_LABEL], MANAGED_BY);
+        slice.set(&["addressType"], family);
+        let endpoint = |address: &IpAddr| json!({"addresses": [address], "conditions": {"ready": true}});
+        slice.set(&["endpoints"], addresses.iter().map(endpoint).collect::<Vec<_>>());
+        slice.set(&["ports"], port(*number));
+        slice
+    });
+    let subsets = groups.iter().map(|((_, number), addresses)| {
+        let addresses: Vec<Value> = addresses.iter().map(|address| json!({"ip": address})).collect();
+        json!({"addresses": addresses, "ports": port(*number)})
+    });
+    let mut endpoints = derived(service, Kind::Endpoints, service.name());
+    endpoints.set(&["subsets"], subsets.collect::<Vec<_>>());
+    Projection {
+        slices: slices.collect(),
+        endpoints,
+    }
+}
+
 /// Makes an object that belongs to a service.
 fn derived(service: &Object, kind: Kind, name: &str) -> Object {
     let mut object = Object::new(&ObjectKey::new(kind, service.namespace(), name));
@@ -220,11 +252,36 @@ fn dead_nodes(cluster: &Cluster) -> BTreeSet<String> {
     named(true).difference(&named(false)).cloned().collect()
 }
 
+/// What of the cluster concerns services.
+#[derive(Default, PartialEq)]
+struct Known {
+    /// Nodes on which nothing answers.
+    dead: BTreeSet<String>,
+    /// Where the API is.
+    api: BTreeSet<SocketAddr>,
+}
+
+impl Known {
+    fn of(cluster: &Cluster) -> Known {
+        let live = cluster
+            .nodes
+            .values()
+            .filter(|node| node.liveness == Liveness::Alive);
+        let api = live
+            .filter(|node| node.facts.api_port > 0)
+            .filter_map(|node| Some(SocketAddr::new(node.facts.address?, node.facts.api_port)));
+        Known {
+            dead: dead_nodes(cluster),
+            api: api.collect(),
+        }
+    }
+}
+
 /// Keeps the endpoints of every service with a selector. The key is the service's, or that of a slice somebody wrote.
 pub struct ServiceReconciler {
     context: Context,
     /// As of the last event of the cluster: only a change of these concerns services.
-    dead: Mutex<Arc<BTreeSet<String>>>,
+    known: Mutex<Arc<Known>>,
     /// The slices that each service has now; services that are gone are in here until theirs are.
     slices: Mutex<HashMap<ObjectKey, Vec<ObjectKey>>>,
 }
@@ -233,13 +290,13 @@ impl ServiceReconciler {
     pub fn new(context: Context) -> ServiceReconciler {
         ServiceReconciler {
             context,
-            dead: Mutex::default(),
+            known: Mutex::default(),
             slices: Mutex::default(),
         }
     }
 
-    fn dead(&self) -> std::sync::MutexGuard<'_, Arc<BTreeSet<String>>> {
-        self.dead.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> std::sync::MutexGuard<'_, Arc<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn services_of(&self, pods: &[&Object]) -> Vec<ObjectKey> {
@@ -333,12 +390,16 @@ impl Reconciler for ServiceReconciler {
                 vec![key]
             }
             Trigger::Cluster(cluster) => {
-                let dead = dead_nodes(cluster);
-                let mut known = self.dead();
-                if **known == dead {
+                let now = Known::of(cluster);
+                let mut known = self.known();
+                let are_dead_as_before = known.dead == now.dead;
+                if **known == now {
                     return Vec::new();
                 }
-                *known = Arc::new(dead);
+                *known = Arc::new(now);
+                if are_dead_as_before {
+                    return vec![api_service()];
+                }
                 let services = self.context.store.list(Kind::Service, None).items;
                 services.into_iter().map(|view| view.key).collect()
             }
@@ -376,6 +437,13 @@ impl Reconciler for ServiceReconciler {
         let Some(service) = self.context.settled(&service.object) else {
             return Ok(Next::Done);
         };
+        let known = self.known().clone();
+        if *key == api_service() && !has_selector(&service) {
+            let Projection { slices, endpoints } = project_api(&service, &known.api);
+            self.show_slices(key, slices);
+            self.show(&endpoints_key, Some(endpoints));
+            return Ok(Next::Done);
+        }
         if !has_selector(&service) {
             self.show_slices(key, Vec::new());
             self.show(&endpoints_key, None);
@@ -383,8 +451,7 @@ impl Reconciler for ServiceReconciler {
         }
         let pods = store.list(Kind::Pod, Some(&key.namespace)).items;
         let pods: Vec<&Object> = pods.iter().map(|view| &*view.object).collect();
-        let dead = self.dead().clone();
-        let Projection { slices, endpoints } = project(&service, &pods, |node| dead.contains(node));
+        let Projection { slices, endpoints } = project(&service, &pods, |node| known.dead.contains(node));
         self.show_slices(key, slices);
         self.show(&endpoints_key, Some(endpoints));
         Ok(Next::Done)

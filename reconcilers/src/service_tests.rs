@@ -155,3 +155,50 @@ fn a_dead_node_that_came_back_under_its_name_is_not_dead() {
     };
     assert_eq!(dead_nodes(&cluster), BTreeSet::from(["b".to_owned()]));
 }
+
+#[test]
+fn the_service_of_the_api_leads_to_every_live_node_that_serves_it() {
+    let observation = |liveness, address: &str, api_port| {
+        let facts = crate::ports::NodeFacts {
+            address: address.parse().ok(),
+            api_port,
+            ..Default::default()
+        };
+        Arc::new(crate::ports::NodeObservation {
+            liveness,
+            since: crate::ports::Moment::default(),
+            in_sync: true,
+            facts,
+            pods: BTreeMap::new(),
+        })
+    };
+    let nodes = [
+        ("1", observation(Liveness::Alive, "192.0.2.1", 8443)),
+        ("2", observation(Liveness::Alive, "192.0.2.2", 8443)),
+        ("3", observation(Liveness::Alive, "192.0.2.3", 9443)),
+        ("4", observation(Liveness::Alive, "192.0.2.4", 0)),
+        ("5", observation(Liveness::Dead, "192.0.2.5", 8443)),
+    ];
+    let cluster = Cluster {
+        me: store::NodeId("1".to_owned()),
+        nodes: nodes
+            .map(|(id, node)| (store::NodeId(id.to_owned()), node))
+            .into(),
+    };
+    let known = Known::of(&cluster);
+    let mut service = service(json!({"ports": [{"name": "https", "port": 8443}]}));
+    service.set(&["metadata", "creationTimestamp"], "2026-11-28T00:00:00Z");
+    let projection = project_api(&service, &known.api);
+    let expected = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|address| (address.to_owned(), true));
+    assert_eq!(shown(&projection), expected);
+    assert_eq!(
+        projection.endpoints.pointer("/subsets"),
+        Some(&json!([
+            {"addresses": [{"ip": "192.0.2.1"}, {"ip": "192.0.2.2"}], "ports": [{"name": "https", "protocol": "TCP", "port": 8443}]},
+            {"addresses": [{"ip": "192.0.2.3"}], "ports": [{"name": "https", "protocol": "TCP", "port": 9443}]},
+        ]))
+    );
+    for object in projection.slices.iter().chain([&projection.endpoints]) {
+        assert_eq!(schemas::validate::validate(object), [], "{object:?}");
+    }
+}

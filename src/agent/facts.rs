@@ -1,6 +1,7 @@
 //! What this node tells about itself, and the watch over its Podman.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub(super) fn node_facts(config: &Config, engine: &Engine, store: &Store) -> Nod
     NodeFacts {
         name: config.node_name.clone(),
         address: Some(config.advertise),
+        api_port: public_port(config.flags.api_addr),
         labels,
         cpu_millis: u64::from(engine.cpus) * 1000,
         memory_bytes: engine.memory_bytes,
@@ -58,6 +60,14 @@ pub(super) fn node_facts(config: &Config, engine: &Engine, store: &Store) -> Nod
         revision_tag: Some(store.revision().tag()),
         store_protocol: Some(store::PROTOCOL),
     }
+}
+
+/// The port of an address that others can reach, else 0.
+fn public_port(address: SocketAddr) -> u16 {
+    if address.ip().is_loopback() {
+        return 0;
+    }
+    address.port()
 }
 
 /// Names what `--gitops-*` says by a hash: nodes that follow the same share the work, and a password in the URL is not

@@ -238,6 +238,7 @@ impl Agent {
             context: context.clone(),
             cluster_id: credentials.cluster_id(),
             facts: &facts,
+            authority_pem: credentials.authority_pem(),
             podman: podman.clone(),
             network: network.clone(),
             announcer: prepared.announcer(),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use anyhow::Result;
 use futures::future::join_all;
 use futures::stream::BoxStream;
-use reconcilers::controller::{self, Context, Garbage, NodeObjects, Reconciler, Statuses, Workloads};
+use reconcilers::controller::{
+    self, Context, Defaults, Garbage, NodeObjects, Reconciler, Statuses, Workloads,
+};
 use reconcilers::pod::{self, NetworkProber, NodeSettings, PodAdapters, PodReconciler};
 use reconcilers::pod_state::Graces;
 use reconcilers::ports::{Announcer, NodeFacts, RouteSink, ZoneSink};
@@ -30,6 +32,8 @@ pub(super) struct Reconcilers<'a> {
     pub(super) context: Context,
     pub(super) cluster_id: &'a str,
     pub(super) facts: &'a NodeFacts,
+    /// What clients of the API trust.
+    pub(super) authority_pem: String,
     pub(super) podman: Arc<Podman>,
     pub(super) network: Arc<Network>,
     pub(super) announcer: Arc<dyn Announcer>,
@@ -92,6 +96,12 @@ impl Reconcilers<'_> {
         settled([self.spawn(zone, 1), self.spawn(routes, 1)]).await;
         _ = self.spawn(Workloads::new(context(), graces), Workloads::WORKERS);
         _ = self.spawn(Garbage::new(context()), WORKERS);
+        let defaults = Defaults::new(
+            context(),
+            self.authority_pem.clone(),
+            self.config.flags.api_addr.port(),
+        );
+        _ = self.spawn(defaults, WORKERS);
     }
 
     fn pod_network(&self) -> controller::Network {

@@ -1,5 +1,6 @@
 //! What of the desired state is in a backup: what users wrote, without what ties it to these nodes and this cluster.
 
+use reconcilers::controller::is_of_this_cluster;
 use schemas::{KINDS, Kind, Object, meta};
 use store::{Snapshot, Store};
 
@@ -55,9 +56,10 @@ pub fn snapshot(store: &Store) -> Snapshot {
 }
 
 /// Returns what a backup has of a document: without uid, times and versions, status, owners (whose uids will be others) and
-/// the node of a pod. None for what is on its way out, and for what a controller owns, which makes it again.
+/// the node of a pod. None for what is on its way out, and for what a controller owns or every cluster has, which is made again.
 pub fn portable(document: &Object) -> Option<Object> {
-    if document.controller().is_some() || document.is_terminating() {
+    let is_made_here = document.key().is_some_and(|key| is_of_this_cluster(&key));
+    if is_made_here || document.controller().is_some() || document.is_terminating() {
         return None;
     }
     Some(apart(document))

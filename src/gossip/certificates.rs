@@ -18,6 +18,9 @@ use x509_parser::extensions::GeneralName;
 /// The name in every certificate that we issue, for joiners, who know no node by name.
 pub(super) const INTERNAL_NAME: &str = "node.podman-swarm.internal";
 
+/// What pods call the API by.
+const API_SERVICE_NAMES: [&str; 3] = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Certificates are renewed at a start within the last year, so a node that is started at all never runs out.
 const VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -39,6 +42,7 @@ impl Names {
     fn dns(&self) -> BTreeSet<String> {
         [&self.node_name, &self.host_name, "localhost", INTERNAL_NAME]
             .into_iter()
+            .chain(API_SERVICE_NAMES)
             .filter(|name| !name.is_empty())
             .map(str::to_owned)
             .collect()

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::cluster::{Cluster, Ran, needs_hosts, text};
+use crate::cluster::{Cluster, Ran, address, needs_hosts, text};
 use crate::stories::{HELLO, wait_ready, web};
 
 /// Names of the kubectls on the path: `kubectl`, `kubectl.1.27` and so on.
@@ -528,4 +528,63 @@ fn a_node_takes_pods_again_after_uncordon() {
         .with_kubeconfig(1, &kubectl, &["uncordon", "node2"])
         .expect("uncordon");
     wait_ready(&cluster, 1, "app=web", 2);
+}
+
+#[test]
+fn every_namespace_has_what_kubernetes_gives_it() {
+    needs_hosts!();
+    let Some(kubectl) = versions().pop() else {
+        eprintln!("skipped: no kubectl on this machine");
+        return;
+    };
+    let cluster = two_hosts();
+    let run = |arguments: &[&str]| cluster.with_kubeconfig(1, &kubectl, arguments).expect("kubectl");
+    let wait_for = |what: &str, arguments: &[&str], expected: &dyn Fn(&str) -> bool| {
+        cluster.wait_for(what, Duration::from_secs(10), |cluster| {
+            let ran = cluster.with_kubeconfig(2, &kubectl, arguments);
+            if expected(&ran.stdout) { Ok(()) } else { Err(ran) }
+        });
+    };
+    let addresses = "jsonpath={.subsets[*].addresses[*].ip}";
+    wait_for(
+        "the API's endpoints",
+        &["get", "endpoints", "kubernetes", "-o", addresses],
+        &|ips| ips.split(' ').count() == 2,
+    );
+    run(&["create", "namespace", "shop"]);
+    let names = ["-n", "shop", "get", "sa,cm", "-o", "name"];
+    let is_whole = |text: &str| text == "serviceaccount/default\nconfigmap/kube-root-ca.crt\n";
+    wait_for("what a namespace has", &names, &is_whole);
+
+    // Who takes it away gets it again, as in Kubernetes: a new one.
+    let uid = ["get", "svc", "kubernetes", "-o", "jsonpath={.metadata.uid}"];
+    let before = run(&uid);
+    run(&["delete", "svc", "kubernetes", "--timeout=20s"]);
+    wait_for("the API's service", &uid, &|uid| {
+        !uid.is_empty() && *uid != before
+    });
+    run(&["-n", "shop", "delete", "sa,cm", "--all", "--timeout=20s"]);
+    wait_for("what a namespace has", &names, &is_whole);
+
+    // Its certificate is the API's.
+    let ca = run(&[
+        "-n",
+        "shop",
+        "get",
+        "cm",
+        "kube-root-ca.crt",
+        "-o",
+        "jsonpath={.data.ca\\.crt}",
+    ]);
+    let file = cluster.write("ca.crt", &ca);
+    let port = run(&["get", "svc", "kubernetes", "-o", "jsonpath={.spec.ports[0].port}"]);
+    for host in [1, 2] {
+        let server = format!("kubernetes.default.svc:{port}");
+        let resolved = format!("{server}:{}", address(host));
+        let url = format!("https://{server}/version");
+        let curl = ["curl", "-sS", "--cacert", &file, "--resolve", &resolved, &url];
+        let version = cluster.exec(1, &curl).expect("curl");
+        assert!(version.contains("podman-swarm"), "{version}");
+    }
+    run(&["delete", "namespace", "shop", "--timeout=30s"]);
 }
