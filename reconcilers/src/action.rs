@@ -34,6 +34,10 @@ pub enum Action {
     },
     /// Marks an object as being deleted. A pod's node takes the last step, elsewhere who takes its last finalizer does.
     Delete { key: ObjectKey, uid: String },
+    /// Marks an object as being deleted, to go when all that it owns is gone.
+    DeleteForeground { key: ObjectKey, uid: String },
+    /// Takes the finalizers off an object that its owned objects are seen to by; it goes if no others hold it.
+    Unhold { key: ObjectKey, uid: String },
     /// Removes an object for good.
     Remove { key: ObjectKey, uid: String },
 }

@@ -2,7 +2,7 @@
 //!
 //! An owner is gone only when a tombstone covers its uid; that it is not there proves nothing, it may be on its way.
 
-use schemas::deletion::is_held;
+use schemas::deletion::{Propagation, is_held};
 use schemas::{Kind, Object, ObjectKey};
 
 use crate::action::Action;
@@ -17,6 +17,53 @@ pub fn collect(object: &Object, removed: impl Fn(&ObjectKey, &str) -> bool) -> O
                 .is_some_and(|kind| removed(&ObjectKey::new(kind, namespace, &owner.name), &owner.uid))
         });
     is_garbage.then(|| end(object)).flatten()
+}
+
+/// Decides on what an object owns that is being deleted and waits for the garbage collector: it is let go, or goes first;
+/// then the object itself. `owned` refers to the object by its uid. Source: Kubernetes, `garbagecollector`.
+pub fn finish<'a>(owner: &Object, owned: impl Iterator<Item = &'a Object>) -> Vec<Action> {
+    let (Some(key), uid) = (owner.key(), owner.uid().to_owned()) else {
+        return Vec::new();
+    };
+    let propagation = Propagation::of(owner);
+    let reference = |object: &Object| object.owner_references().into_iter().find(|one| one.uid == uid);
+    let mut actions = Vec::new();
+    let mut is_waiting = false;
+    for object in owned {
+        let (Some(reference), Some(key)) = (reference(object), object.key()) else {
+            continue;
+        };
+        let is_alone = object.owner_references().len() == 1;
+        match propagation {
+            Propagation::Background => return Vec::new(),
+            Propagation::Foreground if is_alone => {
+                // What does not hold its owner goes after it, as in the background.
+                if reference.block_owner_deletion != Some(true) {
+                    continue;
+                }
+                let has_own = key.kind.row().owner && !object.is_terminating();
+                actions.extend(match has_own {
+                    true => Some(Action::DeleteForeground {
+                        key,
+                        uid: object.uid().to_owned(),
+                    }),
+                    false if Propagation::of(object) != Propagation::Background => None,
+                    false => end(object),
+                });
+            }
+            // Another owner keeps it.
+            Propagation::Foreground | Propagation::Orphan => actions.push(Action::Release {
+                key,
+                uid: object.uid().to_owned(),
+                owner: uid.clone(),
+            }),
+        }
+        is_waiting = true;
+    }
+    if !is_waiting && propagation != Propagation::Background {
+        actions.push(Action::Unhold { key, uid });
+    }
+    actions
 }
 
 /// Returns what ends an object: a pod on a node gracefully, what has finalizers with the last of them, everything else at

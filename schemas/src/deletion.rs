@@ -1,4 +1,4 @@
-//! How objects end: the grace that they get, the mark of a deletion, and what holds them. Pure.
+//! How objects end: the grace that they get, the mark of a deletion, what holds them, and what becomes of what they own. Pure.
 //!
 //! Who takes a marked object away at last is in the kind table ([`crate::KindRow::ending`]).
 
@@ -8,6 +8,62 @@ use crate::{Ending, Kind, Object, time};
 
 /// Kubernetes' default of `spec.terminationGracePeriodSeconds`.
 pub const DEFAULT_GRACE_SECONDS: u32 = 30;
+
+/// What becomes of what an object owns (`DeleteOptions.propagationPolicy`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Propagation {
+    /// It goes after the owner.
+    Background,
+    /// It goes before the owner.
+    Foreground,
+    /// It stays, without the owner.
+    Orphan,
+}
+
+impl Propagation {
+    /// The finalizer that holds an owner until the garbage collector has seen to what it owns, as Kubernetes names it.
+    pub fn finalizer(self) -> Option<&'static str> {
+        match self {
+            Propagation::Background => None,
+            Propagation::Foreground => Some("foregroundDeletion"),
+            Propagation::Orphan => Some("orphan"),
+        }
+    }
+
+    /// Returns what an object that is being deleted waits for. Of both, leaving what it owns counts.
+    pub fn of(object: &Object) -> Propagation {
+        let waits_for = |one: &Propagation| {
+            one.finalizer()
+                .is_some_and(|name| finalizers(object).contains(&name))
+        };
+        let known = [Propagation::Orphan, Propagation::Foreground];
+        known
+            .into_iter()
+            .find(waits_for)
+            .unwrap_or(Propagation::Background)
+    }
+
+    /// Returns the object with the finalizer of this propagation and of no other.
+    pub fn set(self, object: &Object) -> Object {
+        let others = [Propagation::Foreground, Propagation::Orphan].map(Propagation::finalizer);
+        let mut names = finalizers(object);
+        names.retain(|name| !others.contains(&Some(*name)));
+        names.extend(self.finalizer());
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let mut object = object.clone();
+        if names.is_empty() {
+            object.remove(&["metadata", "finalizers"]);
+        } else {
+            object.set(&["metadata", "finalizers"], names);
+        }
+        object
+    }
+}
+
+fn finalizers(object: &Object) -> Vec<&str> {
+    let list = object.pointer("/metadata/finalizers").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str).collect()
+}
 
 /// Tells whether a finalizer (`metadata.finalizers`) keeps an object that is being deleted.
 pub fn is_held(object: &Object) -> bool {
@@ -114,6 +170,29 @@ mod tests {
         assert_eq!(
             grace_seconds(Kind::Namespace, &object(Kind::Namespace, json!({})), None),
             Some(0)
+        );
+    }
+
+    #[test]
+    fn one_finalizer_says_what_becomes_of_what_an_object_owns() {
+        let mut owner = object(Kind::ReplicaSet, json!({}));
+        owner.set(&["metadata", "finalizers"], json!(["example.com/hold"]));
+        let finalizers = |object: &Object| object.pointer("/metadata/finalizers").cloned();
+        let orphan = Propagation::Orphan.set(&owner);
+        assert_eq!(finalizers(&orphan), Some(json!(["example.com/hold", "orphan"])));
+        assert_eq!(Propagation::of(&orphan), Propagation::Orphan);
+        let foreground = Propagation::Foreground.set(&orphan);
+        assert_eq!(
+            finalizers(&foreground),
+            Some(json!(["example.com/hold", "foregroundDeletion"]))
+        );
+        assert_eq!(Propagation::of(&foreground), Propagation::Foreground);
+        assert_eq!(Propagation::Background.set(&foreground), owner);
+        assert_eq!(Propagation::of(&owner), Propagation::Background);
+        owner.remove(&["metadata", "finalizers"]);
+        assert_eq!(
+            finalizers(&Propagation::Background.set(&Propagation::Orphan.set(&owner))),
+            None
         );
     }
 

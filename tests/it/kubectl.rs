@@ -588,3 +588,31 @@ fn every_namespace_has_what_kubernetes_gives_it() {
     }
     run(&["delete", "namespace", "shop", "--timeout=30s"]);
 }
+
+#[test]
+fn what_a_deployment_owns_stays_or_goes_first_as_its_deletion_asks() {
+    needs_hosts!();
+    let Some(kubectl) = versions().pop() else {
+        eprintln!("skipped: no kubectl on this machine");
+        return;
+    };
+    let cluster = two_hosts();
+    let run = |arguments: &[&str]| cluster.with_kubeconfig(1, &kubectl, arguments).expect("kubectl");
+    cluster.apply(1, &there(&web(2, "1", HELLO)));
+    wait_ready(&cluster, 1, "app=web", 2);
+    let pods = cluster.containers(2);
+    run(&["delete", "deployment", "web", "--cascade=orphan", "--timeout=20s"]);
+    assert_eq!(run(&["get", "deployments", "-o", "name"]), "");
+    let set = run(&["get", "rs", "-o", "name"]);
+    let owners = ["get", set.trim(), "-o", "jsonpath={.metadata.ownerReferences}"];
+    assert_eq!(run(&owners), "");
+    // What is left keeps its pods.
+    run(&["scale", set.trim(), "--replicas=3"]);
+    wait_ready(&cluster, 1, "app=web", 3);
+    let left = cluster.containers(2);
+    assert!(pods.iter().all(|pod| left.contains(pod)), "{pods:?} {left:?}");
+
+    run(&["delete", set.trim(), "--cascade=foreground", "--timeout=60s"]);
+    assert_eq!(run(&["get", "pods,rs", "-o", "name"]), "");
+    assert_eq!(cluster.containers(2), Vec::<String>::new());
+}

@@ -149,7 +149,7 @@ fn apply_get_describe_and_delete() {
     );
     assert_eq!(
         run(&["get", "deploy,svc", "-o", "name"]).expect("name"),
-        "deployment.apps/web\nservice/web\n"
+        "deployment.apps/web\nservice/kubernetes\nservice/web\n"
     );
     let json: Value =
         serde_json::from_str(&run(&["get", "deploy", "web", "-o", "json"]).expect("json")).unwrap();

@@ -1,6 +1,7 @@
 //! Does what planners decided: one match, one write each. What another owner did already is success.
 
 use futures::{StreamExt, TryStreamExt, stream};
+use schemas::deletion::Propagation;
 use schemas::{Kind, Object, ObjectKey, OwnerReference, deletion};
 use serde_json::Value;
 use store::{Author, Precondition, Via, WriteError};
@@ -39,7 +40,12 @@ pub(super) async fn act_all(
     component: Component,
     actions: Vec<Action>,
 ) -> Result<(), ReconcileError> {
-    let takes_away = |action: &Action| matches!(action, Action::Delete { .. } | Action::Remove { .. });
+    let takes_away = |action: &Action| {
+        matches!(
+            action,
+            Action::Delete { .. } | Action::DeleteForeground { .. } | Action::Remove { .. }
+        )
+    };
     let (first, then): (Vec<_>, Vec<_>) = actions.into_iter().partition(takes_away);
     for actions in [first, then] {
         stream::iter(actions)
@@ -125,9 +131,13 @@ async fn write(context: &Context, author: Author, action: Action) -> Result<bool
         Action::Release { key, uid, owner } => {
             let change = |object: &Object| {
                 let mut object = object.clone();
-                if let Some(Value::Array(owners)) = object.pointer("/metadata/ownerReferences").cloned() {
-                    let others = owners.into_iter().filter(|other| other["uid"] != *owner);
-                    object.set(&["metadata", "ownerReferences"], others.collect::<Vec<_>>());
+                if let Some(Value::Array(mut owners)) = object.pointer("/metadata/ownerReferences").cloned() {
+                    owners.retain(|other| other["uid"] != *owner);
+                    if owners.is_empty() {
+                        object.remove(&["metadata", "ownerReferences"]);
+                    } else {
+                        object.set(&["metadata", "ownerReferences"], owners);
+                    }
                 }
                 object
             };
@@ -139,6 +149,25 @@ async fn write(context: &Context, author: Author, action: Action) -> Result<bool
                 terminating(key.kind, object, now)
             })
             .await
+        }
+        Action::DeleteForeground { key, uid } => {
+            let now = author.unix_seconds;
+            update(context, &key, &of(uid), author, |object| {
+                terminating(key.kind, &Propagation::Foreground.set(object), now)
+            })
+            .await
+        }
+        Action::Unhold { key, uid } => {
+            let released = |object: &Object| Propagation::Background.set(object);
+            let precondition = of(uid);
+            update(context, &key, &precondition, author.clone(), released).await?;
+            let is_held = store
+                .get(&key)
+                .is_some_and(|view| deletion::is_held(&view.object));
+            if is_held {
+                return Ok(true);
+            }
+            store.remove(&key, &precondition, author).await.map(|_| true)
         }
         Action::Remove { key, uid } => store.remove(&key, &of(uid), author).await.map(|_| true),
     }
@@ -180,6 +209,8 @@ fn key(action: &Action) -> Option<ObjectKey> {
         | Action::Place { key, .. }
         | Action::Release { key, .. }
         | Action::Delete { key, .. }
+        | Action::DeleteForeground { key, .. }
+        | Action::Unhold { key, .. }
         | Action::Remove { key, .. } => Some(key.clone()),
     }
 }
@@ -190,8 +221,8 @@ fn verb(action: &Action) -> &'static str {
         Action::Set { .. } => "set",
         Action::Place { .. } => "place",
         Action::Release { .. } => "release",
-        Action::Delete { .. } => "delete",
-        Action::Remove { .. } => "remove",
+        Action::Delete { .. } | Action::DeleteForeground { .. } => "delete",
+        Action::Unhold { .. } | Action::Remove { .. } => "remove",
     }
 }
 

@@ -1,13 +1,14 @@
 //! Collects what is left when an owner or a namespace is gone. The work for an object is its root's owner's.
 
 use async_trait::async_trait;
+use schemas::deletion::Propagation;
 use schemas::{KINDS, Kind, Object, ObjectKey};
 use store::{WatchEvent, WatchScope};
 
 use super::act::{Component, act_all};
 use super::{Context, Next, ReconcileError, Reconciler, Trigger};
 use crate::action::Action;
-use crate::garbage::{collect, end};
+use crate::garbage::{collect, end, finish};
 use crate::ownership::Holding;
 
 /// What one run looks at.
@@ -17,10 +18,17 @@ pub enum GarbageKey {
     Owned(ObjectKey),
     /// What the object that had this uid owned, in a namespace.
     Dependents { namespace: String, uid: String },
+    /// An object that is being deleted and waits until this has seen to what it owns.
+    Owner(ObjectKey),
     /// A namespace that is being deleted.
     Namespace(String),
     /// What was created in namespaces that are gone.
     Orphans,
+}
+
+/// Tells whether an object is being deleted and waits for what becomes of what it owns.
+fn is_waiting(object: &Object) -> bool {
+    object.is_terminating() && Propagation::of(object) != Propagation::Background
 }
 
 /// The garbage collector.
@@ -31,6 +39,28 @@ pub struct Garbage {
 impl Garbage {
     pub fn new(context: Context) -> Self {
         Self { context }
+    }
+
+    /// Returns the keys of owners that are being deleted and wait for what becomes of this object.
+    fn waiting(&self, owned: &Object) -> Vec<GarbageKey> {
+        let owners = owned.owner_references().into_iter().filter_map(|owner| {
+            let kind = Kind::from_api(&owner.api_version, &owner.kind)?;
+            let key = ObjectKey::new(kind, owned.namespace(), owner.name);
+            let there = self.context.object(&key)?;
+            (there.uid() == owner.uid && is_waiting(&there)).then_some(GarbageKey::Owner(key))
+        });
+        owners.collect()
+    }
+
+    fn finish(&self, key: &ObjectKey) -> Vec<(ObjectKey, Action)> {
+        let owner = self.context.object(key).filter(|owner| is_waiting(owner));
+        let Some(owner) = owner else { return Vec::new() };
+        let Some(root) = self.context.root(&owner) else {
+            return Vec::new();
+        };
+        let all = self.stored_in(&key.namespace);
+        let actions = finish(&owner, all.iter().map(AsRef::as_ref));
+        actions.into_iter().map(|action| (root.clone(), action)).collect()
     }
 
     /// Returns the key of a namespace that is being deleted.
@@ -117,13 +147,18 @@ impl Reconciler for Garbage {
 
     fn keys(&self, trigger: &Trigger) -> Vec<GarbageKey> {
         match trigger {
-            Trigger::Store(WatchEvent::Put { view, .. }) => {
+            Trigger::Store(WatchEvent::Put { view, previous }) => {
                 if view.key.kind == Kind::Namespace {
                     return self.going(&view.key.name).into_iter().collect();
                 }
                 let has_owners = view.object.pointer("/metadata/ownerReferences/0").is_some();
                 let owned = has_owners.then(|| GarbageKey::Owned(view.key.clone()));
-                self.going(&view.key.namespace).into_iter().chain(owned).collect()
+                let waits = is_waiting(&view.object).then(|| GarbageKey::Owner(view.key.clone()));
+                // One that was let go has a reference less.
+                let forms = previous.iter().chain([&view.object]);
+                let waiting = forms.flat_map(|object| self.waiting(object));
+                let going = self.going(&view.key.namespace).into_iter();
+                going.chain(owned).chain(waits).chain(waiting).collect()
             }
             Trigger::Store(WatchEvent::Deleted { view }) => match view.key.kind {
                 Kind::Namespace => vec![GarbageKey::Orphans],
@@ -137,6 +172,7 @@ impl Reconciler for Garbage {
                     self.going(&view.key.namespace)
                         .into_iter()
                         .chain(dependents)
+                        .chain(self.waiting(&view.object))
                         .collect()
                 }
             },
@@ -160,6 +196,7 @@ impl Reconciler for Garbage {
                 .filter(|object| object.owner_references().iter().any(|owner| owner.uid == *uid))
                 .filter_map(|object| self.collect(object))
                 .collect(),
+            GarbageKey::Owner(key) => self.finish(key),
             GarbageKey::Namespace(name) => self.in_namespace(name),
             GarbageKey::Orphans => self.orphans(),
         };
@@ -173,6 +210,7 @@ impl Reconciler for Garbage {
 mod tests {
     use schemas::time::to_rfc3339;
     use serde_json::json;
+    use store::View;
 
     use super::super::fixture::{Fixture, author};
     use super::*;
@@ -235,5 +273,97 @@ mod tests {
             .await;
         garbage.reconcile(&key).await.unwrap();
         assert_eq!(object(&namespace), None);
+    }
+
+    /// An object that `owners` own and that holds them.
+    async fn owned(fixture: &Fixture, kind: Kind, name: &str, owners: &[&View]) -> View {
+        let mut object = Object::new(&ObjectKey::new(kind, "default", name));
+        let references = owners.iter().map(|owner| {
+            let mut reference = crate::replica_set::controller_reference(&owner.object);
+            reference["controller"] = json!(owner.key == owners[0].key);
+            reference
+        });
+        object.set(&["metadata", "ownerReferences"], references.collect::<Vec<_>>());
+        fixture.store.create(object, author()).await.unwrap()
+    }
+
+    /// Marks an object as users do, and lets the collector work until nothing calls for it.
+    async fn delete(fixture: &Fixture, key: &ObjectKey, propagation: Propagation) {
+        let mut watch = fixture.store.watch(
+            WatchScope {
+                kinds: Vec::new(),
+                namespace: None,
+            },
+            None,
+        );
+        let garbage = Garbage::new(fixture.context.clone());
+        let mark = |object: &Object| {
+            Ok::<_, store::WriteError>(schemas::deletion::marked(&propagation.set(object), 0, 0))
+        };
+        let any = store::Precondition::default();
+        fixture.store.update(key, &any, author(), mark).await.unwrap();
+        let events = watch.as_mut().unwrap();
+        while let Ok(event) = events.try_recv() {
+            for key in garbage.keys(&Trigger::Store(event)) {
+                garbage.reconcile(&key).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_owner_has_goes_first_or_stays_as_its_deletion_asks() {
+        for propagation in [Propagation::Foreground, Propagation::Orphan] {
+            let fixture = Fixture::new(110);
+            fixture.admit().await;
+            let key = ObjectKey::new(Kind::Deployment, "default", "web");
+            let web = fixture.store.create(Object::new(&key), author()).await.unwrap();
+            let set = owned(&fixture, Kind::ReplicaSet, "web-1", &[&web]).await;
+            let pod = owned(&fixture, Kind::Pod, "web-1-a", &[&set]).await;
+            fixture
+                .edit(&pod.key, &["spec", "nodeName"], json!("node1"))
+                .await;
+            let other = ObjectKey::new(Kind::ConfigMap, "default", "other");
+            let other = fixture.store.create(Object::new(&other), author()).await.unwrap();
+            let shared = owned(&fixture, Kind::Service, "shared", &[&web, &other]).await;
+            delete(&fixture, &key, propagation).await;
+            let object = |key: &ObjectKey| fixture.context.object(key);
+            let owners = |key: &ObjectKey| object(key).unwrap().owner_references().len();
+            assert_eq!(owners(&shared.key), 1, "another owner keeps it");
+            if propagation == Propagation::Orphan {
+                assert_eq!(object(&key), None);
+                assert_eq!((owners(&set.key), owners(&pod.key)), (0, 1));
+                assert!(!object(&set.key).unwrap().is_terminating());
+                continue;
+            }
+            for held in [&key, &set.key, &pod.key] {
+                assert!(object(held).expect("its pod is there").is_terminating(), "{held}");
+            }
+            // Its node ends the pod.
+            fixture.remove(&pod.key).await;
+            let garbage = Garbage::new(fixture.context.clone());
+            for gone in [&pod, &set] {
+                let deleted = Trigger::Store(WatchEvent::Deleted { view: gone.clone() });
+                for key in garbage.keys(&deleted) {
+                    garbage.reconcile(&key).await.unwrap();
+                }
+            }
+            assert_eq!((object(&set.key), object(&key)), (None, None));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_finalizer_of_somebody_else_holds_an_owner_that_nothing_waits_for() {
+        let fixture = Fixture::new(110);
+        fixture.admit().await;
+        let key = ObjectKey::new(Kind::Deployment, "default", "web");
+        let mut web = Object::new(&key);
+        web.set(&["metadata", "finalizers"], json!(["example.com/hold"]));
+        fixture.store.create(web, author()).await.unwrap();
+        delete(&fixture, &key, Propagation::Foreground).await;
+        let held = fixture.context.object(&key).unwrap();
+        assert_eq!(
+            held.pointer("/metadata/finalizers"),
+            Some(&json!(["example.com/hold"]))
+        );
     }
 }

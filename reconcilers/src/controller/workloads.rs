@@ -69,9 +69,12 @@ impl Workloads {
                 let object = self.context.object(key);
                 object.is_some_and(|object| self.context.faults.of(&object).is_some())
             }
-            Action::Create(_) | Action::Release { .. } | Action::Delete { .. } | Action::Remove { .. } => {
-                false
-            }
+            Action::Create(_)
+            | Action::Release { .. }
+            | Action::Delete { .. }
+            | Action::DeleteForeground { .. }
+            | Action::Unhold { .. }
+            | Action::Remove { .. } => false,
         }
     }
 

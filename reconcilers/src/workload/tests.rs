@@ -178,6 +178,9 @@ impl World {
                     let removed = self.objects.remove(&key);
                     assert_eq!(removed.map(|object| object.uid().to_owned()), Some(uid));
                 }
+                Action::DeleteForeground { .. } | Action::Unhold { .. } => {
+                    unreachable!("these are the garbage collector's")
+                }
             }
         }
     }

@@ -5,8 +5,9 @@ use std::fmt::Display;
 use axum::body::Body;
 use axum::response::Response;
 use http::{Method, StatusCode};
+use schemas::deletion::Propagation;
 use schemas::selector::LabelSelector;
-use schemas::{Kind, ObjectKey, deletion};
+use schemas::{Ending, Kind, Object, ObjectKey, deletion};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{Author, Precondition, Revision, View};
@@ -254,7 +255,11 @@ async fn delete_stored(
     if key.kind == Kind::Namespace && PROTECTED_NAMESPACES.contains(&key.name.as_str()) {
         return Err(ApiError::forbidden(key, "this namespace may not be deleted"));
     }
-    options.check_orphan(key.kind)?;
+    // Pods end by themselves, and what users gave to them goes after them.
+    let propagation = options
+        .propagation()?
+        .filter(|_| key.kind.row().ending == Ending::AtOnce);
+    let waiting = |object: &Object| propagation.map_or_else(|| object.clone(), |chosen| chosen.set(object));
     let dry_run = !options.dry_run.is_empty();
     if key.kind == Kind::Event && !view.stored {
         if !dry_run {
@@ -265,7 +270,7 @@ async fn delete_stored(
     if !view.stored {
         return Err(computed(key));
     }
-    let grace = deletion::grace_seconds(key.kind, &view.object, options.grace_period_seconds);
+    let grace = deletion::grace_seconds(key.kind, &waiting(&view.object), options.grace_period_seconds);
     let Some(grace) = grace else {
         if dry_run {
             return Ok(Deleted::Removed(view));
@@ -281,7 +286,7 @@ async fn delete_stored(
     let marked = state
         .store
         .update::<ApiError>(key, &precondition, author, |object| {
-            Ok(deletion::marked(object, grace, now))
+            Ok(deletion::marked(&waiting(object), grace, now))
         })
         .await?;
     Ok(Deleted::Terminating(marked))
@@ -370,16 +375,14 @@ impl DeleteOptions {
         Ok(precondition)
     }
 
-    /// Dependents are collected when their owner's tombstone is there; leaving them needs a way to release them first.
-    fn check_orphan(&self, kind: Kind) -> ApiResult<()> {
+    /// What shall become of what the object owns, if the client says so.
+    fn propagation(&self) -> ApiResult<Option<Propagation>> {
         match self.propagation_policy.as_deref() {
-            None | Some("Background" | "Foreground") if self.orphan_dependents != Some(true) => Ok(()),
-            None | Some("Orphan" | "Background" | "Foreground") if kind.row().owner => {
-                Err(ApiError::not_implemented(
-                    "propagationPolicy Orphan is not served yet: what the object owns is deleted with it",
-                ))
-            }
-            None | Some("Orphan" | "Background" | "Foreground") => Ok(()),
+            None if self.orphan_dependents == Some(true) => Ok(Some(Propagation::Orphan)),
+            None => Ok(None),
+            Some("Background") => Ok(Some(Propagation::Background)),
+            Some("Foreground") => Ok(Some(Propagation::Foreground)),
+            Some("Orphan") => Ok(Some(Propagation::Orphan)),
             Some(other) => Err(ApiError::bad_request(format!(
                 "propagationPolicy: Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\""
             ))),
