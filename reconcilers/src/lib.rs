@@ -3,6 +3,7 @@
 //! Never here: sockets, Podman's REST, DNS packets. Only `controller` knows the store.
 
 pub mod action;
+pub mod budget;
 pub mod controller;
 pub mod deployment;
 pub mod derived;

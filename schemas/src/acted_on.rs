@@ -149,7 +149,6 @@ fn parts_of(kind: Kind) -> &'static [Part] {
         | Kind::PersistentVolume
         | Kind::IngressClass
         | Kind::NetworkPolicy
-        | Kind::PodDisruptionBudget
         | Kind::StatefulSet
         | Kind::DaemonSet
         | Kind::ReplicationController
@@ -176,6 +175,15 @@ fn parts_of(kind: Kind) -> &'static [Part] {
                 fields: &[],
             },
         ],
+        Kind::PodDisruptionBudget => &[Part {
+            path: "spec",
+            fields: &[
+                "selector",
+                "minAvailable",
+                "maxUnavailable",
+                "unhealthyPodEvictionPolicy",
+            ],
+        }],
         // What these say is for who reads them.
         Kind::ConfigMap | Kind::Secret | Kind::Lease | Kind::PodTemplate | Kind::ControllerRevision => &[],
         Kind::Namespace

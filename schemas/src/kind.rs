@@ -61,6 +61,8 @@ pub enum Subresource {
     Log,
     /// A deletion that whoever empties a node asks for.
     Eviction,
+    /// A placement that somebody else than the scheduler decided on.
+    Binding,
 }
 
 /// Who takes an object away that a user deletes, once no finalizer holds it.
@@ -139,7 +141,7 @@ pub const KINDS: &[KindRow] = &[
     row!(Node, "", "nodes", "node", ["no"], Cluster, served: true, in_all: false, derived: true,
         confidential: false, owner: false, [Status], AtOnce, ""),
     row!(Pod, "", "pods", "pod", ["po"], Namespaced, served: true, in_all: true, derived: false,
-        confidential: false, owner: false, [Status, Log, Eviction], ByNode, "Pending"),
+        confidential: false, owner: false, [Status, Log, Eviction, Binding], ByNode, "Pending"),
     row!(Service, "", "services", "service", ["svc"], Namespaced, served: true, in_all: true, derived: false,
         confidential: false, owner: false, [Status], AtOnce, ""),
     row!(Endpoints, "", "endpoints", "endpoints", ["ep"], Namespaced, served: true, in_all: false, derived: true,

@@ -327,7 +327,6 @@ fn who_writes_what_nothing_acts_on_is_told_once() {
             "spec: {accessModes: [ReadWriteOnce]}",
             "spec",
         ),
-        ("PodDisruptionBudget", "spec: {minAvailable: 1}", "spec"),
         ("StorageClass", "provisioner: x", "provisioner"),
         ("PriorityClass", "value: 1", "value"),
         (
@@ -345,6 +344,7 @@ fn who_writes_what_nothing_acts_on_is_told_once() {
         ("Secret", "data: {a: AAAA}"),
         ("ServiceAccount", ""),
         ("Lease", "spec: {holderIdentity: x}"),
+        ("PodDisruptionBudget", "spec: {minAvailable: 1}"),
     ] {
         assert_eq!(warnings(&read(kind, rest), None), Vec::<String>::new(), "{kind}");
     }

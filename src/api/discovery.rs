@@ -201,7 +201,7 @@ fn subresource_verbs(part: Subresource) -> &'static [&'static str] {
     match part {
         Subresource::Status | Subresource::Scale => &SUBRESOURCE_VERBS,
         Subresource::Log => &["get"],
-        Subresource::Eviction => &["create"],
+        Subresource::Eviction | Subresource::Binding => &["create"],
     }
 }
 
@@ -210,6 +210,7 @@ fn own_kind(part: Subresource) -> Option<(&'static str, &'static str)> {
     match part {
         Subresource::Scale => Some(("autoscaling", "Scale")),
         Subresource::Eviction => Some(("policy", "Eviction")),
+        Subresource::Binding => Some(("", "Binding")),
         Subresource::Status | Subresource::Log => None,
     }
 }

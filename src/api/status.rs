@@ -251,7 +251,13 @@ impl ApiError {
                 .details
                 .causes
                 .iter()
-                .map(|cause| json!({"reason": cause.reason, "message": cause.message, "field": cause.field}))
+                .map(|cause| {
+                    let mut shown = json!({"reason": cause.reason, "message": cause.message});
+                    if !cause.field.is_empty() {
+                        shown["field"] = cause.field.as_str().into();
+                    }
+                    shown
+                })
                 .collect();
             details.insert("causes".into(), causes.into());
         }

@@ -31,7 +31,8 @@ impl Behind {
             "scale" => Subresource::Scale,
             "log" => Subresource::Log,
             "eviction" => Subresource::Eviction,
-            "exec" | "attach" | "portforward" | "binding" | "proxy" | "ephemeralcontainers" | "resize" => {
+            "binding" => Subresource::Binding,
+            "exec" | "attach" | "portforward" | "proxy" | "ephemeralcontainers" | "resize" => {
                 return matches!(kind, Kind::Pod | Kind::Service | Kind::Node).then_some(Self::Unserved);
             }
             "finalize" => return (kind == Kind::Namespace).then_some(Self::Unserved),
@@ -51,6 +52,7 @@ pub(crate) fn word(subresource: Subresource) -> &'static str {
         Subresource::Scale => "scale",
         Subresource::Log => "log",
         Subresource::Eviction => "eviction",
+        Subresource::Binding => "binding",
     }
 }
 

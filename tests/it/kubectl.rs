@@ -512,6 +512,25 @@ fn a_node_takes_pods_again_after_uncordon() {
     cluster.apply(1, &there(&web(2, "1", HELLO)));
     wait_ready(&cluster, 1, "app=web", 2);
 
+    // A budget keeps what it needs.
+    let kubectl_of = |arguments: &[&str]| cluster.with_kubeconfig(1, &kubectl, arguments);
+    let budget = ["create", "pdb", "web", "--min-available=2", "--selector=app=web"];
+    kubectl_of(&budget).expect("create pdb");
+    cluster.wait_for("the budget's status", Duration::from_secs(5), |_| {
+        let healthy = ["get", "pdb", "web", "-o", "jsonpath={.status.currentHealthy}"];
+        let ran = kubectl_of(&healthy);
+        if ran.stdout == "2" { Ok(()) } else { Err(ran) }
+    });
+    let refused = kubectl_of(&["drain", "node2", "--timeout=7s"]);
+    assert!(
+        !refused.ok
+            && refused
+                .stderr
+                .contains("would violate the pod's disruption budget"),
+        "{refused:?}"
+    );
+    kubectl_of(&["delete", "pdb", "web"]).expect("delete pdb");
+
     // The pods may be on that node alone, so that those that come after them wait.
     let drained = cluster
         .with_kubeconfig(1, &kubectl, &["drain", "node2", "--timeout=60s"])

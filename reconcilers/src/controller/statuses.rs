@@ -1,4 +1,4 @@
-//! Shows status: projects what [`crate::status`] computes over Pods, ReplicaSets and Deployments. Of other kinds
+//! Shows status: projects what [`crate::status`] computes over Pods, ReplicaSets and Deployments, and what budgets allow. Of other kinds
 //! only that an object is not valid, if it is not: nothing works for them, or, for Namespaces, the API itself shows their phase.
 //!
 //! Runs on every node for every object and writes nothing durable.
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use store::{WatchEvent, WatchScope};
 
 use super::{Context, Next, ReconcileError, Reconciler, Trigger};
+use crate::budget::{Allowance, selects};
 use crate::ownership::Holding;
 use crate::placement::Placement;
 use crate::pod_state::{Graces, Host};
@@ -28,9 +29,19 @@ pub enum StatusKey {
     Unplaced,
     /// The ReplicaSets of a root, and the root.
     Root(ObjectKey),
+    /// A budget.
+    Budget(ObjectKey),
     /// An object that shows nothing but that it is not valid.
     Fault(ObjectKey),
 }
+
+const KINDS_WITH_STATUS: [Kind; 5] = [
+    Kind::Member,
+    Kind::Deployment,
+    Kind::ReplicaSet,
+    Kind::Pod,
+    Kind::PodDisruptionBudget,
+];
 
 /// Tells whether no controller tells more of a kind than that an object is not valid.
 fn is_alone(kind: Kind) -> bool {
@@ -45,6 +56,7 @@ fn is_alone(kind: Kind) -> bool {
             | Kind::Ingress
             | Kind::Node
             | Kind::Event
+            | Kind::PodDisruptionBudget
     );
     kind.row().served && !told_of
 }
@@ -128,13 +140,39 @@ impl Statuses {
         match key.kind {
             Kind::Pod => {
                 let own = status_key(key, object.str_at("/spec/nodeName"));
-                [own].into_iter().chain(root).collect()
+                let budgets = self.budgets(&key.namespace, |budget| selects(budget, object));
+                [own].into_iter().chain(root).chain(budgets).collect()
             }
+            Kind::Deployment | Kind::ReplicaSet => {
+                let budgets = self.budgets(&key.namespace, |_| true);
+                root.into_iter().chain(budgets).collect()
+            }
+            Kind::PodDisruptionBudget => vec![StatusKey::Budget(key.clone())],
             // It tells which node a name stands for.
             Kind::Member => self.all_pods().into_iter().collect(),
             kind if is_alone(kind) => vec![StatusKey::Fault(key.clone())],
             _ => root.into_iter().collect(),
         }
+    }
+
+    fn budgets(&self, namespace: &str, concerns: impl Fn(&Object) -> bool) -> Vec<StatusKey> {
+        let budgets = self
+            .context
+            .store
+            .views(Kind::PodDisruptionBudget, Some(namespace));
+        let budgets = budgets.filter(|budget| concerns(&budget.object));
+        budgets.map(|budget| StatusKey::Budget(budget.key)).collect()
+    }
+
+    fn budget(&self, key: &ObjectKey) {
+        let context = &self.context;
+        let Some(budget) = context.object(key) else { return };
+        let settled = context.settled(&budget);
+        let allowance = settled.map(|settled| Allowance::of(&context.store, &settled));
+        let status = allowance
+            .unwrap_or_default()
+            .status(&budget, context.clock.unix_seconds());
+        context.show_checked(key, &budget, status, "disruption-controller");
     }
 
     fn pod(&self, key: &ObjectKey) {
@@ -293,7 +331,7 @@ impl Reconciler for Statuses {
 
     fn scope(&self) -> WatchScope {
         WatchScope {
-            kinds: [Kind::Member, Kind::Deployment, Kind::ReplicaSet, Kind::Pod]
+            kinds: KINDS_WITH_STATUS
                 .into_iter()
                 .chain(KINDS.iter().map(|row| row.kind).filter(|kind| is_alone(*kind)))
                 .collect(),
@@ -333,6 +371,7 @@ impl Reconciler for Statuses {
             StatusKey::Pod(key) => self.pod(key),
             StatusKey::Unplaced => self.unplaced(),
             StatusKey::Root(key) => return Ok(self.root(key)),
+            StatusKey::Budget(key) => self.budget(key),
             StatusKey::Fault(key) => self.fault(key),
         }
         Ok(Next::Done)

@@ -6,7 +6,6 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{Method, StatusCode};
 use schemas::deletion::Propagation;
-use schemas::selector::LabelSelector;
 use schemas::{Ending, Kind, Object, ObjectKey, deletion};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,7 +13,7 @@ use store::{Author, Precondition, Revision, View};
 
 use super::read::peer_answer;
 use super::{Call, foreign, node, object_answer, plain_answer, shown};
-use crate::api::content::{self, MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body};
+use crate::api::content::{MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
 use crate::api::status::{self, ApiError, ApiResult};
@@ -82,60 +81,6 @@ pub(super) async fn delete(call: &Call<'_>, body: Body) -> ApiResult {
             &status::success(&key, view.object.uid()),
         )),
     }
-}
-
-/// Answers `POST` of an eviction: a deletion, with the options in it. Budgets are kept and not acted on, and that is said.
-pub(super) async fn evict(call: &Call<'_>, body: Body) -> ApiResult {
-    let key = call.key()?;
-    let body = read_body(body, MAX_OBJECT_BYTES).await?;
-    let eviction = parse_value(&call.headers, &body)?;
-    content::expect_type(&eviction, "policy/v1", "Eviction")?;
-    let named = eviction.pointer("/metadata/name").and_then(Value::as_str);
-    if named.is_some_and(|name| name != key.name) {
-        return Err(ApiError::bad_request(format!(
-            "name in the URL ({}) does not match the name in the Eviction",
-            key.name
-        )));
-    }
-    let inner = eviction.get("deleteOptions").filter(|inner| !inner.is_null());
-    let options = match inner {
-        Some(inner) => serde_json::from_value(inner.clone()).map_err(no_options)?,
-        None => DeleteOptions::default(),
-    };
-    let options = completed(call, options)?;
-    if let Some(answer) = foreign::write(call, &key, options.meant(), &body).await? {
-        return Ok(answer);
-    }
-    let pod = call
-        .state
-        .store
-        .get(&key)
-        .ok_or_else(|| ApiError::not_found(&key))?;
-    let budgets = call
-        .state
-        .store
-        .list(Kind::PodDisruptionBudget, Some(&key.namespace));
-    let budgets = budgets.items.iter().filter(|budget| {
-        let selector = budget.object.pointer("/spec/selector");
-        let selector = selector.and_then(|selector| LabelSelector::from_object(selector).ok());
-        selector.is_some_and(|selector| selector.matches_object(&pod.object))
-    });
-    let warnings: Vec<String> = budgets
-        .map(|budget| {
-            format!(
-                "PodDisruptionBudget {} is not acted on: the pod is evicted all the same",
-                budget.key.name
-            )
-        })
-        .collect();
-    delete_object(call.state, &key, &options, call.author()?).await?;
-    let mut response = plain_answer(
-        call,
-        StatusCode::CREATED,
-        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
-    );
-    content::add_warnings(&mut response, &warnings);
-    Ok(response)
 }
 
 /// Answers `DELETE` of a collection.
@@ -296,7 +241,7 @@ fn options(call: &Call<'_>, body: &[u8]) -> ApiResult<DeleteOptions> {
     let options = if body.is_empty() {
         DeleteOptions::default()
     } else if content_type(&call.headers) == PROTOBUF {
-        serde_json::from_value(parse_value(&call.headers, body)?).map_err(no_options)?
+        parsed(parse_value(&call.headers, body)?)?
     } else {
         // YAML holds JSON, too.
         serde_yaml::from_slice(body).map_err(no_options)?
@@ -304,12 +249,17 @@ fn options(call: &Call<'_>, body: &[u8]) -> ApiResult<DeleteOptions> {
     completed(call, options)
 }
 
+/// Reads options that are part of something else.
+pub(super) fn parsed(options: Value) -> ApiResult<DeleteOptions> {
+    serde_json::from_value(options).map_err(no_options)
+}
+
 fn no_options(error: impl Display) -> ApiError {
     ApiError::bad_request(format!("the body is not DeleteOptions: {error}"))
 }
 
 /// Adds what the query says.
-fn completed(call: &Call<'_>, mut options: DeleteOptions) -> ApiResult<DeleteOptions> {
+pub(super) fn completed(call: &Call<'_>, mut options: DeleteOptions) -> ApiResult<DeleteOptions> {
     if let Some(seconds) = call.query.number("gracePeriodSeconds")? {
         options.grace_period_seconds = Some(seconds);
     }
@@ -346,7 +296,7 @@ impl DeleteOptions {
     }
 
     /// The version that the object is to have.
-    fn meant(&self) -> Option<Revision> {
+    pub(super) fn meant(&self) -> Option<Revision> {
         let version = self.preconditions.as_ref()?.resource_version.as_ref()?;
         version.parse().ok().map(Revision)
     }

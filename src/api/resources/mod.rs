@@ -6,6 +6,7 @@
 
 mod delete;
 mod edit;
+mod eviction;
 mod foreign;
 pub(crate) mod history;
 mod log;
@@ -84,7 +85,8 @@ pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
         (Method::PUT, Some(Subresource::Scale), true) => scale::update(&call, body).await,
         (Method::PATCH, Some(Subresource::Scale), true) => scale::patch(&call, body).await,
         (Method::GET, Some(Subresource::Log), true) => log::log(&call).await,
-        (Method::POST, Some(Subresource::Eviction), true) => delete::evict(&call, body).await,
+        (Method::POST, Some(Subresource::Eviction), true) => eviction::evict(&call, body).await,
+        (Method::POST, Some(Subresource::Binding), true) => eviction::bind(&call, body).await,
         _ => Err(ApiError::method_not_allowed()),
     }
 }

@@ -60,10 +60,7 @@ impl Validation {
 /// Answers `POST` to a collection.
 pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
     let kind = call.kind();
-    let (dry_run, validation) = (
-        call.query.dry_run()?,
-        Validation::parse(call.query.text("fieldValidation"))?,
-    );
+    let validation = Validation::parse(call.query.text("fieldValidation"))?;
     call.accepted()?;
     if kind.is_namespaced() && call.target.namespace.is_none() {
         return Err(ApiError::method_not_allowed());
@@ -75,7 +72,12 @@ pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
             "resourceVersion should not be set on objects to be created",
         ));
     }
-    let object = cleaned(kind, tidied(object));
+    created(call, cleaned(kind, tidied(object)), validation).await
+}
+
+/// Creates an object and answers 201.
+async fn created(call: &Call<'_>, object: Object, validation: Validation) -> ApiResult {
+    let (kind, dry_run) = (call.kind(), call.query.dry_run()?);
     let prefix = object.str_at("/metadata/generateName").to_owned();
     let generate = object.name().is_empty() && !prefix.is_empty();
     for attempt in 1.. {
@@ -151,11 +153,23 @@ pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
     if let Some(answer) = foreign::write(call, &key, meant, &bytes).await? {
         return Ok(answer);
     }
+    let is_meant_new = meant.is_none() && call.target.behind.is_none() && is_created_by_put(key.kind);
+    if is_meant_new && call.state.store.get(&key).is_none() {
+        return created(call, cleaned(key.kind, tidied(object)), validation).await;
+    }
     let change = |_: &Object| Ok(object.clone());
     let (view, warnings) = change_object(call, &key, validation, &change).await?;
     let mut response = object_answer(call, StatusCode::OK, view)?;
     content::add_warnings(&mut response, &warnings);
     Ok(response)
+}
+
+/// Kinds whose objects Kubernetes makes at a `PUT` (`AllowCreateOnUpdate`).
+fn is_created_by_put(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Endpoints | Kind::Lease | Kind::PodTemplate | Kind::Service
+    )
 }
 
 /// Answers `PATCH` of an object or of its status.
@@ -208,7 +222,10 @@ pub(super) async fn change_object(
     let part = match call.target.behind {
         Some(Behind::Served(Subresource::Status)) => Part::Status,
         Some(
-            Behind::Served(Subresource::Scale | Subresource::Log | Subresource::Eviction) | Behind::Unserved,
+            Behind::Served(
+                Subresource::Scale | Subresource::Log | Subresource::Eviction | Subresource::Binding,
+            )
+            | Behind::Unserved,
         )
         | None => Part::Main,
     };

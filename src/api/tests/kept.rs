@@ -237,6 +237,7 @@ fn merge(value: &mut Value, patch: &Value) {
 async fn what_nothing_acts_on_is_warned_about() {
     let api = Api::open().await;
     let silent = [
+        "PodDisruptionBudget",
         "ConfigMap",
         "Secret",
         "ServiceAccount",
@@ -312,57 +313,6 @@ async fn a_secret_is_written_in_plain_text_and_shown_in_base64() {
         .expect(200)
         .json();
     assert_eq!(list["items"].as_array().unwrap().len(), 0);
-}
-
-#[tokio::test]
-async fn an_eviction_deletes_a_pod_and_says_which_budgets_it_does_not_look_at() {
-    let api = Api::open().await;
-    let pods = "/api/v1/namespaces/default/pods";
-    let evict = async |name: &str, rest: Value| {
-        let mut eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "a"}});
-        merge(&mut eviction, &rest);
-        api.post(&format!("{pods}/{name}/eviction"), eviction).await
-    };
-    evict("a", json!({})).await.expect(404);
-    let mut pod = super::fixture::pod("a");
-    pod["metadata"]["labels"] = json!({"app": "a"});
-    api.post(pods, pod).await.expect(201);
-    evict("a", json!({"metadata": {"name": "b"}})).await.expect(400);
-    evict("a", json!({"kind": "DeleteOptions"})).await.expect(400);
-    evict("a", json!({"deleteOptions": {"gracePeriodSeconds": "soon"}}))
-        .await
-        .expect(400);
-    evict("a", json!({"deleteOptions": {"preconditions": {"uid": "other"}}}))
-        .await
-        .expect(409);
-    evict("a", json!({"deleteOptions": {"dryRun": ["All"]}}))
-        .await
-        .expect(201);
-    api.get(&format!("{pods}/a")).await.expect(200);
-    for (name, selector) in [
-        ("every", json!({})),
-        ("this", json!({"matchLabels": {"app": "a"}})),
-        ("other", json!({"matchLabels": {"app": "b"}})),
-        ("none", Value::Null),
-    ] {
-        let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": name},
-            "spec": {"minAvailable": 1, "selector": selector}});
-        api.post("/apis/policy/v1/namespaces/default/poddisruptionbudgets", budget)
-            .await
-            .expect(201);
-    }
-    let evicted = evict("a", json!({})).await.expect(201);
-    assert_eq!(evicted.json()["status"], "Success");
-    let said: Vec<bool> = ["every", "this", "other", "none"]
-        .iter()
-        .map(|name| {
-            let words = format!("PodDisruptionBudget {name} is not acted on");
-            evicted.warnings().iter().any(|warning| warning.contains(&words))
-        })
-        .collect();
-    assert_eq!(said, [true, true, false, false], "{:?}", evicted.warnings());
-    api.get(&format!("{pods}/a")).await.expect(404);
-    api.get(&format!("{pods}/a/eviction")).await.expect(405);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The API over a real store: requests through the router, and a real kubectl through the listener.
 
 mod backups;
+mod eviction;
 mod fixture;
 mod foreign;
 mod history;

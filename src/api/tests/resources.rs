@@ -169,7 +169,7 @@ async fn what_does_not_fit_the_path_is_refused() {
     elsewhere["metadata"]["namespace"] = "other".into();
     check(DEPLOYMENTS, elsewhere, 400).await;
     check(
-        "/apis/apps/v1/namespaces/default/statefulsets",
+        "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers",
         deployment("web", 1),
         404,
     )
