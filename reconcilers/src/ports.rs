@@ -15,6 +15,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use store::NodeId;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 
 /// A failure of a port, in words for a user; the cause is the source.
 #[derive(Debug, thiserror::Error)]
@@ -293,6 +295,48 @@ pub struct LogOptions {
     pub timestamps: bool,
 }
 
+/// Which streams of a process a session has: Kubernetes' `PodExecOptions` and `PodAttachOptions`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionStreams {
+    pub stdin: bool,
+    pub stdout: bool,
+    /// Nothing comes of it with a terminal, which has one output.
+    pub stderr: bool,
+    pub tty: bool,
+}
+
+/// The size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TerminalSize {
+    pub columns: u16,
+    pub rows: u16,
+}
+
+/// What comes out of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionOutput {
+    Stdout(Bytes),
+    Stderr(Bytes),
+    /// The last of a session that began its process.
+    Exited(i32),
+}
+
+/// Bytes in both directions.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// An interactive session with a process in a container. Holds a few buffers of some 64 KiB, however much passes through: whoever
+/// does not read makes the process wait. Dropping it ends the session; a process that the session began gets SIGHUP.
+pub struct Session {
+    /// Shutting it down is the end of the input. None: not asked for.
+    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    /// Ends when the process has, with [`SessionOutput::Exited`] if the session began it.
+    pub output: BoxStream<'static, Result<SessionOutput, PortError>>,
+    /// Takes sizes for the terminal; only the newest counts.
+    pub size: watch::Sender<TerminalSize>,
+}
+
 /// The container engine of this node. Sees and touches only what carries our cluster's label.
 #[async_trait]
 pub trait ContainerRuntime: Send + Sync {
@@ -321,6 +365,19 @@ pub trait ContainerRuntime: Send + Sync {
         command: &[String],
         timeout: Duration,
     ) -> Result<(i32, String), PortError>;
+    /// Begins a command in the container, as [`SessionOutput::Exited`] ends it.
+    /// Refusals: `ContainerNotRunning`, `ExecFailed`.
+    async fn open_session(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        streams: SessionStreams,
+    ) -> Result<Session, PortError>;
+    /// Joins the container's own process. `streams.tty` must be the container's; what was written before is not repeated.
+    /// The end of `stdin` is the end of the container's. Refusals: `ContainerNotRunning`, `AttachFailed`.
+    async fn attach(&self, id: &ContainerId, streams: SessionStreams) -> Result<Session, PortError>;
+    /// Connects to a TCP port of the container's loopback address. Refusals: `ContainerNotRunning`, `ConnectFailed`.
+    async fn connect(&self, id: &ContainerId, port: u16) -> Result<Box<dyn Duplex>, PortError>;
     /// The container's output, both streams in order.
     async fn logs(
         &self,

@@ -11,8 +11,9 @@ use ipnet::IpNet;
 
 use crate::ports::{
     Container, ContainerId, ContainerRuntime, ContainerSpec, ContainerState, LogOptions, PodNetwork,
-    PortError, PortRedirect, Protocol, PullPolicy, labels,
+    PortError, PortRedirect, Protocol, PullPolicy, SessionOutput, SessionStreams, labels,
 };
+use tokio::io::AsyncWriteExt;
 
 /// How long a state may take to show; Podman's slowest step takes a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -29,6 +30,8 @@ pub struct RuntimeFixture<'a> {
     pub log_line: &'a str,
     /// A command, its exit code and its output.
     pub exec: (Vec<String>, i32, &'a str),
+    /// A command that writes what it reads, and ends with code 0 when that does.
+    pub echo: Vec<String>,
 }
 
 /// Checks all rules of [`ContainerRuntime`].
@@ -113,6 +116,7 @@ async fn life_of_a_container(fixture: &RuntimeFixture<'_>) {
     assert_eq!((found_code, found_output.trim()), (*code, output.trim()));
 
     wait_for("a line in the log", || logged(fixture, &id)).await;
+    sessions(fixture, &id).await;
 
     runtime.stop(&id, Duration::from_secs(1)).await.expect("stop");
     wait_for_event(&mut events, &uid).await;
@@ -124,6 +128,20 @@ async fn life_of_a_container(fixture: &RuntimeFixture<'_>) {
         .stop(&id, Duration::from_secs(1))
         .await
         .expect("stopping twice is fine");
+
+    let late = runtime
+        .open_session(&id, command, SessionStreams::default())
+        .await;
+    assert!(
+        matches!(
+            late.map(drop),
+            Err(PortError::Refused {
+                reason: "ContainerNotRunning",
+                ..
+            })
+        ),
+        "no session without a running container"
+    );
 
     runtime.remove(&id).await.expect("remove");
     assert_eq!(
@@ -142,6 +160,87 @@ async fn life_of_a_container(fixture: &RuntimeFixture<'_>) {
         .await
         .expect("removing a running container kills it");
     assert_eq!(find(*runtime, &running).await, None);
+}
+
+/// What passes through a session: far more than all buffers on the way hold.
+const SESSION_BYTES: usize = 5 << 20;
+
+async fn sessions(fixture: &RuntimeFixture<'_>, id: &ContainerId) {
+    let RuntimeFixture {
+        runtime, exec, echo, ..
+    } = fixture;
+    let output_only = SessionStreams {
+        stdout: true,
+        stderr: true,
+        ..SessionStreams::default()
+    };
+    let both = SessionStreams {
+        stdin: true,
+        ..output_only
+    };
+    let (command, code, output) = exec;
+    let session = runtime
+        .open_session(id, command, output_only)
+        .await
+        .expect("open_session");
+    assert!(session.stdin.is_none(), "stdin was not asked for");
+    let (found_output, found_code) = read(session.output).await;
+    assert_eq!(String::from_utf8_lossy(&found_output).trim(), output.trim());
+    assert_eq!(found_code, Some(*code));
+
+    // Every byte comes back, in order, and the end of the input is the end.
+    let mut session = runtime.open_session(id, echo, both).await.expect("open_session");
+    let mut stdin = session.stdin.take().expect("stdin was asked for");
+    let sent: Vec<u8> = (0..SESSION_BYTES).map(|at| (at / 7) as u8).collect();
+    let write = async {
+        stdin.write_all(&sent).await.expect("write");
+        stdin.shutdown().await.expect("the end of the input");
+    };
+    let ((), (found, found_code)) = tokio::join!(write, read(session.output));
+    assert_eq!((found.len(), found_code), (sent.len(), Some(0)));
+    assert!(found == sent, "what came back is not what was sent");
+
+    // A session that nobody reads makes the writer wait, and ends when it is dropped.
+    let mut session = runtime.open_session(id, echo, both).await.expect("open_session");
+    let mut stdin = session.stdin.take().expect("stdin was asked for");
+    let piled = tokio::time::timeout(Duration::from_secs(2), async {
+        for _ in 0..4 {
+            stdin.write_all(&sent).await.expect("write");
+        }
+    });
+    assert!(piled.await.is_err(), "20 MB were taken in without a reader");
+    drop((session, stdin));
+
+    let mut attached = runtime.attach(id, output_only).await.expect("attach");
+    assert!(attached.stdin.is_none(), "stdin was not asked for");
+    let waiting = tokio::time::timeout(Duration::from_millis(200), async {
+        while let Some(part) = attached.output.next().await {
+            assert!(!matches!(part.expect("output"), SessionOutput::Exited(_)));
+        }
+    });
+    assert!(
+        waiting.await.is_err() || attached.output.next().await.is_none(),
+        "an attached session has no exit code"
+    );
+}
+
+/// Reads a session to its end.
+async fn read(
+    output: futures::stream::BoxStream<'static, Result<SessionOutput, PortError>>,
+) -> (Vec<u8>, Option<i32>) {
+    let reading = output.fold((Vec::new(), None), async |(mut bytes, code), part| {
+        assert_eq!(code, None, "the exit is the last that comes");
+        match part.expect("output") {
+            SessionOutput::Stdout(piece) | SessionOutput::Stderr(piece) => {
+                bytes.extend_from_slice(&piece);
+                (bytes, None)
+            }
+            SessionOutput::Exited(code) => (bytes, Some(code)),
+        }
+    });
+    tokio::time::timeout(DEADLINE, reading)
+        .await
+        .expect("the session does not end")
 }
 
 async fn logged(fixture: &RuntimeFixture<'_>, id: &ContainerId) -> Result<(), String> {
@@ -317,6 +416,7 @@ mod tests {
             missing_image: "example/missing:1",
             log_line: "this is suite-life",
             exec: (vec!["echo".to_owned(), "hello".to_owned()], 3, "hello"),
+            echo: vec!["cat".to_owned()],
         })
         .await;
         assert_eq!(runtime.all(), []);

@@ -12,6 +12,9 @@ mod image;
 mod memory_deaths;
 mod process;
 mod runtime;
+mod session;
+#[cfg(test)]
+mod session_tests;
 mod socket;
 mod stream;
 #[cfg(test)]

@@ -12,8 +12,8 @@ use http::{Method, StatusCode};
 use podman_api::models::ListContainer;
 use podman_api::opts::{ContainerDeleteOpts, ContainerListFilter, ContainerListOpts, ExecCreateOpts};
 use reconcilers::ports::{
-    Container, ContainerId, ContainerRuntime, ContainerSpec, ContainerState, LogOptions, PortError,
-    PullPolicy, labels,
+    Container, ContainerId, ContainerRuntime, ContainerSpec, ContainerState, Duplex, LogOptions, PortError,
+    PullPolicy, Session, SessionStreams, labels,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,6 +24,7 @@ use super::engine::EngineError;
 use super::image::{ImageName, Pulls};
 use super::memory_deaths::MemoryDeaths;
 use super::process::Process;
+use super::session::ExecGuard;
 use super::socket::{CallError, Socket, within};
 use super::stream::{self, Frames};
 
@@ -41,7 +42,7 @@ const REMOVE_ATTEMPTS_MAX: usize = 3;
 
 /// Podman learns of a death from conmon's file, some milliseconds later.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
-const SETTLE_PAUSE: Duration = Duration::from_millis(2);
+pub(super) const SETTLE_PAUSE: Duration = Duration::from_millis(2);
 
 /// The port's promise for the output of exec.
 const EXEC_OUTPUT_BYTES_MAX: usize = 10 << 10;
@@ -264,35 +265,13 @@ impl Podman {
         .await?;
         // The process runs on when the connection closes, so a caller that gives up, or is dropped, ends it here.
         let guard = ExecGuard {
-            socket: &self.socket,
+            socket: self.socket.clone(),
             exec: exec.id().to_string(),
             container: id.0.clone(),
+            signal: SIGKILL,
             is_done: false,
         };
-        guard.run().await
-    }
-}
-
-/// An exec session on its way; kills its process when dropped before the end.
-struct ExecGuard<'a> {
-    socket: &'a Socket,
-    exec: String,
-    container: String,
-    is_done: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ExecState {
-    running: bool,
-    exit_code: i32,
-    #[serde(default)]
-    pid: u32,
-}
-
-impl ExecGuard<'_> {
-    async fn run(mut self) -> Result<(i32, String), CallError> {
-        let target = format!("/exec/{}/start", self.exec);
+        let target = format!("/exec/{}/start", guard.exec);
         let start = json!({"Detach": false, "Tty": false});
         let mut body = self.socket.stream(Method::POST, &target, Some(&start)).await?;
         let mut frames = Frames::default();
@@ -303,42 +282,21 @@ impl ExecGuard<'_> {
             // What is beyond is read and dropped: a full pipe would stop the process.
             output.extend_from_slice(&payload[..payload.len().min(room)]);
         }
-        let mut pause = SETTLE_PAUSE;
-        loop {
-            let state = exec_state(self.socket, &self.exec).await?;
-            if !state.running {
-                self.is_done = true;
-                return Ok((state.exit_code, String::from_utf8_lossy(&output).into_owned()));
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(100));
-        }
+        let code = guard.exit_code().await?;
+        Ok((code, String::from_utf8_lossy(&output).into_owned()))
     }
-}
 
-impl Drop for ExecGuard<'_> {
-    fn drop(&mut self) {
-        if self.is_done {
-            return;
+    /// Looks up the first process of a container that runs.
+    async fn running(&self, id: &ContainerId, operation: &'static str) -> Result<u32, PortError> {
+        let found = self.find(id, operation).await?;
+        if found.state.status == "running" {
+            return Ok(found.state.pid);
         }
-        let (socket, exec, container) = (self.socket.clone(), self.exec.clone(), self.container.clone());
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                if let Ok(state) = exec_state(&socket, &exec).await
-                    && state.running
-                    && let Some(process) = Process::open(state.pid, &container)
-                {
-                    process.signal(SIGKILL);
-                }
-            });
-        }
+        Err(PortError::Refused {
+            reason: "ContainerNotRunning",
+            message: format!("the container does not run: it is {}", found.state.status),
+        })
     }
-}
-
-async fn exec_state(socket: &Socket, exec: &str) -> Result<ExecState, CallError> {
-    socket
-        .json(Method::GET, &format!("/exec/{exec}/json"), None, LIMIT)
-        .await
 }
 
 /// The number of the image's stop signal: a number in Podman 4, a name in 5 (where the API of 4 still gives the number).
@@ -502,6 +460,30 @@ impl ContainerRuntime for Podman {
         within(timeout, self.run_exec(id, command))
             .await
             .map_err(|error| error.into_port("exec", "ExecFailed"))
+    }
+
+    async fn open_session(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        streams: SessionStreams,
+    ) -> Result<Session, PortError> {
+        self.running(id, "exec").await?;
+        self.exec_session(id, command, streams)
+            .await
+            .map_err(|error| error.into_port("exec", "ExecFailed"))
+    }
+
+    async fn attach(&self, id: &ContainerId, streams: SessionStreams) -> Result<Session, PortError> {
+        self.running(id, "attach").await?;
+        self.attach_session(id, streams)
+            .await
+            .map_err(|error| error.into_port("attach", "AttachFailed"))
+    }
+
+    async fn connect(&self, id: &ContainerId, port: u16) -> Result<Box<dyn Duplex>, PortError> {
+        let pid = self.running(id, "connect to a port of the container").await?;
+        self.connect_inside(id, pid, port).await
     }
 
     async fn logs(

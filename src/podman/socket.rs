@@ -13,6 +13,7 @@ use futures::Stream;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use reconcilers::ports::PortError;
 use serde::Deserialize;
@@ -136,11 +137,35 @@ impl Socket {
         })
     }
 
+    /// Sends a request whose answer has nothing in it.
+    pub(super) async fn call(&self, method: Method, target: &str, limit: Duration) -> Result<(), CallError> {
+        within(limit, async { self.send(method, target, None).await.map(drop) }).await
+    }
+
+    /// Sends a request after which Podman hands over the connection.
+    pub(super) async fn upgrade(&self, target: &str, body: Option<&Value>) -> Result<Upgraded, CallError> {
+        let (response, _connection) = self.send_asking(Method::POST, target, body, true).await?;
+        hyper::upgrade::on(response).await.map_err(|error| {
+            CallError::Unavailable(format!("Podman does not hand over the connection: {error}"))
+        })
+    }
+
     async fn send(
         &self,
         method: Method,
         target: &str,
         body: Option<&Value>,
+    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), CallError> {
+        self.send_asking(method, target, body, false).await
+    }
+
+    /// Sends a request; `upgrade`: asks for the connection.
+    async fn send_asking(
+        &self,
+        method: Method,
+        target: &str,
+        body: Option<&Value>,
+        upgrade: bool,
     ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), CallError> {
         let unavailable = |error: &dyn std::fmt::Display| CallError::Unavailable(error.to_string());
         let stream = UnixStream::connect(&self.0)
@@ -151,12 +176,17 @@ impl Socket {
             .map_err(|error| unavailable(&error))?;
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
             // A broken connection shows as an error of the request or of its body.
-            let _ = connection.await;
+            let _ = connection.with_upgrades().await;
         }));
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{PREFIX}{target}"))
             .header(header::HOST, "podman");
+        if upgrade {
+            request = request
+                .header(header::CONNECTION, "Upgrade")
+                .header(header::UPGRADE, "tcp");
+        }
         let payload = match body {
             Some(value) => {
                 request = request.header(header::CONTENT_TYPE, "application/json");
@@ -171,7 +201,8 @@ impl Socket {
             .send_request(request)
             .await
             .map_err(|error| unavailable(&error))?;
-        if response.status().is_success() {
+        if response.status().is_success() || (upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS)
+        {
             return Ok((response, connection));
         }
         let status = response.status();

@@ -35,6 +35,7 @@ const EVENTS_HEAD_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     header: BytesMut,
+    stream: u8,
     remaining: usize,
 }
 
@@ -42,9 +43,25 @@ impl Frames {
     /// Returns the payload in this piece of the stream, which may begin and end anywhere.
     ///
     /// # Errors
+    /// As [`Frames::parts`].
+    pub(super) fn payload(&mut self, piece: Bytes) -> Result<Bytes, CallError> {
+        let mut parts = self.parts(piece)?;
+        Ok(match parts.len() {
+            0 => Bytes::new(),
+            1 => parts.swap_remove(0).1,
+            _ => {
+                let parts: Vec<Bytes> = parts.into_iter().map(|(_, part)| part).collect();
+                parts.concat().into()
+            }
+        })
+    }
+
+    /// [`Frames::payload`], each part with the number of its stream: 0 and 1 are stdout, 2 is stderr.
+    ///
+    /// # Errors
     /// A header that names no stream: this is not a framed stream, or we lost step.
-    pub(super) fn payload(&mut self, mut piece: Bytes) -> Result<Bytes, CallError> {
-        let mut parts: Vec<Bytes> = Vec::new();
+    pub(super) fn parts(&mut self, mut piece: Bytes) -> Result<Vec<(u8, Bytes)>, CallError> {
+        let mut parts = Vec::new();
         while !piece.is_empty() {
             if self.remaining == 0 {
                 let missing = 8 - self.header.len();
@@ -53,10 +70,11 @@ impl Frames {
                 if self.header.len() < 8 {
                     break;
                 }
-                if self.header[0] > 2 {
+                self.stream = self.header[0];
+                if self.stream > 2 {
                     return Err(CallError::Unavailable(format!(
                         "Podman sent a frame of an unknown stream ({})",
-                        self.header[0]
+                        self.stream
                     )));
                 }
                 self.header.advance(4);
@@ -65,14 +83,10 @@ impl Frames {
             } else {
                 let part = piece.split_to(self.remaining.min(piece.len()));
                 self.remaining -= part.len();
-                parts.push(part);
+                parts.push((self.stream, part));
             }
         }
-        Ok(match parts.len() {
-            0 => Bytes::new(),
-            1 => parts.swap_remove(0),
-            _ => parts.concat().into(),
-        })
+        Ok(parts)
     }
 }
 

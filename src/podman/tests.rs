@@ -15,11 +15,11 @@ use reconcilers::suite::{self, RuntimeFixture};
 use super::{EngineError, Podman};
 use crate::sandbox::{DEADLINE, Host, IMAGE, run, wait_for};
 
-fn sh(script: &str) -> Vec<String> {
+pub(super) fn sh(script: &str) -> Vec<String> {
     ["/bin/sh", "-c", script].map(str::to_owned).to_vec()
 }
 
-fn spec(name: &str, script: &str) -> ContainerSpec {
+pub(super) fn spec(name: &str, script: &str) -> ContainerSpec {
     ContainerSpec {
         name: name.into(),
         image: IMAGE.into(),
@@ -31,13 +31,13 @@ fn spec(name: &str, script: &str) -> ContainerSpec {
 }
 
 /// Sleeps for ever, and ends at SIGTERM.
-const IDLE: &str = "trap 'exit 3' TERM; while true; do sleep 0.05; done";
+pub(super) const IDLE: &str = "trap 'exit 3' TERM; while true; do sleep 0.05; done";
 
-fn podman(host: &Host) -> Podman {
+pub(super) fn podman(host: &Host) -> Podman {
     Podman::new(&host.socket(), "cluster-1").unwrap()
 }
 
-async fn started(podman: &Podman, spec: &ContainerSpec) -> ContainerId {
+pub(super) async fn started(podman: &Podman, spec: &ContainerSpec) -> ContainerId {
     let id = podman.create(spec).await.unwrap();
     podman.start(&id).await.unwrap();
     id
@@ -77,6 +77,7 @@ fn keeps_the_rules_of_the_port() {
                 missing_image: "localhost/nowhere:1",
                 log_line: "hello",
                 exec: (sh("echo good day; exit 3"), 3, "good day"),
+                echo: sh("cat"),
             })
             .await;
         });

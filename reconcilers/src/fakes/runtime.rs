@@ -8,13 +8,18 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use tokio::sync::mpsc;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio_util::io::ReaderStream;
 
 use super::lock;
 use crate::ports::{
-    Clock, Container, ContainerId, ContainerRuntime, ContainerSpec, ContainerState, LogOptions, PortError,
-    PullPolicy, labels,
+    Clock, Container, ContainerId, ContainerRuntime, ContainerSpec, ContainerState, Duplex, LogOptions,
+    PortError, PullPolicy, Session, SessionOutput, SessionStreams, TerminalSize, labels,
 };
+
+/// As much as a pipe of the kernel holds.
+const SESSION_BUFFER_BYTES: usize = 64 << 10;
 
 /// A [`ContainerRuntime`] whose containers are entries of a map.
 pub struct FakeRuntime {
@@ -140,6 +145,44 @@ impl FakeRuntime {
     fn unknown(id: &ContainerId) -> PortError {
         PortError::NotFound(format!("container {}", id.0))
     }
+
+    fn find_running(&self, id: &ContainerId) -> Result<Container, PortError> {
+        let state = self.state();
+        let (container, _) = state.containers.get(&id.0).ok_or_else(|| Self::unknown(id))?;
+        if matches!(container.state, ContainerState::Running { .. }) {
+            return Ok(container.clone());
+        }
+        Err(PortError::Refused {
+            reason: "ContainerNotRunning",
+            message: format!("container {} does not run", id.0),
+        })
+    }
+}
+
+/// A session that gives `text`, then what comes in until that ends, then the sizes it was told, then `code` if any.
+pub fn session(text: String, streams: SessionStreams, code: Option<i32>) -> Session {
+    let (near, far) = tokio::io::duplex(SESSION_BUFFER_BYTES);
+    let (size, sizes) = watch::channel(TerminalSize::default());
+    let stdin: Option<Box<dyn tokio::io::AsyncWrite + Send + Unpin>> = match streams.stdin {
+        true => Some(Box::new(near)),
+        false => None,
+    };
+    let failed = |error: std::io::Error| PortError::Unavailable {
+        operation: "fake session",
+        message: error.to_string(),
+    };
+    let echoed = ReaderStream::new(far).map(move |piece| piece.map(SessionOutput::Stdout).map_err(failed));
+    let told = stream::once(async move {
+        let TerminalSize { columns, rows } = *sizes.borrow();
+        Ok(SessionOutput::Stdout(Bytes::from(format!("{columns}x{rows}\n"))))
+    });
+    let told = stream::iter(streams.tty.then_some(told)).flatten();
+    let output = stream::iter([Ok(SessionOutput::Stdout(text.into()))])
+        .chain(echoed)
+        .chain(told)
+        .chain(stream::iter(code.map(|code| Ok(SessionOutput::Exited(code)))))
+        .boxed();
+    Session { stdin, output, size }
 }
 
 impl State {
@@ -264,15 +307,36 @@ impl ContainerRuntime for FakeRuntime {
         command: &[String],
         _timeout: Duration,
     ) -> Result<(i32, String), PortError> {
-        let state = self.state();
-        let (container, _) = state.containers.get(&id.0).ok_or_else(|| Self::unknown(id))?;
-        if !matches!(container.state, ContainerState::Running { .. }) {
-            return Err(PortError::Refused {
-                reason: "ContainerNotRunning",
-                message: format!("container {} does not run", id.0),
-            });
+        self.find_running(id)?;
+        Ok(self.state().exec.get(command).cloned().unwrap_or_default())
+    }
+
+    async fn open_session(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        streams: SessionStreams,
+    ) -> Result<Session, PortError> {
+        self.find_running(id)?;
+        let (code, text) = self.state().exec.get(command).cloned().unwrap_or_default();
+        Ok(session(text, streams, Some(code)))
+    }
+
+    async fn attach(&self, id: &ContainerId, streams: SessionStreams) -> Result<Session, PortError> {
+        let container = self.find_running(id)?;
+        Ok(session(format!("this is {}\n", container.name), streams, None))
+    }
+
+    /// Connects to the port on this machine.
+    async fn connect(&self, id: &ContainerId, port: u16) -> Result<Box<dyn Duplex>, PortError> {
+        self.find_running(id)?;
+        match TcpStream::connect(("127.0.0.1", port)).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => Err(PortError::Refused {
+                reason: "ConnectFailed",
+                message: format!("port {port}: {error}"),
+            }),
         }
-        Ok(state.exec.get(command).cloned().unwrap_or_default())
     }
 
     async fn logs(

@@ -12,9 +12,10 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use reconcilers::fakes::runtime as fake;
 use reconcilers::ports::{
-    Clock, Cluster, Container, ContainerId, ContainerRuntime, ContainerSpec, Liveness, LogOptions, Moment,
-    NodeFacts, NodeObservation, PortError, PullPolicy,
+    Clock, Cluster, Container, ContainerId, ContainerRuntime, ContainerSpec, ContainerState, Duplex,
+    Liveness, LogOptions, Moment, NodeFacts, NodeObservation, PortError, PullPolicy, Session, SessionStreams,
 };
 use serde_json::Value;
 use store::{MemoryDisk, NodeId, OpenOptions, Revision, Store};
@@ -88,6 +89,21 @@ impl Relay for Peers {
 #[derive(Default)]
 pub(super) struct Containers(pub(super) Mutex<Vec<(Container, &'static str)>>);
 
+impl Containers {
+    fn running(&self, id: &ContainerId) -> Result<String, PortError> {
+        let containers = self.0.lock().unwrap();
+        let found = containers.iter().find(|(container, _)| container.id == *id);
+        let (container, _) = found.ok_or_else(|| PortError::NotFound(id.0.clone()))?;
+        match container.state {
+            ContainerState::Running { .. } => Ok(container.name.clone()),
+            _ => Err(PortError::Refused {
+                reason: "ContainerNotRunning",
+                message: "the container does not run".to_owned(),
+            }),
+        }
+    }
+}
+
 #[async_trait]
 impl ContainerRuntime for Containers {
     async fn list(&self) -> Result<Vec<Container>, PortError> {
@@ -131,6 +147,34 @@ impl ContainerRuntime for Containers {
 
     async fn exec(&self, id: &ContainerId, _: &[String], _: Duration) -> Result<(i32, String), PortError> {
         Err(PortError::NotFound(id.0.clone()))
+    }
+
+    async fn open_session(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        streams: SessionStreams,
+    ) -> Result<Session, PortError> {
+        self.running(id)?;
+        let code = command.last().and_then(|word| word.parse().ok());
+        Ok(fake::session(format!("{command:?}\n"), streams, code.or(Some(0))))
+    }
+
+    async fn attach(&self, id: &ContainerId, streams: SessionStreams) -> Result<Session, PortError> {
+        let name = self.running(id)?;
+        Ok(fake::session(format!("this is {name}\n"), streams, None))
+    }
+
+    /// To the port on this machine.
+    async fn connect(&self, id: &ContainerId, port: u16) -> Result<Box<dyn Duplex>, PortError> {
+        self.running(id)?;
+        let connected = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+        connected
+            .map(|stream| Box::new(stream) as Box<dyn Duplex>)
+            .map_err(|error| PortError::Refused {
+                reason: "ConnectFailed",
+                message: format!("port {port}: {error}"),
+            })
     }
 
     async fn logs(
