@@ -25,6 +25,7 @@ use tokio_rustls::client::TlsStream;
 use super::certificates::INTERNAL_NAME;
 use super::credentials::Credentials;
 use super::observation::{Peer, Probe};
+use super::peer_server::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use super::tls;
 use crate::relay::{Relay, RelayError};
 
@@ -117,6 +118,8 @@ impl Connections {
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failed(&error))?;

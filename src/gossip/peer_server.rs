@@ -52,6 +52,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Requests under way on one connection; watches and followed logs are long ones.
 const STREAMS: u32 = 1024;
+/// What a request may send before its handler reads. The connection's own window has room for all of them: a session that nobody
+/// reads must not stop the others, or sync.
+pub(super) const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+pub(super) const CONNECTION_WINDOW_BYTES: u32 = STREAMS * STREAM_WINDOW_BYTES;
 /// After a failed accept (out of file descriptors), so that it does not spin.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
@@ -196,7 +200,9 @@ async fn serve(
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(STREAMS);
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     let connection =
         builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
     let ended = if stranger {
