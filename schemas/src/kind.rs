@@ -63,6 +63,12 @@ pub enum Subresource {
     Eviction,
     /// A placement that somebody else than the scheduler decided on.
     Binding,
+    /// A command in a container.
+    Exec,
+    /// The streams of a container's own process.
+    Attach,
+    /// Connections to ports.
+    PortForward,
 }
 
 /// Who takes an object away that a user deletes, once no finalizer holds it.
@@ -141,7 +147,7 @@ pub const KINDS: &[KindRow] = &[
     row!(Node, "", "nodes", "node", ["no"], Cluster, served: true, in_all: false, derived: true,
         confidential: false, owner: false, [Status], AtOnce, ""),
     row!(Pod, "", "pods", "pod", ["po"], Namespaced, served: true, in_all: true, derived: false,
-        confidential: false, owner: false, [Status, Log, Eviction, Binding], ByNode, "Pending"),
+        confidential: false, owner: false, [Status, Log, Eviction, Binding, Exec, Attach, PortForward], ByNode, "Pending"),
     row!(Service, "", "services", "service", ["svc"], Namespaced, served: true, in_all: true, derived: false,
         confidential: false, owner: false, [Status], AtOnce, ""),
     row!(Endpoints, "", "endpoints", "endpoints", ["ep"], Namespaced, served: true, in_all: false, derived: true,

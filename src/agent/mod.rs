@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{error, info, warn};
 
-use crate::api::{self, ApiState, BackupSource, Build, Events};
+use crate::api::{self, ApiState, BackupSource, Build, Events, Sessions};
 use crate::config::{self, Config};
 use crate::dns::{Dns, DnsConfig};
 use crate::gossip;
@@ -259,6 +259,7 @@ impl Agent {
             node: credentials.node().clone(),
             relay: prepared.relay(),
             runtime: podman.clone(),
+            sessions: Sessions::new(tasks.clone(), working.clone()),
             clock: clock.clone(),
             events: events.clone(),
             auth_required: flags.enable_api_auth,

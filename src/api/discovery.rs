@@ -164,8 +164,10 @@ fn resource_list(group: &str, version: &str) -> ApiResult {
                 "verbs": subresource_verbs(*part),
             });
             if let Some((group, kind)) = own_kind(*part) {
-                resource["group"] = group.into();
-                resource["version"] = "v1".into();
+                if group != row.group {
+                    resource["group"] = group.into();
+                    resource["version"] = "v1".into();
+                }
                 resource["kind"] = kind.into();
             }
             resources.push(resource);
@@ -202,6 +204,7 @@ fn subresource_verbs(part: Subresource) -> &'static [&'static str] {
         Subresource::Status | Subresource::Scale => &SUBRESOURCE_VERBS,
         Subresource::Log => &["get"],
         Subresource::Eviction | Subresource::Binding => &["create"],
+        Subresource::Exec | Subresource::Attach | Subresource::PortForward => &["create", "get"],
     }
 }
 
@@ -211,6 +214,9 @@ fn own_kind(part: Subresource) -> Option<(&'static str, &'static str)> {
         Subresource::Scale => Some(("autoscaling", "Scale")),
         Subresource::Eviction => Some(("policy", "Eviction")),
         Subresource::Binding => Some(("", "Binding")),
+        Subresource::Exec => Some(("", "PodExecOptions")),
+        Subresource::Attach => Some(("", "PodAttachOptions")),
+        Subresource::PortForward => Some(("", "PodPortForwardOptions")),
         Subresource::Status | Subresource::Log => None,
     }
 }

@@ -20,6 +20,7 @@ mod selection;
 mod serve;
 mod state;
 mod status;
+mod streams;
 pub mod tables;
 mod target;
 #[cfg(test)]
@@ -35,4 +36,5 @@ pub use resources::{delete_if, forget_node};
 pub use serve::{PlainHttp, Stopping, serve};
 pub use state::{ApiState, Build, router};
 pub use status::{ApiError, ApiResult, Cause, Details};
+pub use streams::Sessions;
 pub use tokens::{node_token_name, revoke_tokens};

@@ -16,6 +16,7 @@ use super::backups::{self, BackupSource};
 use super::events::Events;
 use super::resources::history;
 use super::status::ApiError;
+use super::streams::Sessions;
 use super::{discovery, health, manifests, native, openapi, resources, restore, reviews, tokens};
 use crate::caller::Caller;
 use crate::relay::Relay;
@@ -30,8 +31,10 @@ pub struct ApiState {
     pub node: NodeId,
     /// The way to other nodes: logs of their pods, their events.
     pub relay: Arc<dyn Relay>,
-    /// This node's containers, for logs.
+    /// This node's containers, for logs and sessions.
     pub runtime: Arc<dyn ContainerRuntime>,
+    /// What goes on in them for clients, or is relayed.
+    pub sessions: Sessions,
     pub clock: Arc<dyn Clock>,
     /// This node's events.
     pub events: Arc<Events>,

@@ -32,7 +32,10 @@ impl Behind {
             "log" => Subresource::Log,
             "eviction" => Subresource::Eviction,
             "binding" => Subresource::Binding,
-            "exec" | "attach" | "portforward" | "proxy" | "ephemeralcontainers" | "resize" => {
+            "exec" => Subresource::Exec,
+            "attach" => Subresource::Attach,
+            "portforward" => Subresource::PortForward,
+            "proxy" | "ephemeralcontainers" | "resize" => {
                 return matches!(kind, Kind::Pod | Kind::Service | Kind::Node).then_some(Self::Unserved);
             }
             "finalize" => return (kind == Kind::Namespace).then_some(Self::Unserved),
@@ -53,6 +56,9 @@ pub(crate) fn word(subresource: Subresource) -> &'static str {
         Subresource::Log => "log",
         Subresource::Eviction => "eviction",
         Subresource::Binding => "binding",
+        Subresource::Exec => "exec",
+        Subresource::Attach => "attach",
+        Subresource::PortForward => "portforward",
     }
 }
 
@@ -117,6 +123,12 @@ impl Query {
             .find(|(key, _)| key == name)
             .map(|(_, value)| value.as_str())
             .unwrap_or_default()
+    }
+
+    /// Returns all values of a parameter, in order.
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let named = self.0.iter().filter(move |(key, _)| key == name);
+        named.map(|(_, value)| value.as_str())
     }
 
     /// Tells whether a parameter is there, with whatever value.
@@ -220,7 +232,12 @@ mod tests {
         );
         check(
             "/api/v1/namespaces/a/pods/web/exec",
-            Some((Kind::Pod, Some("a"), Some("web"), Some(Behind::Unserved))),
+            Some((
+                Kind::Pod,
+                Some("a"),
+                Some("web"),
+                Some(Behind::Served(Subresource::Exec)),
+            )),
         );
         check("/api/v1/pods/web", None);
         check("/api/v1/deployments/a/b", None);

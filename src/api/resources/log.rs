@@ -41,7 +41,7 @@ pub(super) async fn log(call: &Call<'_>) -> ApiResult {
 }
 
 /// The container that a client means.
-fn container_name(asked: &str, pod: &Object) -> ApiResult<String> {
+pub(super) fn container_name(asked: &str, pod: &Object) -> ApiResult<String> {
     let names: Vec<&str> = ["/spec/initContainers", "/spec/containers"]
         .iter()
         .filter_map(|pointer| pod.pointer(pointer)?.as_array())
@@ -137,7 +137,7 @@ fn options(call: &Call<'_>) -> ApiResult<LogOptions> {
 }
 
 /// The newest container of the name in the pod that has run; the one before it for `previous`.
-fn pick(containers: Vec<Container>, uid: &str, name: &str, previous: bool) -> Option<Container> {
+pub(super) fn pick(containers: Vec<Container>, uid: &str, name: &str, previous: bool) -> Option<Container> {
     let label = |container: &Container, key: &str| container.labels.get(key).cloned().unwrap_or_default();
     let mut found: Vec<(u64, Container)> = containers
         .into_iter()
@@ -161,7 +161,7 @@ fn pick(containers: Vec<Container>, uid: &str, name: &str, previous: bool) -> Op
         .map(|(_, container)| container)
 }
 
-fn waiting_reason(pod: &Object, name: &str) -> String {
+pub(super) fn waiting_reason(pod: &Object, name: &str) -> String {
     ["/status/containerStatuses", "/status/initContainerStatuses"]
         .iter()
         .filter_map(|pointer| pod.pointer(pointer)?.as_array())

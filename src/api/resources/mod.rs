@@ -1,6 +1,6 @@
 //! The Kubernetes resources: one call, dispatched by method and subresource.
 //!
-//! Reading is in `read` and `watch`, writing in `write`, `edit` and `delete`, subresources in `scale` and `log`, what was
+//! Reading is in `read` and `watch`, writing in `write`, `edit` and `delete`, subresources in `scale`, `log` and `session`, what was
 //! before in `history`. What a
 //! kind means is asked of `schemas`; nothing here knows what controllers do.
 
@@ -15,6 +15,7 @@ mod options;
 mod peer_events;
 mod read;
 mod scale;
+mod session;
 mod watch;
 mod write;
 
@@ -22,6 +23,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use http::request::Parts;
 use http::{HeaderMap, Method, Uri, header};
+use hyper::upgrade::OnUpgrade;
 use schemas::{Ending, Kind, Object, ObjectKey, Subresource};
 use store::{NodeId, View};
 use tokio_util::sync::CancellationToken;
@@ -57,7 +59,8 @@ pub(crate) struct Call<'a> {
 }
 
 /// Answers a request whose path is one of Kubernetes' resources.
-pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
+pub(crate) async fn handle(state: &ApiState, mut request: Request) -> ApiResult {
+    let on_upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let (parts, body) = request.into_parts();
     let target = Target::parse(parts.uri.path()).ok_or_else(ApiError::no_resource)?;
     let call = Call::of(state, parts, target)?;
@@ -87,6 +90,9 @@ pub(crate) async fn handle(state: &ApiState, request: Request) -> ApiResult {
         (Method::GET, Some(Subresource::Log), true) => log::log(&call).await,
         (Method::POST, Some(Subresource::Eviction), true) => eviction::evict(&call, body).await,
         (Method::POST, Some(Subresource::Binding), true) => eviction::bind(&call, body).await,
+        (_, Some(part @ (Subresource::Exec | Subresource::Attach | Subresource::PortForward)), true) => {
+            session::open(&call, part, on_upgrade, body).await
+        }
         _ => Err(ApiError::method_not_allowed()),
     }
 }

@@ -221,13 +221,7 @@ pub(super) async fn change_object(
 ) -> ApiResult<(Object, Vec<String>)> {
     let part = match call.target.behind {
         Some(Behind::Served(Subresource::Status)) => Part::Status,
-        Some(
-            Behind::Served(
-                Subresource::Scale | Subresource::Log | Subresource::Eviction | Subresource::Binding,
-            )
-            | Behind::Unserved,
-        )
-        | None => Part::Main,
+        _ => Part::Main,
     };
     if key.kind == Kind::Event {
         return Err(ApiError::method_not_allowed());

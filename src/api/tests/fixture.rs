@@ -20,9 +20,11 @@ use reconcilers::ports::{
 use serde_json::Value;
 use store::{MemoryDisk, NodeId, OpenOptions, Revision, Store};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use crate::api::{ApiState, BackupSource, Build, Events, ensure_namespaces, router};
+use crate::api::{ApiState, BackupSource, Build, Events, Sessions, ensure_namespaces, router};
 use crate::backup::Identity;
 use crate::caller::Caller;
 use crate::relay::{Relay, RelayError};
@@ -214,6 +216,8 @@ pub(super) struct Api {
     pub(super) containers: Arc<Containers>,
     pub(super) cluster: watch::Sender<Arc<Cluster>>,
     pub(super) readiness: watch::Sender<Vec<String>>,
+    /// Fires when the agent stops.
+    pub(super) stopping: CancellationToken,
     _directory: tempfile::TempDir,
 }
 
@@ -274,6 +278,7 @@ impl Api {
             &[(node.clone(), name, store.revision())],
         )));
         let (readiness, readiness_receiver) = watch::channel(Vec::new());
+        let stopping = CancellationToken::new();
         let state = ApiState {
             events: Arc::new(Events::new(store.clone(), node.clone(), name, clock.clone())),
             store,
@@ -281,6 +286,7 @@ impl Api {
             node,
             relay: peers.clone(),
             runtime: containers.clone(),
+            sessions: Sessions::new(TaskTracker::new(), stopping.clone()),
             clock: clock.clone(),
             auth_required,
             build: Build {
@@ -300,6 +306,7 @@ impl Api {
             containers,
             cluster,
             readiness,
+            stopping,
             _directory: directory,
         }
     }

@@ -12,5 +12,6 @@ mod native;
 mod nodes;
 mod resources;
 mod reviews;
+mod sessions;
 mod streams;
 mod versions;

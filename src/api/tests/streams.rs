@@ -159,7 +159,7 @@ async fn a_watch_from_an_unknown_version_is_gone() {
 
 // ---------------------------------------------------------------- logs
 
-async fn placed_pod(api: &Api, node: &str) -> String {
+pub(super) async fn placed_pod(api: &Api, node: &str) -> String {
     let mut object = pod("web");
     object["spec"]["nodeName"] = node.into();
     object["spec"]["containers"] = json!([{"name": "a", "image": "a:1"}, {"name": "b", "image": "b:1"}]);
@@ -167,7 +167,7 @@ async fn placed_pod(api: &Api, node: &str) -> String {
     created["metadata"]["uid"].as_str().unwrap().to_owned()
 }
 
-fn add_container(api: &Api, uid: &str, name: &str, restarts: u32, log: &'static str) {
+pub(super) fn add_container(api: &Api, uid: &str, name: &str, restarts: u32, log: &'static str) {
     let pairs = [
         (labels::POD_UID, uid.to_owned()),
         (labels::CONTAINER_NAME, name.to_owned()),
