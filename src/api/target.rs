@@ -136,12 +136,12 @@ impl Query {
         self.0.iter().any(|(key, _)| key == name)
     }
 
-    /// Reads a flag as Kubernetes does: present and neither `0` nor `false`.
+    /// Reads a flag as Kubernetes does: present and neither `0` nor `false` in any case (Python writes `False`).
     pub(crate) fn flag(&self, name: &str) -> bool {
         self.0
             .iter()
             .find(|(key, _)| key == name)
-            .is_some_and(|(_, value)| !matches!(value.as_str(), "0" | "false"))
+            .is_some_and(|(_, value)| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 
     /// Reads a number; None if it is absent.
@@ -175,6 +175,16 @@ mod tests {
 
     /// Kind, namespace, name and what is behind it.
     type Named<'a> = (Kind, Option<&'a str>, Option<&'a str>, Option<Behind>);
+
+    #[test]
+    fn flags_are_set_unless_they_are_0_or_false() {
+        let query = Query::of(&"/x?a=1&b=0&c=False&d=false&e=&f=True".parse().unwrap()).unwrap();
+        let set: Vec<&str> = ["a", "b", "c", "d", "e", "f", "g"]
+            .into_iter()
+            .filter(|name| query.flag(name))
+            .collect();
+        assert_eq!(set, ["a", "e", "f"]);
+    }
 
     #[test]
     fn paths_name_what_kubernetes_says() {
