@@ -122,11 +122,18 @@ async fn carry(
         Ok(stream) => {
             let (mut read, mut write) = tokio::io::split(stream);
             let towards_pod = async {
-                while let Some(piece) = incoming.recv().await {
-                    write.write_all(&piece).await?;
-                    write.flush().await?;
+                let fed = async {
+                    while let Some(piece) = incoming.recv().await {
+                        write.write_all(&piece).await?;
+                        write.flush().await?;
+                    }
+                    write.shutdown().await
+                };
+                if fed.await.is_err() {
+                    // It reads no more, and may still answer. What comes for it must not hold up the others.
+                    while incoming.recv().await.is_some() {}
                 }
-                write.shutdown().await
+                std::future::pending::<std::io::Result<()>>().await
             };
             let towards_client = async {
                 let mut buffer = vec![0; READ_BYTES];
@@ -141,7 +148,7 @@ async fn carry(
             // What the pod says counts: when it has ended, more input is of no use.
             let ended = tokio::select! {
                 ended = towards_client => ended,
-                Err(error) = towards_pod => Err(error),
+                ended = towards_pod => ended,
             };
             ended.err().map(|error| failed(&error))
         }
