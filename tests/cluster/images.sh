@@ -2,7 +2,7 @@
 # images.sh HELLO_BINARY OUT.tar - the images of the tests, made from scratch and saved as one archive.
 #
 #   localhost/podman-swarm-hello:1 and :2   the example's web server
-#   localhost/busybox:test                  a shell, wget and nslookup
+#   localhost/busybox:test                  a shell, wget, nslookup, tar and a web server
 #
 # Uses a Podman store of its own, so that the machine's stays as it is.
 set -euo pipefail
@@ -19,7 +19,7 @@ printf 'FROM scratch\nCOPY hello /hello\nENTRYPOINT ["/hello"]\n' > "$work/hello
 
 cp "$(command -v busybox)" "$work/busybox/busybox"
 mkdir "$work/busybox/bin"
-for applet in sh ls cat sleep wget nslookup echo env ip nc true false kill touch printf grep hostname date; do
+for applet in sh ls cat sleep wget nslookup echo env ip nc true false kill touch printf grep hostname date head httpd md5sum mkdir stty tar; do
     ln -s /busybox "$work/busybox/bin/$applet"
 done
 printf 'FROM scratch\nCOPY busybox /busybox\nCOPY bin /bin\nENV PATH=/bin\nCMD ["/bin/sh"]\n' > "$work/busybox/Containerfile"

@@ -13,7 +13,7 @@ use crate::cluster::{Cluster, Ran, address, needs_hosts, text};
 use crate::stories::{HELLO, wait_ready, web};
 
 /// Names of the kubectls on the path: `kubectl`, `kubectl.1.27` and so on.
-fn versions() -> Vec<String> {
+pub(crate) fn versions() -> Vec<String> {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut found: Vec<String> = path
         .split(':')
@@ -35,7 +35,7 @@ fn versions() -> Vec<String> {
 }
 
 /// Host 1 answers, host 2 (`place=there`) runs the pods.
-fn two_hosts() -> Cluster {
+pub(crate) fn two_hosts() -> Cluster {
     let cluster = Cluster::hosts(2);
     cluster.start(1, &[]);
     cluster.wait_healthy(1);
@@ -92,7 +92,7 @@ impl Drop for Following {
 }
 
 /// Runs `check` with each kubectl on one cluster, each in a namespace of its own.
-fn with_each(check: impl Fn(&Cluster, &str, &str)) {
+pub(crate) fn with_each(check: impl Fn(&Cluster, &str, &str)) {
     let versions = versions();
     if versions.is_empty() {
         assert!(std::env::var_os("CI").is_none(), "CI must have kubectl");
@@ -105,7 +105,7 @@ fn with_each(check: impl Fn(&Cluster, &str, &str)) {
         let namespace = format!("kubectl-{number}");
         let file = cluster.write(
             "namespace.yaml",
-            &format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}"),
+            &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}\n"),
         );
         kubectl(&cluster, version, &["apply", "-f", &file]).expect("apply a namespace");
         check(&cluster, version, &namespace);

@@ -13,5 +13,6 @@ mod nodes;
 mod pods;
 mod psctl;
 mod repository;
+mod sessions;
 mod stories;
 mod torture;
