@@ -286,6 +286,17 @@ pub enum PullPolicy {
     Never,
 }
 
+/// What a container or a machine has used, measured at one time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Usage {
+    /// When, by the machine's clock: nanoseconds since the Unix epoch.
+    pub unix_nanos: u64,
+    /// Processor time of all cores together, since the container was started or the machine booted.
+    pub cpu_nanos: u64,
+    /// The working set: memory without the pages of files that the kernel takes back first.
+    pub memory_bytes: u64,
+}
+
 /// Which part of a container's log to read.
 #[derive(Clone, Debug, Default)]
 pub struct LogOptions {
@@ -387,6 +398,10 @@ pub trait ContainerRuntime: Send + Sync {
     /// Fires (with the pod's uid) when a container of ours starts, dies or is removed. Lives as long as the runtime
     /// and reconnects by itself; after a gap it yields an empty uid: look at everything.
     fn events(&self) -> BoxStream<'static, String>;
+    /// Measures all containers of this cluster on this machine that run.
+    async fn usage(&self) -> Result<Vec<(Container, Usage)>, PortError>;
+    /// Measures the machine that the containers run on.
+    async fn machine_usage(&self) -> Result<Usage, PortError>;
 }
 
 // ---------------------------------------------------------------- pod network

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::ports::{
     Container, ContainerId, ContainerRuntime, ContainerSpec, ContainerState, LogOptions, PodNetwork,
-    PortError, PortRedirect, Protocol, PullPolicy, SessionOutput, SessionStreams, labels,
+    PortError, PortRedirect, Protocol, PullPolicy, SessionOutput, SessionStreams, Usage, labels,
 };
 use tokio::io::AsyncWriteExt;
 
@@ -103,6 +103,8 @@ async fn life_of_a_container(fixture: &RuntimeFixture<'_>) {
         matches!(again, Err(PortError::Refused { .. })),
         "a name is unique: {again:?}"
     );
+    let used = usage(*runtime, &id).await;
+    assert_eq!(used, None, "what does not run uses nothing");
 
     runtime.start(&id).await.expect("start");
     wait_for_event(&mut events, &uid).await;
@@ -117,6 +119,12 @@ async fn life_of_a_container(fixture: &RuntimeFixture<'_>) {
 
     wait_for("a line in the log", || logged(fixture, &id)).await;
     sessions(fixture, &id).await;
+    let used = usage(*runtime, &id).await.expect("what runs is measured");
+    assert!(used.unix_nanos > 0 && used.memory_bytes > 0, "{used:?}");
+    let later = usage(*runtime, &id).await.expect("what runs is measured");
+    assert!(later.unix_nanos >= used.unix_nanos && later.cpu_nanos >= used.cpu_nanos);
+    let machine = runtime.machine_usage().await.expect("the machine is measured");
+    assert!(machine.memory_bytes >= later.memory_bytes && machine.cpu_nanos >= later.cpu_nanos);
 
     runtime.stop(&id, Duration::from_secs(1)).await.expect("stop");
     wait_for_event(&mut events, &uid).await;
@@ -128,6 +136,8 @@ async fn life_of_a_container(fixture: &RuntimeFixture<'_>) {
         .stop(&id, Duration::from_secs(1))
         .await
         .expect("stopping twice is fine");
+    let used = usage(*runtime, &id).await;
+    assert_eq!(used, None, "what does not run any more uses nothing");
 
     let late = runtime
         .open_session(&id, command, SessionStreams::default())
@@ -256,6 +266,12 @@ async fn logged(fixture: &RuntimeFixture<'_>, id: &ContainerId) -> Result<(), St
     } else {
         Err(text)
     }
+}
+
+async fn usage(runtime: &dyn ContainerRuntime, id: &ContainerId) -> Option<Usage> {
+    let measured = runtime.usage().await.expect("usage").into_iter();
+    let mut measured = measured.filter(|(container, _)| container.id == *id);
+    measured.next().map(|(_, usage)| usage)
 }
 
 async fn find(runtime: &dyn ContainerRuntime, id: &ContainerId) -> Option<Container> {

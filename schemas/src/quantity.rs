@@ -62,6 +62,14 @@ impl Quantity {
         }
     }
 
+    /// Makes a quantity of billionths, as CPU is measured.
+    pub fn from_nanos(nanos: i64) -> Self {
+        Self {
+            nanos: nanos.into(),
+            format: Format::Decimal,
+        }
+    }
+
     /// Makes a quantity of thousandths, as CPU is counted.
     pub fn from_millis(millis: i64) -> Self {
         Self {
@@ -76,6 +84,11 @@ impl Quantity {
             nanos: i128::from(bytes) * NANO,
             format: Format::Binary,
         }
+    }
+
+    /// Returns billionths; capped to what fits.
+    pub fn nanos(self) -> i64 {
+        saturate(self.nanos)
     }
 
     /// Returns thousandths, rounded up; capped to what fits.

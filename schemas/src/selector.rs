@@ -279,6 +279,15 @@ fn fields_of(kind: Kind) -> &'static [&'static str] {
 impl FieldSelector {
     /// Reads `field=value`, `field==value` and `field!=value`, by commas; `\` takes the meaning from `,`, `=` and `\`.
     pub fn parse(kind: Kind, text: &str) -> Result<Self, SelectorError> {
+        Self::parse_known(fields_of(kind), text)
+    }
+
+    /// [`FieldSelector::parse`] for what has no kind in the table, and is selected by name and namespace alone.
+    pub fn parse_metadata(text: &str) -> Result<Self, SelectorError> {
+        Self::parse_known(&[], text)
+    }
+
+    fn parse_known(fields: &[&'static str], text: &str) -> Result<Self, SelectorError> {
         let mut terms = Vec::new();
         for term in split_unescaped(text) {
             if term.is_empty() {
@@ -299,7 +308,7 @@ impl FieldSelector {
             };
             let known = COMMON_FIELDS
                 .iter()
-                .chain(fields_of(kind))
+                .chain(fields)
                 .find(|known| **known == field.trim());
             let field = *known.ok_or_else(|| SelectorError::Field(field.to_owned()))?;
             terms.push(FieldTerm {

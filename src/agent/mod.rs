@@ -260,6 +260,7 @@ impl Agent {
             relay: prepared.relay(),
             runtime: podman.clone(),
             sessions: Sessions::new(tasks.clone(), working.clone()),
+            metrics: Arc::default(),
             clock: clock.clone(),
             events: events.clone(),
             auth_required: flags.enable_api_auth,

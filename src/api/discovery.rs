@@ -1,4 +1,5 @@
-//! What there is: versions, groups and resources, all from the kind table, in the legacy and the aggregated form.
+//! What there is: versions, groups and resources, from the kind table and the tables of what is never kept, in the legacy
+//! and the aggregated form. Each group is served in one version.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -7,7 +8,8 @@ use http::{HeaderMap, HeaderValue, header};
 use schemas::{KINDS, Kind, KindRow, Scope, Subresource};
 use serde_json::{Value, json};
 
-use super::reviews::{REVIEWS, Review};
+use super::metrics::METRICS;
+use super::reviews::REVIEWS;
 use super::state::ApiState;
 use super::status::{ApiError, ApiResult};
 use super::target::word;
@@ -29,6 +31,21 @@ const VERBS: [&str; 8] = [
 /// Events are written once.
 const EVENT_VERBS: [&str; 6] = ["create", "delete", "deletecollection", "get", "list", "watch"];
 const SUBRESOURCE_VERBS: [&str; 3] = ["get", "patch", "update"];
+
+/// A resource that is answered and never kept: it has no row in the kind table.
+pub(crate) struct Unkept {
+    pub(crate) group: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) plural: &'static str,
+    /// Empty: clients make it of the kind.
+    pub(crate) singular: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) scope: Scope,
+    pub(crate) verbs: &'static [&'static str],
+}
+
+/// All of them. What others have kinds of as well comes last, since clients take the first of a name.
+const UNKEPT: [&[Unkept]; 2] = [REVIEWS, METRICS];
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -112,18 +129,27 @@ fn verbs(row: &KindRow) -> &'static [&'static str] {
     }
 }
 
-/// The reviews of a group.
-pub(crate) fn reviews(group: &str) -> impl Iterator<Item = &'static Review> {
-    REVIEWS.iter().filter(move |review| review.group == group)
+/// The resources of a group that are never kept.
+pub(crate) fn unkept(group: &str) -> impl Iterator<Item = &'static Unkept> {
+    let all = UNKEPT.into_iter().flatten();
+    all.filter(move |resource| resource.group == group)
+}
+
+/// The version that a group is served in.
+pub(crate) fn version_of(group: &str) -> &'static str {
+    let of_kinds = served(group).map(|row| row.version);
+    let mut versions = of_kinds.chain(unkept(group).map(|resource| resource.version));
+    versions.next().unwrap_or("v1")
 }
 
 /// The groups that are shown, without the core group, in the order of the tables.
 pub(crate) fn named_groups() -> Vec<&'static str> {
     let mut groups = Vec::new();
     let rows = KINDS.iter().filter(|row| row.served && !row.group.is_empty());
+    let unkept = UNKEPT.into_iter().flatten();
     for group in rows
         .map(|row| row.group)
-        .chain(REVIEWS.iter().map(|review| review.group))
+        .chain(unkept.map(|resource| resource.group))
     {
         if !groups.contains(&group) {
             groups.push(group);
@@ -133,13 +159,17 @@ pub(crate) fn named_groups() -> Vec<&'static str> {
 }
 
 fn group_value(group: &str) -> Value {
-    let version = json!({"groupVersion": format!("{group}/v1"), "version": "v1"});
+    let version = version_of(group);
+    let version = json!({"groupVersion": format!("{group}/{version}"), "version": version});
     json!({"name": group, "versions": [version], "preferredVersion": version})
 }
 
 fn resource_list(group: &str, version: &str) -> ApiResult {
+    if version != version_of(group) {
+        return Err(ApiError::no_resource());
+    }
     let mut resources = Vec::new();
-    for row in served(group).filter(|row| row.version == version) {
+    for row in served(group) {
         let namespaced = row.scope == Scope::Namespaced;
         let mut resource = json!({
             "name": row.plural,
@@ -173,13 +203,13 @@ fn resource_list(group: &str, version: &str) -> ApiResult {
             resources.push(resource);
         }
     }
-    for review in reviews(group).filter(|_| version == "v1") {
+    for resource in unkept(group) {
         resources.push(json!({
-            "name": review.plural,
-            "singularName": review.kind.to_lowercase(),
-            "namespaced": false,
-            "kind": review.kind,
-            "verbs": ["create"],
+            "name": resource.plural,
+            "singularName": resource.singular,
+            "namespaced": resource.scope == Scope::Namespaced,
+            "kind": resource.kind,
+            "verbs": resource.verbs,
         }));
     }
     if resources.is_empty() {
@@ -242,7 +272,7 @@ fn aggregated(groups: &[&str]) -> Response {
         .map(|group| {
             let resources: Vec<Value> = served(group)
                 .map(aggregated_resource)
-                .chain(reviews(group).map(aggregated_review))
+                .chain(unkept(group).map(aggregated_unkept))
                 .collect();
             let metadata = if group.is_empty() {
                 json!({})
@@ -251,7 +281,7 @@ fn aggregated(groups: &[&str]) -> Response {
             };
             json!({
                 "metadata": metadata,
-                "versions": [{"version": "v1", "resources": resources, "freshness": "Current"}],
+                "versions": [{"version": version_of(group), "resources": resources, "freshness": "Current"}],
             })
         })
         .collect();
@@ -271,14 +301,21 @@ fn aggregated(groups: &[&str]) -> Response {
     response
 }
 
-fn aggregated_review(review: &'static Review) -> Value {
+fn aggregated_unkept(resource: &'static Unkept) -> Value {
     json!({
-        "resource": review.plural,
-        "responseKind": {"group": review.group, "version": "v1", "kind": review.kind},
-        "scope": "Cluster",
-        "singularResource": review.kind.to_lowercase(),
-        "verbs": ["create"],
+        "resource": resource.plural,
+        "responseKind": {"group": resource.group, "version": resource.version, "kind": resource.kind},
+        "scope": scope_name(resource.scope),
+        "singularResource": resource.singular,
+        "verbs": resource.verbs,
     })
+}
+
+fn scope_name(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Namespaced => "Namespaced",
+        Scope::Cluster => "Cluster",
+    }
 }
 
 fn aggregated_resource(row: &'static KindRow) -> Value {
@@ -286,7 +323,7 @@ fn aggregated_resource(row: &'static KindRow) -> Value {
     let mut resource = json!({
         "resource": row.plural,
         "responseKind": kind(row.group, row.name),
-        "scope": match row.scope { Scope::Namespaced => "Namespaced", Scope::Cluster => "Cluster" },
+        "scope": scope_name(row.scope),
         "singularResource": row.singular,
         "verbs": verbs(row),
     });

@@ -11,7 +11,7 @@ use http::{HeaderMap, header};
 use schemas::{KindRow, Scope};
 use serde_json::{Map, Value, json};
 
-use super::discovery::{named_groups, reviews, served};
+use super::discovery::{named_groups, served, unkept, version_of};
 use super::status::{ApiError, ApiResult};
 
 /// Asked for with an `@` before the version, which is no media type (RFC 6838) and older clients cannot read back.
@@ -31,19 +31,19 @@ pub(crate) async fn v3_index() -> Json<Value> {
     Json(json!({"paths": paths}))
 }
 
-/// `GET /openapi/v3/api/v1` and `/openapi/v3/apis/{group}/v1`.
+/// `GET /openapi/v3/api/v1` and `/openapi/v3/apis/{group}/{version}`.
 pub(crate) async fn v3_group(Path(path): Path<String>) -> ApiResult {
     let group = std::iter::once("")
         .chain(named_groups())
         .find(|group| group_path(group) == path)
         .ok_or_else(ApiError::no_resource)?;
     let mut paths = Map::new();
+    let collection = |scope, plural| match scope {
+        Scope::Namespaced => format!("/{path}/namespaces/{{namespace}}/{plural}"),
+        Scope::Cluster => format!("/{path}/{plural}"),
+    };
     for row in served(group) {
-        let scope = match row.scope {
-            Scope::Namespaced => "/namespaces/{namespace}",
-            Scope::Cluster => "",
-        };
-        let collection = format!("/{path}{scope}/{}", row.plural);
+        let collection = collection(row.scope, row.plural);
         paths.insert(
             collection.clone(),
             json!({
@@ -71,9 +71,26 @@ pub(crate) async fn v3_group(Path(path): Path<String>) -> ApiResult {
             }),
         );
     }
-    for review in reviews(group) {
-        let post = described(review.group, review.kind, "post", &["dryRun"]);
-        paths.insert(format!("/{path}/{}", review.plural), json!({"post": post}));
+    for resource in unkept(group) {
+        let collection = collection(resource.scope, resource.plural);
+        let described = |action, parameters: &[&str]| described(group, resource.kind, action, parameters);
+        for verb in resource.verbs {
+            let (path, operation) = match *verb {
+                "create" => (
+                    collection.clone(),
+                    json!({"post": described("post", &["dryRun"])}),
+                ),
+                "list" => (
+                    collection.clone(),
+                    json!({"get": described("list", &["labelSelector", "fieldSelector"])}),
+                ),
+                _ => (
+                    format!("{collection}/{{name}}"),
+                    json!({"get": described("get", &[])}),
+                ),
+            };
+            paths.insert(path, operation);
+        }
     }
     Ok(Json(json!({
         "openapi": "3.0.0",
@@ -88,7 +105,7 @@ fn group_path(group: &str) -> String {
     if group.is_empty() {
         "api/v1".to_owned()
     } else {
-        format!("apis/{group}/v1")
+        format!("apis/{group}/{}", version_of(group))
     }
 }
 
@@ -105,7 +122,7 @@ fn described(group: &str, kind: &str, action: &str, parameters: &[&str]) -> Valu
         "parameters": parameters,
         "responses": {"200": {"description": "OK"}},
         "x-kubernetes-action": action,
-        "x-kubernetes-group-version-kind": {"group": group, "version": "v1", "kind": kind},
+        "x-kubernetes-group-version-kind": {"group": group, "version": version_of(group), "kind": kind},
     })
 }
 

@@ -7,33 +7,40 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::content::{self, MAX_OBJECT_BYTES, accepted, expect_type, parse_value, read_body};
+use super::discovery::Unkept;
 use super::state::user_of;
 use super::status::{ApiError, ApiResult, Cause};
+use schemas::Scope;
 
-/// A resource that is asked and never kept.
-pub(crate) struct Review {
-    pub(crate) group: &'static str,
-    pub(crate) plural: &'static str,
-    pub(crate) kind: &'static str,
-}
-
-pub(crate) const REVIEWS: &[Review] = &[
-    Review {
-        group: "authentication.k8s.io",
-        plural: "selfsubjectreviews",
-        kind: "SelfSubjectReview",
-    },
-    Review {
-        group: "authorization.k8s.io",
-        plural: "selfsubjectaccessreviews",
-        kind: "SelfSubjectAccessReview",
-    },
-    Review {
-        group: "authorization.k8s.io",
-        plural: "selfsubjectrulesreviews",
-        kind: "SelfSubjectRulesReview",
-    },
+pub(crate) const REVIEWS: &[Unkept] = &[
+    review(
+        "authentication.k8s.io",
+        "SelfSubjectReview",
+        ["selfsubjectreviews", "selfsubjectreview"],
+    ),
+    review(
+        "authorization.k8s.io",
+        "SelfSubjectAccessReview",
+        ["selfsubjectaccessreviews", "selfsubjectaccessreview"],
+    ),
+    review(
+        "authorization.k8s.io",
+        "SelfSubjectRulesReview",
+        ["selfsubjectrulesreviews", "selfsubjectrulesreview"],
+    ),
 ];
+
+const fn review(group: &'static str, kind: &'static str, [plural, singular]: [&'static str; 2]) -> Unkept {
+    Unkept {
+        group,
+        version: "v1",
+        plural,
+        singular,
+        kind,
+        scope: Scope::Cluster,
+        verbs: &["create"],
+    }
+}
 
 /// `POST /apis/authentication.k8s.io/v1/selfsubjectreviews`
 pub(crate) async fn whoami(request: Request) -> ApiResult {
@@ -85,13 +92,13 @@ pub(crate) async fn rules(request: Request) -> ApiResult {
 /// Reads what a user asks, and answers it with a status.
 async fn answer(
     request: Request,
-    review: &Review,
+    review: &Unkept,
     status: impl Fn(&Value, &str) -> ApiResult<Value>,
 ) -> ApiResult {
     let (parts, body) = request.into_parts();
     let accepted = accepted(&parts.headers)?;
     let asked = parse_value(&parts.headers, &read_body(body, MAX_OBJECT_BYTES).await?)?;
-    let api_version = format!("{}/v1", review.group);
+    let api_version = format!("{}/{}", review.group, review.version);
     expect_type(&asked, &api_version, review.kind)?;
     let answered = json!({
         "status": status(&asked, &user_of(&parts.extensions, &parts.headers))?,

@@ -20,10 +20,22 @@ impl Selection {
     /// # Errors
     /// 400 for what cannot be parsed, or a field that cannot be selected by.
     pub(crate) fn of(kind: Kind, query: &Query) -> ApiResult<Self> {
+        Self::by(query, |fields| FieldSelector::parse(kind, fields))
+    }
+
+    /// [`Selection::of`] for what has no kind in the table, and no fields but those of its metadata.
+    pub(crate) fn of_metadata(query: &Query) -> ApiResult<Self> {
+        Self::by(query, FieldSelector::parse_metadata)
+    }
+
+    fn by(
+        query: &Query,
+        fields: impl FnOnce(&str) -> Result<FieldSelector, SelectorError>,
+    ) -> ApiResult<Self> {
         let refused = |error: SelectorError| ApiError::bad_request(error.to_string());
         Ok(Self {
             labels: LabelSelector::parse(query.text("labelSelector")).map_err(refused)?,
-            fields: FieldSelector::parse(kind, query.text("fieldSelector")).map_err(refused)?,
+            fields: fields(query.text("fieldSelector")).map_err(refused)?,
             name: None,
         })
     }

@@ -14,10 +14,11 @@ use tokio::sync::{mpsc, watch};
 use super::auth;
 use super::backups::{self, BackupSource};
 use super::events::Events;
+use super::metrics::Metrics;
 use super::resources::history;
 use super::status::ApiError;
 use super::streams::Sessions;
-use super::{discovery, health, manifests, native, openapi, resources, restore, reviews, tokens};
+use super::{discovery, health, manifests, metrics, native, openapi, resources, restore, reviews, tokens};
 use crate::caller::Caller;
 use crate::relay::Relay;
 
@@ -29,12 +30,14 @@ pub struct ApiState {
     pub cluster: watch::Receiver<Arc<Cluster>>,
     /// This node.
     pub node: NodeId,
-    /// The way to other nodes: logs of their pods, their events.
+    /// The way to other nodes: logs of their pods, their events and metrics.
     pub relay: Arc<dyn Relay>,
-    /// This node's containers, for logs and sessions.
+    /// This node's containers, for logs, sessions and metrics.
     pub runtime: Arc<dyn ContainerRuntime>,
     /// What goes on in them for clients, or is relayed.
     pub sessions: Sessions,
+    /// What was measured last.
+    pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
     /// This node's events.
     pub events: Arc<Events>,
@@ -143,6 +146,7 @@ pub fn router(state: ApiState) -> Router {
             "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
             post(reviews::rules),
         )
+        .route("/apis/metrics.k8s.io/v1beta1/{*path}", get(metrics::metrics))
         .route("/openapi/v2", get(openapi::v2))
         .route("/openapi/v3", get(openapi::v3_index))
         .route("/openapi/v3/{*path}", get(openapi::v3_group))

@@ -4,7 +4,8 @@
 //! engine (the machine's own is used). Nothing without our cluster's label is ever changed.
 //!
 //! Calls go through the crate `podman-api` where it does what we need; `socket` is a small client for the rest, and each
-//! use of it says why. Next: `runtime` for the calls, `image` for names and pulls, `process` for stopping.
+//! use of it says why. Next: `runtime` for the calls, `image` for names and pulls, `process` for stopping, `usage` for
+//! what containers and the machine use.
 
 mod create;
 mod engine;
@@ -19,6 +20,7 @@ mod socket;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 pub use engine::{Engine, EngineError};
 pub use runtime::Podman;

@@ -13,7 +13,7 @@ use podman_api::models::ListContainer;
 use podman_api::opts::{ContainerDeleteOpts, ContainerListFilter, ContainerListOpts, ExecCreateOpts};
 use reconcilers::ports::{
     Container, ContainerId, ContainerRuntime, ContainerSpec, ContainerState, Duplex, LogOptions, PortError,
-    PullPolicy, Session, SessionStreams, labels,
+    PullPolicy, Session, SessionStreams, Usage, labels,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -27,6 +27,7 @@ use super::process::Process;
 use super::session::ExecGuard;
 use super::socket::{CallError, Socket, within};
 use super::stream::{self, Frames};
+use super::usage;
 
 /// For calls that only look something up: milliseconds on a quiet machine.
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
@@ -517,6 +518,14 @@ impl ContainerRuntime for Podman {
 
     fn events(&self) -> BoxStream<'static, String> {
         stream::events(self.socket.clone(), self.cluster.clone())
+    }
+
+    async fn usage(&self) -> Result<Vec<(Container, Usage)>, PortError> {
+        self.measure().await
+    }
+
+    async fn machine_usage(&self) -> Result<Usage, PortError> {
+        usage::of_machine()
     }
 }
 

@@ -9,6 +9,7 @@ mod cluster;
 mod dns;
 mod gitops;
 mod kubectl;
+mod metrics;
 mod nodes;
 mod pods;
 mod psctl;

@@ -15,7 +15,7 @@ use tokio_util::io::ReaderStream;
 use super::lock;
 use crate::ports::{
     Clock, Container, ContainerId, ContainerRuntime, ContainerSpec, ContainerState, Duplex, LogOptions,
-    PortError, PullPolicy, Session, SessionOutput, SessionStreams, TerminalSize, labels,
+    PortError, PullPolicy, Session, SessionOutput, SessionStreams, TerminalSize, Usage, labels,
 };
 
 /// As much as a pipe of the kernel holds.
@@ -140,6 +140,15 @@ impl FakeRuntime {
 
     pub fn calls(&self) -> Calls {
         self.state().calls
+    }
+
+    /// As though something had kept one core busy for as long as there is a clock.
+    fn used(&self) -> Usage {
+        Usage {
+            unix_nanos: self.clock.unix_seconds().unsigned_abs() * 1_000_000_000,
+            cpu_nanos: self.clock.now().0.as_nanos() as u64,
+            memory_bytes: 1 << 20,
+        }
     }
 
     fn unknown(id: &ContainerId) -> PortError {
@@ -357,5 +366,14 @@ impl ContainerRuntime for FakeRuntime {
             receiver.recv().await.map(|uid| (uid, receiver))
         };
         stream::unfold(receiver, next).boxed()
+    }
+
+    async fn usage(&self) -> Result<Vec<(Container, Usage)>, PortError> {
+        let running = self.running().into_iter();
+        Ok(running.map(|container| (container, self.used())).collect())
+    }
+
+    async fn machine_usage(&self) -> Result<Usage, PortError> {
+        Ok(self.used())
     }
 }

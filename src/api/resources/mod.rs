@@ -38,7 +38,7 @@ pub use delete::delete_if;
 pub(crate) use delete::{DeleteOptions, delete_object};
 pub(crate) use edit::{cleaned, tidied};
 pub use node::forget_node;
-pub(crate) use read::{get_object, list_objects};
+pub(crate) use read::{get_object, include, list_objects, peer_list};
 pub(crate) use write::{Validation, check_applied, check_namespace, check_new};
 
 /// A relayed request with this header is answered from the node's own state, without asking others.
@@ -176,21 +176,25 @@ impl<'a> Call<'a> {
             .uri
             .path_and_query()
             .map_or("/", http::uri::PathAndQuery::as_str);
-        let mut request = Request::builder().method(Method::GET).uri(path);
-        if let Some(headers) = request.headers_mut() {
-            headers.insert(LOCAL_ONLY, http::HeaderValue::from_static("true"));
-            let user = http::HeaderValue::from_bytes(self.user.as_bytes());
-            let user =
-                user.map_err(|_| ApiError::bad_request("the name of the token has control characters"))?;
-            headers.insert(super::auth::RELAYED_USER, user);
-            if let Some(accept) = accept {
-                headers.insert(header::ACCEPT, http::HeaderValue::from_static(accept));
-            }
-        }
-        request
-            .body(axum::body::Body::empty())
-            .map_err(|error| ApiError::internal(format!("the request cannot be relayed: {error}")))
+        relayed(path, &self.user, accept)
     }
+}
+
+/// Makes a request for another node to read a path for a user, from its own state alone.
+pub(crate) fn relayed(path: &str, user: &str, accept: Option<&'static str>) -> ApiResult<Request> {
+    let mut request = Request::builder().method(Method::GET).uri(path);
+    if let Some(headers) = request.headers_mut() {
+        headers.insert(LOCAL_ONLY, http::HeaderValue::from_static("true"));
+        let user = http::HeaderValue::from_bytes(user.as_bytes());
+        let user = user.map_err(|_| ApiError::bad_request("the name of the token has control characters"))?;
+        headers.insert(super::auth::RELAYED_USER, user);
+        if let Some(accept) = accept {
+            headers.insert(header::ACCEPT, http::HeaderValue::from_static(accept));
+        }
+    }
+    request
+        .body(axum::body::Body::empty())
+        .map_err(|error| ApiError::internal(format!("the request cannot be relayed: {error}")))
 }
 
 /// What the API shows of a view: defaults filled in, which are never stored, and the phase of what nobody observes, or has

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::extract::Request;
 use axum::response::Response;
 use bytes::Bytes;
 use futures::future::join_all;
@@ -18,11 +19,12 @@ use crate::api::selection::Selection;
 use crate::api::state::ApiState;
 use crate::api::status::{ApiError, ApiResult};
 use crate::api::tables::{self, Include};
+use crate::api::target::Query;
 
 /// How long another node may take to send its events; a list is not to hang on one that just died.
 const PEER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Twice what a node keeps at most.
-const MAX_PEER_EVENTS_BYTES: usize = 8 * 1024 * 1024;
+/// Twice what a node keeps of events at most; what all pods of a node use takes a twentieth of it.
+const MAX_PEER_LIST_BYTES: usize = 8 * 1024 * 1024;
 
 /// Answers `GET` of one object.
 pub(super) async fn get(call: &Call<'_>) -> ApiResult {
@@ -52,7 +54,7 @@ pub(super) fn one(call: &Call<'_>, accepted: Accepted, object: Object) -> ApiRes
                 call.kind(),
                 &object,
                 call.state.clock.unix_seconds(),
-                include(call)?,
+                include(&call.query)?,
             );
             tables::table(call.kind(), metadata, vec![row])
         }
@@ -60,8 +62,8 @@ pub(super) fn one(call: &Call<'_>, accepted: Accepted, object: Object) -> ApiRes
 }
 
 /// Reads `includeObject`.
-pub(super) fn include(call: &Call<'_>) -> ApiResult<Include> {
-    match call.query.text("includeObject") {
+pub(crate) fn include(query: &Query) -> ApiResult<Include> {
+    match query.text("includeObject") {
         "" | "Metadata" => Ok(Include::Metadata),
         "None" => Ok(Include::Nothing),
         "Object" => Ok(Include::Whole),
@@ -162,7 +164,7 @@ impl Items {
             shape: accepted.shape,
             now_unix_seconds: call.state.clock.unix_seconds(),
             include: match accepted.shape {
-                Shape::Table => include(call)?,
+                Shape::Table => include(&call.query)?,
                 Shape::Whole | Shape::Metadata => Include::Nothing,
             },
             count: 0,
@@ -227,7 +229,7 @@ pub(crate) fn list_objects(state: &ApiState, kind: Kind, namespace: Option<&str>
 /// Asks every live node for its events (the same request); names those that did not answer.
 async fn peer_events(call: &Call<'_>) -> (Vec<Object>, Vec<String>) {
     let answers = join_all(call.state.live_peers().into_iter().map(|node| async move {
-        let answer = tokio::time::timeout(PEER_TIMEOUT, peer_list(call, &node)).await;
+        let answer = tokio::time::timeout(PEER_TIMEOUT, events_of(call, &node)).await;
         (
             node,
             answer.unwrap_or_else(|_| Err("no answer in time".to_owned())),
@@ -244,24 +246,35 @@ async fn peer_events(call: &Call<'_>) -> (Vec<Object>, Vec<String>) {
     (objects, missing)
 }
 
-async fn peer_list(call: &Call<'_>, node: &NodeId) -> Result<Vec<Object>, String> {
+async fn events_of(call: &Call<'_>, node: &NodeId) -> Result<Vec<Object>, String> {
     let request = call
         .relayed(Some("application/json"))
         .map_err(|error| error.message)?;
-    let response = call
-        .state
+    peer_list(call.state, node, request).await
+}
+
+/// Sends a request for a list to another node; the error says in words why there is none.
+pub(crate) async fn peer_list(
+    state: &ApiState,
+    node: &NodeId,
+    request: Request,
+) -> Result<Vec<Object>, String> {
+    let response = state
         .relay
         .send(node, request)
         .await
         .map_err(|error| error.to_string())?;
-    let body = Limited::new(response.into_body(), MAX_PEER_EVENTS_BYTES)
+    let body = Limited::new(response.into_body(), MAX_PEER_LIST_BYTES)
         .collect()
         .await;
     let bytes = body.map_err(|error| error.to_string())?.to_bytes();
     let mut list: Value = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     match list["items"].take() {
         Value::Array(items) => Ok(items.into_iter().filter_map(Object::from_value).collect()),
-        _ => Err("its answer is not a list".to_owned()),
+        _ => Err(match list["message"].as_str() {
+            Some(message) => message.to_owned(),
+            None => "its answer is not a list".to_owned(),
+        }),
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
     let writer = Writer {
         kind: call.kind(),
         shape: call.accepted()?.shape,
-        include: include(call)?,
+        include: include(&call.query)?,
         clock: call.state.clock.clone(),
         columns_sent: false,
     };

@@ -1,9 +1,10 @@
 //! Tables as `kubectl get` and `psctl get` print them: Kubernetes' own columns per kind. Pure.
 //!
 //! The rows of each kind are in `kinds`, those of pods in `pods`, of what keeps or runs pods in `workloads`, of what is only
-//! kept in `stored`.
+//! kept in `stored`, of metrics, which have no kind, in `metrics`.
 
 mod kinds;
+mod metrics;
 mod pods;
 mod stored;
 mod workloads;
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use schemas::{Kind, Object, time};
 use serde_json::{Map, Value, json};
 
+pub(crate) use metrics::table as metrics_table;
 pub(crate) use workloads::pods_of;
 
 /// A cell that has no value.
@@ -78,7 +80,11 @@ const AGE: Column = column("Age", "Time since the object was created.");
 
 /// Returns `columnDefinitions` of a kind.
 pub fn columns(kind: Kind) -> Value {
-    definitions(kind)
+    described(definitions(kind))
+}
+
+fn described(columns: &[Column]) -> Value {
+    columns
         .iter()
         .map(|column| {
             json!({
@@ -164,6 +170,10 @@ pub fn row(kind: Kind, object: &Object, now_unix_seconds: i64, include: Include)
             kinds::plain(object, now)
         }
     };
+    row_of(cells, object, include)
+}
+
+fn row_of(cells: Vec<Value>, object: &Object, include: Include) -> Value {
     let shown = match include {
         Include::Nothing => Value::Null,
         Include::Metadata => super::content::metadata_only(object),
@@ -174,11 +184,15 @@ pub fn row(kind: Kind, object: &Object, now_unix_seconds: i64, include: Include)
 
 /// Returns a whole table; `metadata` is the list's (or the object's) own.
 pub fn table(kind: Kind, metadata: Value, rows: Vec<Value>) -> Value {
+    table_of(definitions(kind), metadata, rows)
+}
+
+fn table_of(columns: &[Column], metadata: Value, rows: Vec<Value>) -> Value {
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
         "metadata": metadata,
-        "columnDefinitions": columns(kind),
+        "columnDefinitions": described(columns),
         "rows": rows,
     })
 }

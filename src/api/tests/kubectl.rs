@@ -67,7 +67,7 @@ fn found() -> Vec<PathBuf> {
     programs.into_values().collect()
 }
 
-struct Kubectl {
+pub(super) struct Kubectl {
     program: PathBuf,
     home: tempfile::TempDir,
 }
@@ -122,12 +122,12 @@ impl Kubectl {
         text.into_owned()
     }
 
-    async fn ok(&self, line: &str) -> String {
+    pub(super) async fn ok(&self, line: &str) -> String {
         self.run(&line.split_whitespace().collect::<Vec<_>>(), "").await
     }
 
     /// Runs it; it must fail. Returns what it complained about.
-    async fn fails(&self, line: &str) -> String {
+    pub(super) async fn fails(&self, line: &str) -> String {
         let output = self
             .output(&line.split_whitespace().collect::<Vec<_>>(), "")
             .await;
@@ -140,36 +140,43 @@ impl Kubectl {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everyday_kubectl_works() {
+/// Runs a check with each kubectl in turn, against an API that wants a token.
+pub(super) async fn with_each(api: &Api, check: impl AsyncFn(&Kubectl)) {
     let programs = found();
     if programs.is_empty() {
         assert!(std::env::var_os("CI").is_none(), "CI must have kubectl");
         eprintln!("skipped: there is no kubectl in PATH");
         return;
     }
-    let api = Api::named("n1", true).await;
     let (object, secret) = create_token("admin", None);
     api.state
         .store
         .create(object, api.state.author("test", ""))
         .await
         .unwrap();
-    let served = Served::start(&api, PlainHttp::Off).await;
+    let served = Served::start(api, PlainHttp::Off).await;
     let config = admin_kubeconfig(
         &format!("https://{}", served.address),
         &served.certificate_pem,
         &secret,
     );
     for program in programs {
-        let kubectl = Kubectl::new(&program, &config);
-        everyday(&api, &kubectl).await;
-        kept(&kubectl).await;
+        check(&Kubectl::new(&program, &config)).await;
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everyday_kubectl_works() {
+    let api = Api::named("n1", true).await;
+    with_each(&api, async |kubectl| {
+        everyday(&api, kubectl).await;
+        kept(kubectl).await;
+    })
+    .await;
+}
+
 #[track_caller]
-fn contains(text: &str, parts: &[&str]) {
+pub(super) fn contains(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "`{part}` is not in:\n{text}");
     }

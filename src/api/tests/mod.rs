@@ -8,6 +8,7 @@ mod history;
 mod kept;
 mod kubectl;
 mod listener;
+mod metrics;
 mod native;
 mod nodes;
 mod resources;
