@@ -8,6 +8,7 @@ mod backups;
 mod content;
 mod discovery;
 mod events;
+mod gzip;
 mod health;
 mod manifests;
 mod metrics;

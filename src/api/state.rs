@@ -18,7 +18,9 @@ use super::metrics::Metrics;
 use super::resources::history;
 use super::status::ApiError;
 use super::streams::Sessions;
-use super::{discovery, health, manifests, metrics, native, openapi, resources, restore, reviews, tokens};
+use super::{
+    discovery, gzip, health, manifests, metrics, native, openapi, resources, restore, reviews, tokens,
+};
 use crate::caller::Caller;
 use crate::relay::Relay;
 
@@ -199,6 +201,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/", any(root))
         .fallback(kubernetes)
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed().into_response() })
+        .layer(axum::middleware::from_fn(gzip::compress))
         .layer(axum::middleware::from_fn_with_state(state.clone(), auth::check))
         .with_state(state)
 }

@@ -4,6 +4,7 @@ mod backups;
 mod eviction;
 mod fixture;
 mod foreign;
+mod gzip;
 mod history;
 mod kept;
 mod kubectl;
