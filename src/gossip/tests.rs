@@ -124,7 +124,9 @@ async fn node_with(
     let credentials = Arc::new(bootstrap(&config).await?);
     let store = open(&config, &credentials).await;
     before(&store);
-    let api = Router::new().route("/api/whoami", get(whoami));
+    let api = Router::new()
+        .route("/api/whoami", get(whoami))
+        .route("/api/held", axum::routing::post(streams::held));
     let clock = Arc::new(TestClock(Instant::now()));
     let prepared = prepare(&config, credentials.clone(), store.clone(), clock).await?;
     let pod = format!("pod-of-{}", config.node_name);

@@ -528,7 +528,8 @@ async fn answers_to_wrong_methods_and_paths_are_statuses() {
     check("GET", "/api/v1/widgets", 404).await;
     check("POST", "/api/v1/health", 405).await;
     check("POST", "/api/v1/pods", 405).await;
-    check("GET", "/api/v1/namespaces/default/pods/web/exec", 501).await;
+    check("GET", "/api/v1/namespaces/default/pods/web/proxy", 501).await;
+    check("GET", "/api/v1/namespaces/default/pods/web/exec", 404).await;
     check("PUT", "/api/v1/namespaces/default/pods", 405).await;
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures::StreamExt;
 use store::Revision;
 
 use super::super::sync::Ended;
@@ -156,4 +157,53 @@ async fn an_exchange_that_does_not_end_soon_has_not_failed_and_the_next_goes_on(
     assert_eq!(revisions(&store).len(), OBJECTS, "{held:?}");
     store.close().await;
     first.stop().await;
+}
+
+/// Takes nothing of its request, and gives without end.
+pub(super) async fn held(body: Body) -> Body {
+    Body::from_stream(endless().map(move |piece| {
+        let _held = &body;
+        piece
+    }))
+}
+
+fn endless() -> impl futures::Stream<Item = Result<bytes::Bytes, std::convert::Infallible>> {
+    futures::stream::repeat_with(|| Ok(bytes::Bytes::from(vec![0; 64 << 10])))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_nobody_reads_do_not_stop_the_others() {
+    let [d1, d2] = directories();
+    let first = node(config(d1.path(), "node1"), None).await.unwrap();
+    let second = node(joining(d2.path(), "node2", &first), None).await.unwrap();
+    everybody_sees_everybody(&[&first, &second]).await;
+    let mut sessions = Vec::new();
+    for _ in 0..32 {
+        let body = Body::from_stream(endless());
+        let request = Request::post("/api/held").body(body).unwrap();
+        sessions.push(first.relay.send(second.id(), request).await.unwrap());
+    }
+    // Until each has filled what it may.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let push = async {
+        let object = large("meanwhile", MEBIBYTE);
+        first
+            .store
+            .create(object.clone(), members::author())
+            .await
+            .unwrap();
+        wait_for("the new object", || {
+            second.store.get(&object.key().unwrap()).ok_or("nothing")
+        })
+        .await;
+        let request = Request::get("/api/whoami").body(Body::empty()).unwrap();
+        assert_eq!(ask(&first, second.id(), request).await.0, StatusCode::OK);
+    };
+    tokio::time::timeout(Duration::from_secs(20), push)
+        .await
+        .expect("the connection is stuck");
+    assert_eq!(sessions.len(), 32);
+    drop(sessions);
+    first.stop().await;
+    second.stop().await;
 }
