@@ -69,6 +69,35 @@ pub fn is_atomic_map(kind: Kind, path: &[&str]) -> bool {
     find(kind, path).is_some_and(|row| row.atomic_map)
 }
 
+/// What the table says of one field, for the documents of the API.
+pub(crate) struct Mark {
+    /// The names on the way to the field, joined by dots.
+    pub(crate) path: String,
+    pub(crate) list: Option<(ListRule, PatchRule)>,
+    /// A strategic merge patch says which members stay (`retainKeys`).
+    pub(crate) retain_keys: bool,
+    pub(crate) atomic_map: bool,
+}
+
+/// Returns what the table says of a kind, or, without one, of every object.
+pub(crate) fn marks(kind: Option<Kind>) -> Vec<Mark> {
+    fn collect(rows: &[Row], prefix: &str, marks: &mut Vec<Mark>) {
+        for row in rows {
+            let path = format!("{prefix}{}", row.path);
+            collect(row.holds, &format!("{path}."), marks);
+            marks.push(Mark {
+                path,
+                list: row.list.map(|list| (list.merge, list.patch)),
+                retain_keys: row.retain_keys,
+                atomic_map: row.atomic_map,
+            });
+        }
+    }
+    let mut marks = Vec::new();
+    collect(kind.map_or(METADATA_OF_ALL, rows_of), "", &mut marks);
+    marks
+}
+
 /// Returns the union among the fields of the map at `path` (or of each map in the list there).
 pub fn union_at(kind: Kind, path: &[&str]) -> Option<&'static Union> {
     find(kind, path).and_then(|row| row.union)
@@ -203,6 +232,7 @@ struct Row {
     list: Option<List>,
     atomic_map: bool,
     union: Option<&'static Union>,
+    retain_keys: bool,
     /// The rows of what the field, or each element of it, holds.
     holds: &'static [Row],
 }
@@ -220,6 +250,7 @@ impl Row {
             list,
             atomic_map: false,
             union: None,
+            retain_keys: false,
             holds: &[],
         }
     }
@@ -238,6 +269,11 @@ impl Row {
 
     const fn union(mut self, union: &'static Union) -> Row {
         self.union = Some(union);
+        self
+    }
+
+    const fn retain_keys(mut self) -> Row {
+        self.retain_keys = true;
         self
     }
 
@@ -405,7 +441,10 @@ const POD_SPEC: &[Row] = &[
     keyed("containers", NAME).holds(CONTAINER),
     keyed("initContainers", NAME).holds(CONTAINER),
     keyed("ephemeralContainers", NAME).holds(CONTAINER),
-    keyed("volumes", NAME).union(&VOLUME_SOURCE).holds(VOLUME),
+    keyed("volumes", NAME)
+        .union(&VOLUME_SOURCE)
+        .retain_keys()
+        .holds(VOLUME),
     keyed("imagePullSecrets", NAME).unit(),
     keyed("hostAliases", IP).holds(&[atomic("hostnames")]),
     atomic("tolerations"),
@@ -563,7 +602,7 @@ const ENDPOINT_SLICE: &[Row] = &[atomic("endpoints"), atomic("ports")];
 
 const DEPLOYMENT: &[Row] = &[
     atomic_map("spec.selector"),
-    map("spec.strategy").union(&STRATEGY),
+    map("spec.strategy").union(&STRATEGY).retain_keys(),
     map("spec.template").holds(POD_TEMPLATE),
     keyed("status.conditions", TYPE),
 ];

@@ -27,6 +27,7 @@ pub mod names;
 mod networking;
 mod node;
 mod object;
+pub mod openapi;
 pub mod patch;
 mod pod;
 mod policy;

@@ -59,6 +59,13 @@ impl TypeId {
     pub(crate) fn get(self) -> &'static Type {
         &SCHEMAS.types[self.0]
     }
+
+    /// The name of the type, as Kubernetes' documents have it.
+    #[cfg(test)]
+    pub(crate) fn full_name(self) -> &'static str {
+        let named = SCHEMAS.ids.iter().find(|(_, known)| **known == self);
+        named.map_or("", |(name, _)| name)
+    }
 }
 
 static SCHEMAS: LazyLock<Schemas> = LazyLock::new(Schemas::compile);
@@ -158,8 +165,7 @@ impl Documentation {
 
     /// The name of a type, its last part alone.
     pub(crate) fn name(id: TypeId) -> &'static str {
-        let named = SCHEMAS.ids.iter().find(|(_, known)| **known == id);
-        let name = named.map_or("", |(name, _)| name);
+        let name = id.full_name();
         name.rsplit('.').next().unwrap_or(name)
     }
 
@@ -184,11 +190,7 @@ impl Documentation {
 }
 
 /// Has the generator describe the type of a kind and all that it refers to; returns the type's name.
-fn register(kind: Kind, generator: &mut SchemaGenerator) -> Option<String> {
-    fn add<T: JsonSchema>(generator: &mut SchemaGenerator) -> Option<String> {
-        generator.subschema_for::<T>();
-        Some(T::schema_name().into_owned())
-    }
+pub(crate) fn register(kind: Kind, generator: &mut SchemaGenerator) -> Option<String> {
     match kind {
         Kind::Namespace => add::<core::Namespace>(generator),
         Kind::Node => add::<core::Node>(generator),
@@ -220,6 +222,11 @@ fn register(kind: Kind, generator: &mut SchemaGenerator) -> Option<String> {
         Kind::CronJob => add::<batch::CronJob>(generator),
         Kind::Member | Kind::ApiToken | Kind::JoinToken | Kind::DnsWhitelist | Kind::GitInventory => None,
     }
+}
+
+pub(crate) fn add<T: JsonSchema>(generator: &mut SchemaGenerator) -> Option<String> {
+    generator.subschema_for::<T>();
+    Some(T::schema_name().into_owned())
 }
 
 #[cfg(test)]
