@@ -6,7 +6,7 @@
 
 use k8s_openapi::api::{
     authentication::v1 as authentication, authorization::v1 as authorization, autoscaling::v1 as autoscaling,
-    policy::v1 as policy,
+    core::v1 as core, policy::v1 as policy,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use schemars::SchemaGenerator;
@@ -109,6 +109,7 @@ fn register_by_name(group: &str, kind: &str, generator: &mut SchemaGenerator) ->
         }
         ("autoscaling", "Scale") => add::<autoscaling::Scale>(generator),
         ("policy", "Eviction") => add::<policy::Eviction>(generator),
+        ("", "Binding") => add::<core::Binding>(generator),
         _ => None,
     }
 }

@@ -1,6 +1,6 @@
 //! Documents beside the tables that they are made of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::schema::{Shape, TypeId};
@@ -94,6 +94,13 @@ fn values_of_two_types_are_written_as_each_version_writes_them() {
     }
 }
 
+/// The name of the type that a field, or each element of it, is of.
+fn target(field: &Value) -> Option<&str> {
+    let field = field.get("items").unwrap_or(field);
+    let field = field.pointer("/allOf/0").unwrap_or(field);
+    field["$ref"].as_str().map(last_part)
+}
+
 /// Visits every field of a type by its path from the kind.
 fn walk(kind: Kind, visit: &mut dyn FnMut(&str, &str, &[&str])) {
     fn fields(id: TypeId, path: &mut Vec<&'static str>, visit: &mut dyn FnMut(&str, &str, &[&str])) {
@@ -115,44 +122,60 @@ fn walk(kind: Kind, visit: &mut dyn FnMut(&str, &str, &[&str])) {
     }
 }
 
+/// The paths of a kind that are one value, lists and maps; what is within is not merged, whatever a document says of its type.
+fn whole(kind: Kind) -> BTreeSet<String> {
+    let marks = fields::marks(Some(kind)).into_iter();
+    let is_whole = |mark: &Mark| mark.atomic_map || mark.list == Some((ListRule::Atomic, PatchRule::Replace));
+    marks.filter(is_whole).map(|mark| mark.path).collect()
+}
+
+/// Where a type is met whose maps are one value elsewhere, and are merged here: a document cannot say so of a path. Of these, users
+/// write the claim's reference alone.
+const GRANULAR: &[&str] = &[
+    "Event involvedObject",
+    "Event related",
+    "Node status.config.active.configMap",
+    "Node status.config.assigned.configMap",
+    "Node status.config.lastKnownGood.configMap",
+    "PersistentVolume spec.claimRef",
+];
+
 #[test]
-fn patches_merge_by_what_the_table_says_wherever_a_type_is_met() {
+fn documents_say_what_the_table_says_wherever_a_type_is_met() {
     let all = everything(Form::V3);
     let mut keys = BTreeMap::new();
     for row in KINDS {
+        let whole = whole(row.kind);
         walk(row.kind, &mut |holder, name, path| {
             let field = &all[holder]["properties"][name];
-            let rule = fields::patch_rule(row.kind, path);
-            // What is within a list that is replaced is not merged, whatever a document says of it.
-            let is_replaced = |at: usize| {
-                let list = fields::list_rule(row.kind, &path[..at]) == ListRule::Atomic;
-                list && fields::patch_rule(row.kind, &path[..at]) == PatchRule::Replace
-            };
-            let within = (1..path.len()).any(|at| {
-                is_replaced(at)
-                    && fields::marks(Some(row.kind))
-                        .iter()
-                        .any(|mark| mark.path == path[..at].join(".") && mark.list.is_some())
-            });
-            if field["type"] != "array" || within {
+            if (1..path.len()).any(|at| whole.contains(&path[..at].join("."))) {
                 return;
             }
-            let expected = match rule {
+            let at = format!("{} {}", row.name, path.join("."));
+            let unit = match target(field) {
+                Some(name) => &all[name],
+                None => field,
+            };
+            let is_unit = unit["x-kubernetes-map-type"] == "atomic";
+            let is_known = whole.contains(&path.join(".")) || GRANULAR.contains(&at.as_str());
+            assert!(
+                is_unit == fields::is_atomic_map(row.kind, path) || is_known,
+                "{at}"
+            );
+            if field["type"] != "array" {
+                return;
+            }
+            let rule = fields::patch_rule(row.kind, path);
+            let key = match rule {
                 PatchRule::MergeBy(key) => {
                     keys.insert(format!("{holder}.{name}"), key);
                     key.into()
                 }
                 _ => Value::Null,
             };
-            let at = format!("{} {}", row.name, path.join("."));
-            assert_eq!(field["x-kubernetes-patch-merge-key"], expected, "{at}");
-            let merges = rule != PatchRule::Replace;
-            let strategy = field["x-kubernetes-patch-strategy"].as_str();
-            assert_eq!(
-                strategy.is_some_and(|text| text.starts_with("merge")),
-                merges,
-                "{at}"
-            );
+            assert_eq!(field["x-kubernetes-patch-merge-key"], key, "{at}");
+            let strategy = field["x-kubernetes-patch-strategy"].as_str().unwrap_or_default();
+            assert_eq!(strategy.starts_with("merge"), rule != PatchRule::Replace, "{at}");
             let list_type = match fields::list_rule(row.kind, path) {
                 ListRule::Keyed { .. } => "map",
                 ListRule::Set => "set",

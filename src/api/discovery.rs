@@ -122,7 +122,7 @@ pub(crate) fn served(group: &str) -> impl Iterator<Item = &'static KindRow> {
     KINDS.iter().filter(move |row| row.served && row.group == group)
 }
 
-fn verbs(row: &KindRow) -> &'static [&'static str] {
+pub(crate) fn verbs(row: &KindRow) -> &'static [&'static str] {
     match row.kind {
         Kind::Event => &EVENT_VERBS,
         _ => &VERBS,
@@ -229,7 +229,7 @@ fn resource_list(group: &str, version: &str) -> ApiResult {
     .into_response())
 }
 
-fn subresource_verbs(part: Subresource) -> &'static [&'static str] {
+pub(crate) fn subresource_verbs(part: Subresource) -> &'static [&'static str] {
     match part {
         Subresource::Status | Subresource::Scale => &SUBRESOURCE_VERBS,
         Subresource::Log => &["get"],
@@ -239,7 +239,7 @@ fn subresource_verbs(part: Subresource) -> &'static [&'static str] {
 }
 
 /// Group and kind of what a subresource takes, where that is not the object.
-fn own_kind(part: Subresource) -> Option<(&'static str, &'static str)> {
+pub(crate) fn own_kind(part: Subresource) -> Option<(&'static str, &'static str)> {
     match part {
         Subresource::Scale => Some(("autoscaling", "Scale")),
         Subresource::Eviction => Some(("policy", "Eviction")),

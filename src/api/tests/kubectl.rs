@@ -48,7 +48,7 @@ spec:
 ";
 
 /// Every kubectl in the path, and beside where it really is: `kubectl`, `kubectl.1.27`, …
-fn found() -> Vec<PathBuf> {
+pub(super) fn found() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
     let real = directories
@@ -68,12 +68,12 @@ fn found() -> Vec<PathBuf> {
 }
 
 pub(super) struct Kubectl {
-    program: PathBuf,
+    pub(super) program: PathBuf,
     home: tempfile::TempDir,
 }
 
 impl Kubectl {
-    fn new(program: &Path, config: &str) -> Self {
+    pub(super) fn new(program: &Path, config: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("config"), config).unwrap();
         Self {
@@ -95,7 +95,7 @@ impl Kubectl {
         command
     }
 
-    async fn output(&self, arguments: &[&str], input: &str) -> Output {
+    pub(super) async fn output(&self, arguments: &[&str], input: &str) -> Output {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         // It may refuse its arguments without reading.
@@ -108,7 +108,7 @@ impl Kubectl {
     }
 
     /// Runs it; it must succeed. Returns what it printed.
-    async fn run(&self, arguments: &[&str], input: &str) -> String {
+    pub(super) async fn run(&self, arguments: &[&str], input: &str) -> String {
         let output = self.output(arguments, input).await;
         let (text, errors) = (
             String::from_utf8_lossy(&output.stdout),

@@ -2,6 +2,7 @@
 
 mod backups;
 mod eviction;
+mod explain;
 mod fixture;
 mod foreign;
 mod gzip;
