@@ -17,6 +17,8 @@ for program in "${!packages[@]}"; do
 done
 # Linking statically needs the C library's archive.
 [[ -e /usr/lib/x86_64-linux-gnu/libc.a || -e /usr/lib/aarch64-linux-gnu/libc.a ]] || missing+=(libc6-dev)
+# The Python client of the tests comes from PyPI, into a virtual environment.
+python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 # The peer of the benchmarks, and what counts syncs. (Where Debian starts an etcd of its own: systemctl disable --now etcd.)
 if [[ ${1:-} == --with-benches ]]; then
     packages=([etcd]=etcd-server [etcdctl]=etcd-client [strace]=strace)

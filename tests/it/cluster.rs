@@ -303,6 +303,13 @@ impl Cluster {
         File::open(format!("/run/netns/{}sw", self.name)).unwrap()
     }
 
+    /// A command that runs on the LAN itself, an operator's desk, when it is spawned.
+    pub(crate) fn on_lan(&self, program: &Path) -> Command {
+        let mut command = hosts_sh(&self.name, &self.directory, None);
+        command.args(["exec", "0"]).arg(program);
+        command
+    }
+
     /// The log of a host's agent.
     pub(crate) fn log(&self, host: usize) -> PathBuf {
         self.directory.join(format!("agent-{host}.log"))

@@ -5,6 +5,7 @@
 
 mod agent;
 mod backup;
+mod clients;
 mod cluster;
 mod dns;
 mod gitops;
