@@ -172,9 +172,11 @@ fn kinds(group: &'static str) -> Vec<(&'static str, &'static str)> {
     let mut kinds: Vec<(&str, &str)> = Vec::new();
     for row in served(group) {
         kinds.push((row.group, row.name));
-        kinds.extend(row.subresources.iter().filter_map(|part| own_kind(*part)));
+        let parts = row.subresources.iter().filter(|part| !paths::is_session(**part));
+        kinds.extend(parts.filter_map(|part| own_kind(*part)));
     }
-    kinds.extend(unkept(group).map(|resource| (resource.group, resource.kind)));
+    let sent = unkept(group).filter(|resource| resource.verbs.contains(&"create"));
+    kinds.extend(sent.map(|resource| (resource.group, resource.kind)));
     kinds.sort_unstable();
     kinds.dedup();
     kinds

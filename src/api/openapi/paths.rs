@@ -240,6 +240,14 @@ fn plain(operation: &Operation, (group, kind): About<'_>, form: Form) -> Value {
     })
 }
 
+/// Tells whether a part is no object: text, or streams.
+pub(super) fn is_session(part: Subresource) -> bool {
+    matches!(
+        part,
+        Subresource::Log | Subresource::Exec | Subresource::Attach | Subresource::PortForward
+    )
+}
+
 /// What is no object: text, or streams.
 fn of_session(
     method: &'static str,

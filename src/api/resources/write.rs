@@ -8,7 +8,7 @@ use schemas::{
     time, validate,
 };
 use serde_json::Value;
-use store::{Author, Outcome, Precondition, Revision, Store, Via, View};
+use store::{Author, Outcome, Precondition, Revision, Store, Via, View, WriteError};
 
 use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
 use super::options::resource_version;
@@ -32,6 +32,8 @@ const PATCH_TYPES: [&str; 4] = [
 const NAME_ATTEMPTS: usize = 8;
 /// How warnings about fields that Kubernetes does not have begin.
 const UNKNOWN_FIELD: &str = "unknown field ";
+/// Where `kubectl apply` without `--server-side` writes down what it applied.
+const LAST_APPLIED: &str = "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration";
 /// As Kubernetes: a generated name has this many characters of its own, and at most 63 in all.
 const NAME_SUFFIX: usize = 5;
 const MAX_GENERATED_NAME: usize = 63;
@@ -203,11 +205,11 @@ pub(super) fn patched(media: &str, object: &Object, patch: &Value) -> ApiResult<
         _ => patches::strategic_merge_patch(object, patch),
     };
     result.map_err(|error| {
-        ApiError::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "Invalid",
-            format!("the patch cannot be applied: {error}"),
-        )
+        let message = format!("the patch cannot be applied: {error}");
+        if matches!(error, patches::PatchError::NotOperations(_)) {
+            return ApiError::bad_request(message);
+        }
+        ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
     })
 }
 
@@ -348,12 +350,20 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
         }
         None => check_namespace(&call.state.store, key)?,
     }
-    let force = call.query.flag("force");
+    let mut force = call.query.flag("force");
     let author = Author {
         via: Via::Apply,
         ..call.author()?
     };
-    let planned = call.state.store.apply_dry(object.clone(), &author, force)?;
+    let mut planned = call.state.store.apply_dry(object.clone(), &author, force);
+    if planned
+        .as_ref()
+        .is_err_and(|error| is_own(error, before.as_ref(), &author))
+    {
+        force = true;
+        planned = call.state.store.apply_dry(object.clone(), &author, force);
+    }
+    let planned = planned?;
     let warnings = check_applied(key, before.as_ref(), &object, &planned.view, validation)?;
     let applied = if call.query.dry_run()? {
         planned
@@ -367,6 +377,17 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
     let mut response = object_answer(call, code, shown(&applied.view))?;
     content::add_warnings(&mut response, &warnings);
     Ok(response)
+}
+
+/// Whether an apply of kubectl's meets only what its client-side applies wrote: as in Kubernetes, who goes over to
+/// `--server-side` is in nobody's way.
+fn is_own(error: &WriteError, before: Option<&View>, author: &Author) -> bool {
+    let WriteError::Owned { fields, .. } = error else {
+        return false;
+    };
+    let is_applied = before.is_some_and(|view| view.object.pointer(LAST_APPLIED).is_some());
+    let client_side = |(_, manager): &(String, String)| manager == "kubectl-client-side-apply";
+    is_applied && author.manager == "kubectl" && fields.iter().all(client_side)
 }
 
 // ---------------------------------------------------------------- reading bodies
@@ -496,8 +517,15 @@ pub(super) fn check_meant(key: &ObjectKey, raw: &Object, base: &Object, edited: 
 /// A patch cannot turn an object into another one.
 fn check_identity(base: &Object, edited: &Object) -> ApiResult<()> {
     let same = |pointer: &str| base.str_at(pointer) == edited.str_at(pointer);
-    if !same("/metadata/name") || !same("/metadata/namespace") {
-        return Err(ApiError::bad_request("the name of the object cannot be changed"));
+    for part in ["name", "namespace"] {
+        let pointer = format!("/metadata/{part}");
+        if !same(&pointer) {
+            return Err(ApiError::bad_request(format!(
+                "the {part} of the object ({}) does not match the {part} on the URL ({})",
+                edited.str_at(&pointer),
+                base.str_at(&pointer),
+            )));
+        }
     }
     if !same("/kind") || !same("/apiVersion") {
         return Err(ApiError::bad_request("the kind of the object cannot be changed"));
@@ -560,6 +588,12 @@ fn field_warnings(
         .iter()
         .cloned()
         .partition(|text| text.starts_with(UNKNOWN_FIELD));
+    // Kubernetes leaves the group out of what it says.
+    let version = object
+        .str_at("/apiVersion")
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
     match validation {
         Validation::Ignore => Ok(other),
         Validation::Warn => Ok(all),
@@ -567,7 +601,7 @@ fn field_warnings(
         Validation::Strict => Err(ApiError::bad_request(format!(
             "{} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
             object.str_at("/kind"),
-            object.str_at("/apiVersion"),
+            version,
             object.str_at("/kind"),
             unknown.join(", ")
         ))),

@@ -5,9 +5,7 @@ use http::{Request, header};
 use serde_json::Value;
 
 use super::fixture::Api;
-use super::kubectl::{Kubectl, contains, found};
-use super::listener::Served;
-use crate::api::{PlainHttp, admin_kubeconfig};
+use super::kubectl::{Kubectl, Session, contains};
 
 const WEB: &str = "
 apiVersion: apps/v1
@@ -36,19 +34,11 @@ spec:
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_explains_validates_and_patches_by_our_documents() {
-    let programs = found();
-    if programs.is_empty() {
-        assert!(std::env::var_os("CI").is_none(), "CI must have kubectl");
-        eprintln!("skipped: there is no kubectl in PATH");
+    let Some(session) = Session::start().await else {
         return;
-    }
-    let api = Api::open().await;
-    let served = Served::start(&api, PlainHttp::Off).await;
-    let address = format!("https://{}", served.address);
-    let config = admin_kubeconfig(&address, &served.certificate_pem, "unused");
-    explains_every_kind(&Kubectl::new(&programs[0], &config)).await;
-    for program in programs {
-        let kubectl = Kubectl::new(&program, &config);
+    };
+    explains_every_kind(&session.newest()).await;
+    for kubectl in session.all() {
         explains(&kubectl).await;
         explains_by_version_2(&kubectl).await;
         validates(&kubectl).await;

@@ -15,7 +15,7 @@ use super::listener::Served;
 use crate::api::{PlainHttp, admin_kubeconfig, create_token};
 
 /// A call of kubectl on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
 const WEB: &str = "
 apiVersion: apps/v1
@@ -69,7 +69,7 @@ pub(super) fn found() -> Vec<PathBuf> {
 
 pub(super) struct Kubectl {
     pub(super) program: PathBuf,
-    home: tempfile::TempDir,
+    pub(super) home: tempfile::TempDir,
 }
 
 impl Kubectl {
@@ -82,7 +82,7 @@ impl Kubectl {
         }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(arguments)
@@ -123,7 +123,19 @@ impl Kubectl {
     }
 
     pub(super) async fn ok(&self, line: &str) -> String {
-        self.run(&line.split_whitespace().collect::<Vec<_>>(), "").await
+        let words = words(line);
+        self.run(&words.iter().map(String::as_str).collect::<Vec<_>>(), "")
+            .await
+    }
+
+    /// Runs it. Returns its exit code and what it printed on stdout and stderr.
+    pub(super) async fn ran(&self, line: &str, input: &str) -> (Option<i32>, String, String) {
+        let words = words(line);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let output = self.output(&words, input).await;
+        let [text, errors] =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        (output.status.code(), text, errors)
     }
 
     /// Runs it; it must fail. Returns what it complained about.
@@ -140,39 +152,104 @@ impl Kubectl {
     }
 }
 
-/// Runs a check with each kubectl in turn, against an API that wants a token.
-pub(super) async fn with_each(api: &Api, check: impl AsyncFn(&Kubectl)) {
-    let programs = found();
-    if programs.is_empty() {
-        assert!(std::env::var_os("CI").is_none(), "CI must have kubectl");
-        eprintln!("skipped: there is no kubectl in PATH");
-        return;
+/// The words of a line; quotes keep spaces in one.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut inside) = (vec![String::new()], false);
+    for char in line.chars() {
+        match char {
+            '\'' => inside = !inside,
+            ' ' if !inside => words.push(String::new()),
+            _ => words.last_mut().unwrap().push(char),
+        }
     }
-    let (object, secret) = create_token("admin", None);
-    api.state
-        .store
-        .create(object, api.state.author("test", ""))
-        .await
-        .unwrap();
-    let served = Served::start(api, PlainHttp::Off).await;
-    let config = admin_kubeconfig(
-        &format!("https://{}", served.address),
-        &served.certificate_pem,
-        &secret,
-    );
-    for program in programs {
-        check(&Kubectl::new(&program, &config)).await;
+    words
+}
+
+/// An API behind a listener, for the kubectls that were found.
+pub(super) struct Session {
+    pub(super) api: Api,
+    served: Served,
+    secret: String,
+    programs: Vec<PathBuf>,
+}
+
+impl Session {
+    pub(super) async fn start() -> Option<Self> {
+        Self::over(Api::named("n1", true).await).await
+    }
+
+    /// None, and says so, where there is no kubectl. The API may want a token.
+    pub(super) async fn over(api: Api) -> Option<Self> {
+        let programs = found();
+        if programs.is_empty() {
+            assert!(std::env::var_os("CI").is_none(), "CI must have kubectl");
+            eprintln!("skipped: there is no kubectl in PATH");
+            return None;
+        }
+        let (object, secret) = create_token("admin", None);
+        let author = api.state.author("test", "");
+        api.state.store.create(object, author).await.unwrap();
+        let served = Served::start(&api, PlainHttp::Off).await;
+        Some(Self {
+            api,
+            served,
+            secret,
+            programs,
+        })
+    }
+
+    fn with(&self, program: &Path, secret: &str) -> Kubectl {
+        let server = format!("https://{}", self.served.address);
+        let config = admin_kubeconfig(&server, &self.served.certificate_pem, secret);
+        Kubectl::new(program, &config)
+    }
+
+    /// Every kubectl that was found.
+    pub(super) fn all(&self) -> Vec<Kubectl> {
+        self.programs
+            .iter()
+            .map(|program| self.with(program, &self.secret))
+            .collect()
+    }
+
+    /// The oldest and the newest, as their names tell, for what would take long with all.
+    pub(super) fn oldest_and_newest(&self) -> Vec<Kubectl> {
+        let numbered = |program: &&PathBuf| !program.ends_with("kubectl");
+        let mut programs: Vec<&PathBuf> = self.programs.iter().filter(numbered).collect();
+        if programs.is_empty() {
+            programs.extend(&self.programs);
+        }
+        let (first, last) = (programs[0], programs[programs.len() - 1]);
+        let chosen = if first == last {
+            vec![first]
+        } else {
+            vec![first, last]
+        };
+        chosen
+            .into_iter()
+            .map(|program| self.with(program, &self.secret))
+            .collect()
+    }
+
+    pub(super) fn newest(&self) -> Kubectl {
+        self.with(&self.programs[self.programs.len() - 1], &self.secret)
+    }
+
+    /// The newest, with a token that nobody has.
+    pub(super) fn stranger(&self) -> Kubectl {
+        self.with(&self.programs[self.programs.len() - 1], "stranger")
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everyday_kubectl_works() {
-    let api = Api::named("n1", true).await;
-    with_each(&api, async |kubectl| {
-        everyday(&api, kubectl).await;
-        kept(kubectl).await;
-    })
-    .await;
+    let Some(session) = Session::start().await else {
+        return;
+    };
+    for kubectl in session.all() {
+        everyday(&session.api, &kubectl).await;
+        kept(&kubectl).await;
+    }
 }
 
 #[track_caller]

@@ -8,7 +8,7 @@ use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
 
 use super::fixture::{Api, pod};
-use super::kubectl::{contains, with_each};
+use super::kubectl::{Session, contains};
 use crate::api::resources::LOCAL_ONLY;
 
 const NODES: &str = "/apis/metrics.k8s.io/v1beta1/nodes";
@@ -301,7 +301,10 @@ async fn a_group_of_another_version_is_discovered_in_both_forms() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_top_shows_nodes_pods_and_containers() {
     let [api, _other] = two_nodes(true).await;
-    with_each(&api, async |kubectl| {
+    let Some(session) = Session::over(api).await else {
+        return;
+    };
+    for kubectl in session.all() {
         let nodes = kubectl.ok("top node").await;
         contains(&nodes, &["CPU(cores)", "n1     500m", "25%", "24Mi", "50%", "n2"]);
         contains(&kubectl.ok("top node n2").await, &["n2     500m"]);
@@ -354,6 +357,5 @@ async fn kubectl_top_shows_nodes_pods_and_containers() {
             &kubectl.ok(&format!("get --raw {NODES}")).await,
             &["NodeMetricsList"],
         );
-    })
-    .await;
+    }
 }

@@ -9,6 +9,8 @@ mod gzip;
 mod history;
 mod kept;
 mod kubectl;
+mod kubectl_refused;
+mod kubectl_words;
 mod listener;
 mod metrics;
 mod native;

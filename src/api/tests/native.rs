@@ -128,12 +128,12 @@ async fn a_bundle_with_a_fault_changes_nothing() {
 #[tokio::test]
 async fn a_bundle_is_refused_with_the_errors_of_all_its_documents() {
     let api = Api::open().await;
-    let text = "apiVersion: v1\nkind: ReplicationController\nmetadata: {name: a}\n---\napiVersion: apps/v2\nkind: Deployment\n\
+    let text = "apiVersion: v1\nkind: LimitRange\nmetadata: {name: a}\n---\napiVersion: apps/v2\nkind: Deployment\n\
         metadata: {name: b}\n---\nkind: Pod\nmetadata: {name: c}\n---\nfoo: bar\n---\n- a\n---\n";
     let refused = apply(&api, &format!("{text}{SHOP}")).await.expect(400).json();
     let message = refused["message"].as_str().unwrap();
     for part in [
-        "ReplicationController a: no matches for kind \"ReplicationController\" in version \"v1\"",
+        "LimitRange a: no matches for kind \"LimitRange\" in version \"v1\"",
         "Deployment b: no matches for kind \"Deployment\" in version \"apps/v2\"",
         "document 3, line 9, column 1: apiVersion is missing",
         "document 4, line 12, column 1: apiVersion is missing",
