@@ -9,6 +9,7 @@ mod gzip;
 mod history;
 mod kept;
 mod kubectl;
+mod kubectl_manifests;
 mod kubectl_refused;
 mod kubectl_words;
 mod listener;
