@@ -186,22 +186,22 @@ fn v3_document(group: &'static str) -> Vec<u8> {
     let document = json!({
         "openapi": "3.0.0",
         "info": {"title": TITLE, "version": "unversioned"},
-        "paths": paths::of(group, Form::V3),
+        "paths": paths::of(group),
         "components": {"schemas": definitions(&kinds(group), Form::V3)},
     });
     document.to_string().into_bytes()
 }
 
+/// Without paths: kubectl asks for custom resource definitions, which there are none of, where they say that the server
+/// validates and a kind is not among them.
 fn v2_document() -> Value {
-    let groups = groups();
-    let paths = groups.iter().flat_map(|group| paths::of(group, Form::V2));
-    let mut all: Vec<(&str, &str)> = groups.iter().flat_map(|group| kinds(group)).collect();
+    let mut all: Vec<(&str, &str)> = groups().into_iter().flat_map(kinds).collect();
     all.sort_unstable();
     all.dedup();
     json!({
         "swagger": "2.0",
         "info": {"title": TITLE, "version": "unversioned"},
-        "paths": paths.collect::<Map<_, _>>(),
+        "paths": {},
         "definitions": definitions(&all, Form::V2),
     })
 }

@@ -79,26 +79,26 @@ fn operation(verb: &str) -> Option<Operation> {
 }
 
 /// The paths of a group.
-pub(super) fn of(group: &str, form: Form) -> Map<String, Value> {
+pub(super) fn of(group: &str) -> Map<String, Value> {
     let root = format!("/{}", group_path(group));
     let mut paths = Map::new();
     for row in served(group) {
-        of_kind(row, &root, form, &mut paths);
+        of_kind(row, &root, &mut paths);
     }
     for resource in unkept(group) {
-        of_unkept(resource, &root, form, &mut paths);
+        of_unkept(resource, &root, &mut paths);
     }
     paths
 }
 
-fn of_kind(row: &KindRow, root: &str, form: Form, paths: &mut Map<String, Value>) {
+fn of_kind(row: &KindRow, root: &str, paths: &mut Map<String, Value>) {
     let about = (row.group, row.name);
     let (scope, within) = match row.scope {
         Scope::Namespaced => ("/namespaces/{namespace}", &["namespace"][..]),
         Scope::Cluster => ("", &[][..]),
     };
     let mut insert = |path: String, names: &[&str], verbs: &[&str], about: About<'_>| {
-        paths.insert(path, item(names, verbs, about, form));
+        paths.insert(path, item(names, verbs, about));
     };
     let has = |verb: &&str| verbs(row).contains(verb);
     let some = |wanted: &[&'static str]| wanted.iter().copied().filter(has).collect::<Vec<_>>();
@@ -122,19 +122,19 @@ fn of_kind(row: &KindRow, root: &str, form: Form, paths: &mut Map<String, Value>
             Subresource::Attach => ATTACH,
             Subresource::PortForward => PORT_FORWARD,
             Subresource::Status | Subresource::Scale | Subresource::Eviction | Subresource::Binding => {
-                paths.insert(path, item(&names, verbs, about, form));
+                paths.insert(path, item(&names, verbs, about));
                 continue;
             }
         };
-        let mut session = item(&names, &[], about, form);
+        let mut session = item(&names, &[], about);
         for operation in verbs.iter().filter_map(|verb| operation(verb)) {
-            session[operation.method] = of_session(operation.method, parameters, about, form);
+            session[operation.method] = of_session(operation.method, parameters, about);
         }
         paths.insert(path, session);
     }
 }
 
-fn of_unkept(resource: &Unkept, root: &str, form: Form, paths: &mut Map<String, Value>) {
+fn of_unkept(resource: &Unkept, root: &str, paths: &mut Map<String, Value>) {
     let about = (resource.group, resource.kind);
     let (within, names) = match resource.scope {
         Scope::Namespaced => ("/namespaces/{namespace}", &["namespace", "name"][..]),
@@ -142,7 +142,7 @@ fn of_unkept(resource: &Unkept, root: &str, form: Form, paths: &mut Map<String, 
     };
     let collection = format!("{root}{within}/{}", resource.plural);
     if resource.verbs.contains(&"create") {
-        paths.insert(collection, item(&[], &["create"], about, form));
+        paths.insert(collection, item(&[], &["create"], about));
         return;
     }
     // Figures, whose types are not Kubernetes' own.
@@ -152,26 +152,26 @@ fn of_unkept(resource: &Unkept, root: &str, form: Form, paths: &mut Map<String, 
         ("list", collection.clone(), &outer[..]),
         ("get", format!("{collection}/{{name}}"), names),
     ] {
-        let mut shown = item(names, &[], about, form);
+        let mut shown = item(names, &[], about);
         if let Some(operation) = operation(verb) {
-            shown["get"] = plain(&operation, about, form);
+            shown["get"] = plain(&operation, about);
         }
         paths.insert(path, shown);
     }
 }
 
 /// What can be done at a path that has these names in it.
-fn item(names: &[&str], verbs: &[&str], about: About<'_>, form: Form) -> Value {
+fn item(names: &[&str], verbs: &[&str], about: About<'_>) -> Value {
     let mut item = Map::new();
     for operation in verbs.iter().filter_map(|verb| operation(verb)) {
-        item.insert(operation.method.to_owned(), described(&operation, about, form));
+        item.insert(operation.method.to_owned(), described(&operation, about));
     }
-    let names = names.iter().map(|name| parameter(name, "path", form));
+    let names = names.iter().map(|name| parameter(name, "path"));
     item.insert("parameters".to_owned(), names.collect());
     item.into()
 }
 
-fn described(operation: &Operation, about: About<'_>, form: Form) -> Value {
+fn described(operation: &Operation, about: About<'_>) -> Value {
     let (group, kind) = about;
     let of_kind = type_name(group, kind);
     let answer = match operation.action {
@@ -185,41 +185,21 @@ fn described(operation: &Operation, about: About<'_>, form: Form) -> Value {
         "post" | "put" => Some(of_kind),
         _ => None,
     };
-    let mut described = plain(operation, about, form);
-    let answer = reference(&answer, form);
-    let body = body.map(|name| reference(&name, form));
-    match form {
-        Form::V2 => {
-            described["produces"] = json!(["application/json", "application/yaml"]);
-            described["responses"]["200"]["schema"] = answer;
-            if let (Some(body), Some(parameters)) = (body, described["parameters"].as_array_mut()) {
-                parameters.push(json!({
-                    "name": "body",
-                    "in": "body",
-                    "required": is_required(operation),
-                    "schema": body,
-                }));
-            }
-            if operation.action == "patch" {
-                described["consumes"] = PATCHES.into();
-            }
-        }
-        Form::V3 => {
-            let content =
-                json!({"application/json": {"schema": answer}, "application/yaml": {"schema": answer}});
-            described["responses"]["200"]["content"] = content;
-            if let Some(body) = body {
-                let types = match operation.action {
-                    "patch" => PATCHES,
-                    _ => &["*/*"],
-                };
-                let content = types.iter().map(|kind| (*kind, json!({"schema": body})));
-                described["requestBody"] = json!({
-                    "required": is_required(operation),
-                    "content": content.collect::<std::collections::BTreeMap<_, _>>(),
-                });
-            }
-        }
+    let mut described = plain(operation, about);
+    let answer = reference(&answer, Form::V3);
+    described["responses"]["200"]["content"] =
+        json!({"application/json": {"schema": answer}, "application/yaml": {"schema": answer}});
+    if let Some(body) = body {
+        let schema = reference(&body, Form::V3);
+        let types = match operation.action {
+            "patch" => PATCHES,
+            _ => &["*/*"],
+        };
+        let content = types.iter().map(|kind| (*kind, json!({"schema": schema})));
+        described["requestBody"] = json!({
+            "required": is_required(operation),
+            "content": content.collect::<std::collections::BTreeMap<_, _>>(),
+        });
     }
     described
 }
@@ -230,10 +210,10 @@ fn is_required(operation: &Operation) -> bool {
 }
 
 /// An operation without its body and without what it answers with.
-fn plain(operation: &Operation, (group, kind): About<'_>, form: Form) -> Value {
+fn plain(operation: &Operation, (group, kind): About<'_>) -> Value {
     let parameters = operation.parameters.iter();
     json!({
-        "parameters": parameters.map(|name| parameter(name, "query", form)).collect::<Vec<_>>(),
+        "parameters": parameters.map(|name| parameter(name, "query")).collect::<Vec<_>>(),
         "responses": {"200": {"description": "OK"}},
         "x-kubernetes-action": operation.action,
         "x-kubernetes-group-version-kind": {"group": group, "version": version_of(group), "kind": kind},
@@ -249,30 +229,18 @@ pub(super) fn is_session(part: Subresource) -> bool {
 }
 
 /// What is no object: text, or streams.
-fn of_session(
-    method: &'static str,
-    parameters: &'static [&'static str],
-    about: About<'_>,
-    form: Form,
-) -> Value {
+fn of_session(method: &'static str, parameters: &'static [&'static str], about: About<'_>) -> Value {
     let operation = Operation {
         method,
         action: "connect",
         parameters,
     };
-    let mut described = plain(&operation, about, form);
-    let text = json!({"type": "string"});
-    match form {
-        Form::V2 => {
-            described["produces"] = json!(["text/plain"]);
-            described["responses"]["200"]["schema"] = text;
-        }
-        Form::V3 => described["responses"]["200"]["content"] = json!({"text/plain": {"schema": text}}),
-    }
+    let mut described = plain(&operation, about);
+    described["responses"]["200"]["content"] = json!({"text/plain": {"schema": {"type": "string"}}});
     described
 }
 
-fn parameter(name: &str, place: &str, form: Form) -> Value {
+fn parameter(name: &str, place: &str) -> Value {
     let kind = match name {
         "allowWatchBookmarks"
         | "follow"
@@ -294,12 +262,6 @@ fn parameter(name: &str, place: &str, form: Form) -> Value {
     if place == "path" {
         parameter["required"] = true.into();
     }
-    match form {
-        Form::V2 => {
-            parameter["type"] = kind.into();
-            parameter["uniqueItems"] = true.into();
-        }
-        Form::V3 => parameter["schema"] = json!({"type": kind, "uniqueItems": true}),
-    }
+    parameter["schema"] = json!({"type": kind, "uniqueItems": true});
     parameter
 }

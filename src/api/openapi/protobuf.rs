@@ -37,23 +37,6 @@ impl Message {
         }
     }
 
-    /// Writes a flag; false is left out, as the format has it.
-    fn flag(mut self, field: u64, value: &Value) -> Self {
-        if value == &Value::Bool(true) {
-            self.number(field << 3);
-            self.number(1);
-        }
-        self
-    }
-
-    /// Writes each element of a list.
-    fn each(mut self, field: u64, list: &Value, write: fn(&Value) -> Message) -> Self {
-        for element in list.as_array().into_iter().flatten() {
-            self = self.message(field, write(element));
-        }
-        self
-    }
-
     fn texts(mut self, field: u64, list: &Value) -> Self {
         for element in list.as_array().into_iter().flatten() {
             self = self.text(field, element);
@@ -98,72 +81,13 @@ pub(super) fn document(value: &Value) -> Vec<u8> {
     let info = Message::default()
         .text(1, &value["info"]["title"])
         .text(2, &value["info"]["version"]);
-    let paths = Message::default().named(2, &value["paths"], path);
     let definitions = Message::default().named(1, &value["definitions"], schema);
     Message::default()
         .text(1, &value["swagger"])
         .message(2, info)
-        .message(8, paths)
+        .message(8, Message::default())
         .message(9, definitions)
         .0
-}
-
-fn path(value: &Value) -> Message {
-    Message::default()
-        .some(2, &value["get"], operation)
-        .some(3, &value["put"], operation)
-        .some(4, &value["post"], operation)
-        .some(5, &value["delete"], operation)
-        .some(8, &value["patch"], operation)
-        .each(9, &value["parameters"], parameter)
-}
-
-fn operation(value: &Value) -> Message {
-    let responses = Message::default().named(1, &value["responses"], response);
-    Message::default()
-        .texts(6, &value["produces"])
-        .texts(7, &value["consumes"])
-        .each(8, &value["parameters"], parameter)
-        .message(9, responses)
-        .extensions(13, value)
-}
-
-/// `ResponseValue` with its `response`.
-fn response(value: &Value) -> Message {
-    let of_schema = |value: &Value| Message::default().message(1, schema(value));
-    let response = Message::default()
-        .text(1, &value["description"])
-        .some(2, &value["schema"], of_schema);
-    Message::default().message(1, response)
-}
-
-/// `ParametersItem` with its `parameter`, of a body or of what is no body.
-fn parameter(value: &Value) -> Message {
-    let plain = Message::default();
-    let parameter = match value["in"].as_str() {
-        Some("body") => {
-            let body = plain
-                .text(2, &value["name"])
-                .text(3, &value["in"])
-                .flag(4, &value["required"])
-                .some(5, &value["schema"], schema);
-            Message::default().message(1, body)
-        }
-        place => {
-            let (field, type_field, unique_field) = match place {
-                Some("path") => (4, 5, 19),
-                _ => (3, 6, 20),
-            };
-            let other = plain
-                .flag(1, &value["required"])
-                .text(2, &value["in"])
-                .text(4, &value["name"])
-                .text(type_field, &value["type"])
-                .flag(unique_field, &value["uniqueItems"]);
-            Message::default().message(2, Message::default().message(field, other))
-        }
-    };
-    Message::default().message(1, parameter)
 }
 
 fn schema(value: &Value) -> Message {

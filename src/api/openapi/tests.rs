@@ -143,18 +143,6 @@ fn protobuf_says_what_json_says() {
     assert_eq!(at(&items, 1), b"#/definitions/io.k8s.api.core.v1.Container");
     let key = named(&containers, 31, "x-kubernetes-patch-merge-key");
     assert_eq!(at(&key, 2), b"\"name\"");
-    let pods = named(&at(&bytes, 8), 2, "/api/v1/namespaces/{namespace}/pods/{name}");
-    let patch = at(&pods, 8);
-    let names: Vec<Vec<u8>> = fields(&patch)
-        .into_iter()
-        .filter(|(number, _)| *number == 8)
-        .map(|(_, parameter)| at(&parameter, 1))
-        .filter_map(|parameter| {
-            let (kind, value) = fields(&parameter).remove(0);
-            (kind == 2).then(|| at(&at(&value, 3), 4))
-        })
-        .collect();
-    assert!(names.contains(&b"fieldValidation".to_vec()), "{names:?}");
 }
 
 /// Bounds that are far from what is there, and far below what a client would notice.
