@@ -14,7 +14,7 @@ STORE_ROUNDS ?= 1000
 STORE_CASES ?= 512
 STORE_CASES_SEED := $(or $(STORE_CASES_SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
-.PHONY: demo test test-all properties acceptance bench bench-others fuzz build install-packages lint doc unit cluster clean
+.PHONY: demo test test-all properties acceptance bench bench-others bench-api fuzz build install-packages lint doc unit cluster clean
 
 ## Shows the main job on this machine's own Podman. ONESHOT=1: stops by itself.
 demo:
@@ -76,6 +76,14 @@ bench-others:
 	$(CARGO) bench --locked --bench cluster --no-run
 	$(SUDO) env PATH="$$PATH" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) bench --locked --bench cluster
 	$(CARGO) bench --locked -p store --bench watchers
+	$(MAKE) bench-api
+
+## Latency and throughput of the API. BENCH=get,list: some of it. Of another server: API_URL=https://host:6443 API_TOKEN=...,
+## and API_CA=file or API_INSECURE=1 where the system does not know its CA.
+bench-api:
+	scripts/install-packages.sh --with-benches
+	$(CARGO) bench --locked --bench api --no-run
+	$(SUDO) env PATH="$$PATH" BENCH="$$BENCH" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) bench --locked --bench api
 
 ## Each fuzz target for FUZZ_SECONDS, beginning with its corpus; a crash stops it and is kept in fuzz/artifacts. Needs a
 ## nightly compiler and `cargo install cargo-fuzz`. The stack is that of the agent's threads.

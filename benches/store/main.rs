@@ -15,66 +15,29 @@ mod cluster;
 mod etcd;
 mod fifty;
 mod figures;
+mod host;
 mod single;
 mod three;
+mod wanted;
 
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use cluster::Cluster;
 use futures::future::join_all;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use client::{Client, Server};
+use client::Client;
 use figures::{Table, Times};
+pub(crate) use host::{AGENT, QUIET, agent, cpu_time, memory_of, on_the_lan, pid_of, resident_bytes};
+pub(crate) use wanted::Wanted;
 
-/// Files, and Podman's socket, are on the agent's side; its log is not part of what is measured.
-pub(crate) const QUIET: &str = "--log-level=info";
-
-/// The sections, in the order in which they run.
-const SECTIONS: [&str; 12] = [
-    "size", "read", "list", "load", "join", "write", "syncs", "visible", "wire", "idle", "away", "churn",
-];
 const FIFTY: &str = "fifty";
-
-/// Which sections were asked for: all, unless `BENCH` names some.
-pub(crate) struct Wanted(Vec<String>);
-
-impl Wanted {
-    fn from_environment() -> Self {
-        let named = std::env::var("BENCH").unwrap_or_default();
-        let named: Vec<String> = named
-            .split(',')
-            .map(|name| name.trim().to_owned())
-            .filter(|name| !name.is_empty())
-            .collect();
-        let all = SECTIONS.iter().chain([&FIFTY]);
-        let unknown: Vec<_> = named
-            .iter()
-            .filter(|name| !all.clone().any(|known| known == name))
-            .collect();
-        assert!(
-            unknown.is_empty(),
-            "BENCH={unknown:?}: not a section of {:?}",
-            all.collect::<Vec<_>>()
-        );
-        if named.is_empty() {
-            return Self(all.map(|name| (*name).to_owned()).collect());
-        }
-        Self(named)
-    }
-
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|wanted| wanted == name)
-    }
-
-    pub(crate) fn any(&self, names: &[&str]) -> bool {
-        names.iter().any(|name| self.has(name))
-    }
-}
+/// The sections, in the order in which those of real hosts run.
+const SECTIONS: [&str; 13] = [
+    "size", "read", "list", "load", "join", "write", "syncs", "visible", "wire", "idle", "away", "churn",
+    FIFTY,
+];
 
 fn main() {
-    let wanted = Wanted::from_environment();
+    let wanted = Wanted::from_environment(&SECTIONS);
     let mut table = Table::default();
     if wanted.has(FIFTY) {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -97,35 +60,6 @@ fn main() {
         }
     }
     table.print();
-}
-
-/// Runs on the hosts' LAN: all sockets that are opened meanwhile are there.
-pub(crate) fn on_the_lan<T: Send>(cluster: &Cluster, run: impl AsyncFnOnce() -> T + Send) -> T {
-    // What was made before, hosts with their images for instance, must not be written back while others' syncs are timed.
-    rustix::fs::sync();
-    let lan = cluster.lan();
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            move_into_link_name_space(lan.as_fd(), Some(LinkNameSpaceType::Network)).expect("the LAN");
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime");
-            runtime.block_on(run())
-        });
-        thread.join().expect("no panic")
-    })
-}
-
-/// A host's agent, as a client of its API sees it.
-pub(crate) fn agent(cluster: &Cluster, host: usize) -> Server {
-    Server {
-        address: format!("{}:8080", cluster::address(host))
-            .parse()
-            .expect("an address"),
-        authority: cluster.secret(host, "ca.crt"),
-        token: Some(cluster.secret(host, "api.token")),
-    }
 }
 
 /// What each writer does with a name and a number.
@@ -166,42 +100,4 @@ pub(crate) async fn all_do(
         .into_iter()
         .for_each(|times| all.extend(times));
     all
-}
-
-/// `VmRSS` of a `/proc/PID/status`, in bytes.
-pub(crate) fn resident_bytes(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok())
-        .unwrap_or_default()
-        * 1024
-}
-
-/// User and system time of a `/proc/PID/stat`.
-pub(crate) fn cpu_time(stat: &str) -> Duration {
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    // utime and stime are fields 14 and 15 (proc(5)), in ticks of 10 ms; the state after the name is field 3.
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    let ticks: u64 = ticks.filter_map(|text| text.parse::<u64>().ok()).sum();
-    Duration::from_millis(ticks * 10)
-}
-
-/// The memory of a program on a host, when what it was doing has settled.
-pub(crate) fn memory_of(cluster: &Cluster, host: usize, program: &str) -> u64 {
-    std::thread::sleep(SETTLING);
-    let pid = pid_of(cluster, host, program);
-    resident_bytes(
-        &cluster
-            .exec(host, &["cat", &format!("/proc/{pid}/status")])
-            .stdout,
-    )
-}
-
-/// Our agent gives memory back within ten seconds after it has come to rest; etcd is waited for as long.
-const SETTLING: Duration = Duration::from_secs(11);
-
-pub(crate) const AGENT: &str = "podman-swarm-ag";
-
-pub(crate) fn pid_of(cluster: &Cluster, host: usize, program: &str) -> String {
-    let found = cluster.exec(host, &["pgrep", "-x", program]).expect("pgrep");
-    found.lines().next().unwrap_or_default().to_owned()
 }

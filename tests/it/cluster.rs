@@ -110,6 +110,12 @@ fn work_directory() -> &'static Path {
     })
 }
 
+/// Removes what clusters of this run share, for who leaves nothing behind. Comes after the last cluster.
+#[allow(dead_code, reason = "of benches/api; tests leave it to the next run")]
+pub(crate) fn remove_work_directory() {
+    _ = fs::remove_dir_all(work_directory());
+}
+
 /// Removes clusters of runs that were killed.
 fn remove_leftovers() {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
