@@ -70,10 +70,15 @@ impl<'a> Run<'a> {
                 watch::WATCHERS,
                 watch::WRITES
             );
-            let outcome = watch::delivery(self.api, &self.namespace)
+            let seen = watch::delivery(self.api, &self.namespace)
                 .await
                 .context("watches")?;
-            report.row(&what, &outcome, Peer::times(2.0, 5.0));
+            report.row(&what, &seen.events, Peer::times(2.0, 5.0));
+            report.row(
+                "those writes themselves, merge patches",
+                &seen.writes,
+                Peer::default(),
+            );
         }
         Ok(())
     }

@@ -30,11 +30,18 @@ struct Seen {
     at: Instant,
 }
 
-/// Changes objects that exist while watchers look at the namespace; times are from the sending of the write.
+/// What came of the events, and of the writes that they are of.
+#[derive(Default)]
+pub(crate) struct Delivery {
+    pub(crate) events: Outcome,
+    pub(crate) writes: Outcome,
+}
+
+/// Changes objects that exist while watchers look at the namespace; all times are from the sending of a write.
 ///
 /// # Errors
-/// The watches cannot be begun. What fails later is in the outcome.
-pub(crate) async fn delivery(api: &Api, namespace: &str) -> Result<Outcome> {
+/// The watches cannot be begun. What fails later is in what is returned.
+pub(crate) async fn delivery(api: &Api, namespace: &str) -> Result<Delivery> {
     let path = objects::path(namespace);
     let writer = api.connection();
     let list = writer.read(&format!("{path}?limit=1")).await?;
@@ -57,13 +64,18 @@ pub(crate) async fn delivery(api: &Api, namespace: &str) -> Result<Outcome> {
         });
     }
     drop(sender);
-    let mut outcome = Outcome::default();
+    let Delivery {
+        mut events,
+        mut writes,
+    } = Delivery::default();
     let (began, spent) = (Instant::now(), own_cpu());
     for write in 0..WRITES {
         let call = objects::merge_patch(namespace, write, &json!({KEY: write.to_string()}));
         let sent = Instant::now();
-        if let Err(error) = writer.call(call).await {
-            outcome.push(Err(error));
+        let answered = writer.call(call).await.map(|_| sent.elapsed());
+        let is_written = answered.is_ok();
+        writes.push(answered);
+        if !is_written {
             break;
         }
         let lost = sent + LOST_AFTER;
@@ -72,7 +84,7 @@ pub(crate) async fn delivery(api: &Api, namespace: &str) -> Result<Outcome> {
             match tokio::time::timeout_at(lost.into(), seen.recv()).await {
                 Ok(Some(event)) if event.write == write => {
                     missing.retain(|watcher| *watcher != event.watcher);
-                    outcome.push(Ok(event.at.saturating_duration_since(sent)));
+                    events.push(Ok(event.at.saturating_duration_since(sent)));
                 }
                 // One that was late, and is counted as lost already.
                 Ok(Some(_)) => {}
@@ -81,22 +93,24 @@ pub(crate) async fn delivery(api: &Api, namespace: &str) -> Result<Outcome> {
         }
         for watcher in &missing {
             let error = anyhow!("write {write} was not seen by watcher {watcher} within {LOST_AFTER:?}");
-            outcome.push(Err(error));
+            events.push(Err(error));
         }
         // Nobody is left who could see more, or the server is too slow to be waited for.
         if missing.len() == WATCHERS {
             break;
         }
     }
-    outcome.elapsed = began.elapsed();
-    outcome.own_cpu = own_cpu().saturating_sub(spent);
+    for outcome in [&mut events, &mut writes] {
+        outcome.elapsed = began.elapsed();
+        outcome.own_cpu = own_cpu().saturating_sub(spent);
+    }
     while let Some(ended) = watchers.try_join_next() {
-        outcome.push(ended.context("a watcher").and_then(|ended| {
+        events.push(ended.context("a watcher").and_then(|ended| {
             ended?;
             Err(anyhow!("a watch ended by itself"))
         }));
     }
-    Ok(outcome)
+    Ok(Delivery { events, writes })
 }
 
 /// Reads events, a line of JSON each, until the stream ends.
