@@ -1,4 +1,4 @@
-//! How many pods a PodDisruptionBudget lets go now.
+//! How many pods a PodDisruptionBudget lets go now. Pure; [`crate::controller::allowance`] reads what it counts.
 //!
 //! Source: Kubernetes, `pkg/controller/disruption`. Pods of what keeps no pods here (StatefulSets and the like) count as
 //! those of nobody.
@@ -11,7 +11,6 @@ use schemas::int_or_string::{Rounding, scaled};
 use schemas::selector::LabelSelector;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
-use store::Store;
 
 use crate::status::{condition, put_condition};
 
@@ -27,17 +26,6 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Counts for a budget by what the store shows.
-    pub fn of(store: &Store, budget: &Object) -> Allowance {
-        let pods = store.views(Kind::Pod, Some(budget.namespace()));
-        let pods: Vec<Arc<Object>> = pods
-            .map(|view| view.object)
-            .filter(|pod| selects(budget, pod))
-            .collect();
-        let get = |key: &ObjectKey| store.get(key).map(|view| view.object);
-        count(budget, &pods, get)
-    }
-
     /// Pods that may go now.
     pub fn allowed(self) -> i64 {
         if self.expected == 0 {
@@ -82,7 +70,8 @@ pub fn is_ready(pod: &Object) -> bool {
     conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
-fn count(
+/// Counts for a budget. `pods` are those that it selects; `get` returns what keeps them.
+pub(crate) fn count(
     budget: &Object,
     pods: &[Arc<Object>],
     get: impl Fn(&ObjectKey) -> Option<Arc<Object>>,

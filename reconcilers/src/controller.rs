@@ -44,7 +44,7 @@ pub use defaults::{Defaults, api_service, is_of_this_cluster};
 pub use garbage::{Garbage, GarbageKey};
 pub use network::Network;
 pub use node_objects::NodeObjects;
-pub use statuses::{StatusKey, Statuses};
+pub use statuses::{StatusKey, Statuses, allowance};
 pub use workloads::Workloads;
 
 /// Everything is looked at this often, however quiet it is: the net under lost events. Thirty seconds bound what a lost

@@ -69,10 +69,25 @@ impl PackedView {
         self.object.tree()
     }
 
+    pub(crate) fn bytes(&self) -> usize {
+        self.object.bytes()
+    }
+
     pub(crate) fn view(self) -> View {
+        let object = self.object.tree();
+        self.with(object)
+    }
+
+    /// [`PackedView::view`] for one of so many that their trees are not worth keeping.
+    pub(crate) fn passing(self) -> View {
+        let object = self.object.passing();
+        self.with(object)
+    }
+
+    fn with(self, object: Arc<Object>) -> View {
         View {
             key: self.key,
-            object: self.object.tree(),
+            object,
             revision: self.revision,
             stored: self.stored,
         }

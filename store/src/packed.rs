@@ -10,7 +10,7 @@ use schemas::Object;
 use crate::json;
 
 /// JSON of the trees that are kept for the next reader: all of a small cluster, and in memory ten times as much.
-const RECENT_BYTES: usize = 1 << 20;
+pub(crate) const RECENT_BYTES: usize = 1 << 20;
 
 /// The trees that were made or read last.
 #[derive(Default, Debug)]
@@ -76,15 +76,28 @@ impl Packed {
     }
 
     pub(crate) fn tree(&self) -> Arc<Object> {
+        let (object, is_new) = self.made();
+        if is_new {
+            self.recent.keep(object.clone(), self.json.len());
+        }
+        object
+    }
+
+    /// [`Packed::tree`] for one of so many that each would only drive out the others.
+    pub(crate) fn passing(&self) -> Arc<Object> {
+        self.made().0
+    }
+
+    /// The tree, and whether it had to be made.
+    fn made(&self) -> (Arc<Object>, bool) {
         let mut tree = lock(&self.tree);
         if let Some(tree) = tree.upgrade() {
-            return tree;
+            return (tree, false);
         }
         // Our own JSON can be read: no leaf has more levels than `path::MAX_LEVELS`.
         let object: Arc<Object> = Arc::new(serde_json::from_slice(&self.json).unwrap_or_default());
         *tree = Arc::downgrade(&object);
-        self.recent.keep(object.clone(), self.json.len());
-        object
+        (object, true)
     }
 }
 

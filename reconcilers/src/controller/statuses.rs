@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use schemas::{KINDS, Kind, Object, ObjectKey};
 use serde_json::{Value, json};
-use store::{WatchEvent, WatchScope};
+use store::{Store, WatchEvent, WatchScope};
 
 use super::{Context, Next, ReconcileError, Reconciler, Trigger};
-use crate::budget::{Allowance, selects};
+use crate::budget::{Allowance, count, selects};
 use crate::ownership::Holding;
 use crate::placement::Placement;
 use crate::pod_state::{Graces, Host};
@@ -168,7 +168,7 @@ impl Statuses {
         let context = &self.context;
         let Some(budget) = context.object(key) else { return };
         let settled = context.settled(&budget);
-        let allowance = settled.map(|settled| Allowance::of(&context.store, &settled));
+        let allowance = settled.map(|settled| allowance(&context.store, &settled));
         let status = allowance
             .unwrap_or_default()
             .status(&budget, context.clock.unix_seconds());
@@ -254,6 +254,16 @@ impl Statuses {
         }
         again.map_or(Next::Done, Next::After)
     }
+}
+
+/// Counts what a budget allows by what the store shows.
+pub fn allowance(store: &Store, budget: &Object) -> Allowance {
+    let pods = store.views(Kind::Pod, Some(budget.namespace()));
+    let pods: Vec<Arc<Object>> = pods
+        .map(|view| view.object)
+        .filter(|pod| selects(budget, pod))
+        .collect();
+    count(budget, &pods, |key| store.get(key).map(|view| view.object))
 }
 
 impl Context {

@@ -2,7 +2,8 @@
 
 use axum::body::Body;
 use http::StatusCode;
-use reconcilers::budget::{Allowance, is_ready, selects};
+use reconcilers::budget::{is_ready, selects};
+use reconcilers::controller::allowance;
 use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
 use store::Precondition;
@@ -57,7 +58,7 @@ fn check_budget(state: &ApiState, pod: &Object) -> ApiResult<()> {
             "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
         ));
     }
-    let allowance = Allowance::of(&state.store, &budget.object);
+    let allowance = allowance(&state.store, &budget.object);
     let is_always = budget.object.str_at("/spec/unhealthyPodEvictionPolicy") == "AlwaysAllow";
     let is_met = allowance.desired > 0 && allowance.healthy >= allowance.desired;
     let may_go = !is_ready(pod) && (is_always || is_met);

@@ -68,6 +68,12 @@ class SwarmTest(unittest.TestCase):
             client.V1Namespace(metadata=client.V1ObjectMeta(name=self.namespace))
         )
         self.addCleanup(self.remove_namespace)
+        # What every namespace has comes a moment later.
+        own = {"field_selector": "metadata.name=kube-root-ca.crt"}
+        wait_for(
+            "the namespace's own config map",
+            lambda: self.core.list_namespaced_config_map(self.namespace, **own).items,
+        )
 
     def remove_namespace(self):
         self.core.delete_namespace(self.namespace)

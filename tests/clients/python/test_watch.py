@@ -111,8 +111,10 @@ class Watches(SwarmTest):
 class Informer(SwarmTest):
     def test_the_informer_keeps_what_is_there(self):
         for name in ["kept", "removed"]:
-            self.core.create_namespaced_config_map(self.namespace, config_map(name, {"n": "0"}))
-        informed = informer.SharedInformer(self.core.list_namespaced_config_map, self.namespace)
+            self.core.create_namespaced_config_map(self.namespace, config_map(name, {"n": "0"}, {"x": "y"}))
+        informed = informer.SharedInformer(
+            self.core.list_namespaced_config_map, self.namespace, label_selector="x=y"
+        )
         events = []
         for kind in [informer.ADDED, informer.MODIFIED, informer.DELETED]:
             informed.add_event_handler(kind, lambda item, kind=kind: events.append((kind, item.metadata.name)))
@@ -124,7 +126,7 @@ class Informer(SwarmTest):
         self.core.delete_namespaced_config_map("removed", self.namespace)
         for number in range(1, 6):
             self.core.patch_namespaced_config_map("kept", self.namespace, {"data": {"n": str(number)}})
-        self.core.create_namespaced_config_map(self.namespace, config_map("new"))
+        self.core.create_namespaced_config_map(self.namespace, config_map("new", {}, {"x": "y"}))
 
         def cached():
             kept = informed.cache.get_by_key(f"{self.namespace}/kept")
