@@ -82,12 +82,13 @@ const PROBE: &[&str] = &[
 ];
 
 /// A part of an object, and the fields of it that are acted on. Without any, the part as a whole has no effect.
-struct Part {
-    path: &'static str,
-    fields: &'static [&'static str],
+pub(crate) struct Part {
+    pub(crate) path: &'static str,
+    pub(crate) fields: &'static [&'static str],
 }
 
-fn parts_of(kind: Kind) -> &'static [Part] {
+/// Returns what of a kind is looked at. Empty: nothing is warned about.
+pub(crate) fn parts_of(kind: Kind) -> &'static [Part] {
     match kind {
         Kind::Pod => &[Part {
             path: "spec",
@@ -249,7 +250,7 @@ fn walk(node: &Node<'_>, pointer: &str, path: &str, fields: &[&str], idle: &mut 
         if fields.contains(&path.as_str()) {
             continue;
         }
-        if path.starts_with("containers.") && name.ends_with("Probe") {
+        if is_probe(&path, name) {
             walk(&field, &pointer, "", PROBE, idle);
         } else if fields
             .iter()
@@ -269,6 +270,16 @@ fn walk(node: &Node<'_>, pointer: &str, path: &str, fields: &[&str], idle: &mut 
             });
         }
     }
+}
+
+/// Tells whether a field of this path and name is a container's probe, of which [`probe_fields`] are acted on.
+pub(crate) fn is_probe(path: &str, name: &str) -> bool {
+    path.starts_with("containers.") && name.ends_with("Probe")
+}
+
+/// The fields of a probe that are acted on.
+pub(crate) fn probe_fields() -> &'static [&'static str] {
+    PROBE
 }
 
 /// Values that say nothing: asking for none of something is granted.

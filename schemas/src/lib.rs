@@ -10,6 +10,7 @@ mod acted_on;
 mod apps;
 mod batch;
 mod causes;
+pub mod compatibility;
 mod config;
 mod core;
 mod cron;

@@ -1,6 +1,7 @@
 //! The API over a real store: requests through the router, and a real kubectl through the listener.
 
 mod backups;
+mod documentation;
 mod eviction;
 mod explain;
 mod fixture;
