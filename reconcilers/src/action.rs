@@ -36,7 +36,7 @@ pub enum Action {
     Delete { key: ObjectKey, uid: String },
     /// Marks an object as being deleted, to go when all that it owns is gone.
     DeleteForeground { key: ObjectKey, uid: String },
-    /// Takes the finalizers off an object that its owned objects are seen to by; it goes if no others hold it.
+    /// Takes off an object the finalizer by which what it owns is seen to.
     Unhold { key: ObjectKey, uid: String },
     /// Removes an object for good.
     Remove { key: ObjectKey, uid: String },

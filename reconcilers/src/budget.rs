@@ -54,13 +54,17 @@ impl Allowance {
     }
 }
 
-/// Tells whether a budget counts a pod. Without a selector it counts none, with an empty one all of its namespace.
-pub fn selects(budget: &Object, pod: &Object) -> bool {
+/// Returns the selector of the pods that a budget counts in its namespace. Without one it counts none, with an empty one all.
+pub(crate) fn selector(budget: &Object) -> Option<LabelSelector> {
     let selector = budget
         .pointer("/spec/selector")
         .filter(|selector| !selector.is_null());
-    let selector = selector.and_then(|selector| LabelSelector::from_object(selector).ok());
-    budget.namespace() == pod.namespace() && selector.is_some_and(|selector| selector.matches_object(pod))
+    LabelSelector::from_object(selector?).ok()
+}
+
+/// Tells whether a budget counts a pod of its namespace.
+pub fn selects(budget: &Object, pod: &Object) -> bool {
+    selector(budget).is_some_and(|selector| selector.matches_object(pod))
 }
 
 /// Tells whether a pod is ready.

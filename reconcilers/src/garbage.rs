@@ -3,7 +3,7 @@
 //! An owner is gone only when a tombstone covers its uid; that it is not there proves nothing, it may be on its way.
 
 use schemas::deletion::{Propagation, is_held};
-use schemas::{Kind, Object, ObjectKey};
+use schemas::{Ending, Kind, Object, ObjectKey};
 
 use crate::action::Action;
 
@@ -26,6 +26,9 @@ pub fn finish<'a>(owner: &Object, owned: impl Iterator<Item = &'a Object>) -> Ve
         return Vec::new();
     };
     let propagation = Propagation::of(owner);
+    if is_over(owner) {
+        return vec![Action::Remove { key, uid }];
+    }
     let reference = |object: &Object| object.owner_references().into_iter().find(|one| one.uid == uid);
     let mut actions = Vec::new();
     let mut is_waiting = false;
@@ -61,9 +64,19 @@ pub fn finish<'a>(owner: &Object, owned: impl Iterator<Item = &'a Object>) -> Ve
         is_waiting = true;
     }
     if !is_waiting && propagation != Propagation::Background {
-        actions.push(Action::Unhold { key, uid });
+        let is_held_by_others = is_held(&Propagation::Background.set(owner));
+        actions.push(match is_held_by_others {
+            true => Action::Unhold { key, uid },
+            false => Action::Remove { key, uid },
+        });
     }
     actions
+}
+
+/// Tells whether nothing holds an object that is being deleted and that nobody stops first.
+pub fn is_over(object: &Object) -> bool {
+    let ending = object.kind().map(|kind| kind.row().ending);
+    object.is_terminating() && !is_held(object) && ending == Some(Ending::AtOnce)
 }
 
 /// Returns what ends an object: a pod on a node gracefully, what has finalizers with the last of them, everything else at

@@ -1,7 +1,7 @@
 //! What this node tells about itself, and the watch over its Podman.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub(super) fn node_facts(config: &Config, engine: &Engine, store: &Store) -> Nod
     NodeFacts {
         name: config.node_name.clone(),
         address: Some(config.advertise),
-        api_port: public_port(config.flags.api_addr),
+        api_port: public_port(config.flags.api_addr, config.advertise),
         labels,
         cpu_millis: u64::from(engine.cpus) * 1000,
         memory_bytes: engine.memory_bytes,
@@ -62,12 +62,10 @@ pub(super) fn node_facts(config: &Config, engine: &Engine, store: &Store) -> Nod
     }
 }
 
-/// The port of an address that others can reach, else 0.
-fn public_port(address: SocketAddr) -> u16 {
-    if address.ip().is_loopback() {
-        return 0;
-    }
-    address.port()
+/// The port of what is served at the address that others know, else 0.
+fn public_port(served: SocketAddr, advertised: IpAddr) -> u16 {
+    let is_reached = served.ip().is_unspecified() || served.ip() == advertised;
+    if is_reached { served.port() } else { 0 }
 }
 
 /// Names what `--gitops-*` says by a hash: nodes that follow the same share the work, and a password in the URL is not

@@ -41,6 +41,11 @@ pub(super) async fn compress(request: Request, next: Next) -> Response {
             parts.headers.remove(header::CONTENT_LENGTH);
             let gzip = HeaderValue::from_static("gzip");
             parts.headers.insert(header::CONTENT_ENCODING, gzip);
+            // Other bytes of the same (RFC 9110, 8.8.3).
+            let tag = parts.headers.get(header::ETAG).and_then(|tag| tag.to_str().ok());
+            if let Some(Ok(weak)) = tag.map(|tag| HeaderValue::from_str(&format!("W/{tag}"))) {
+                parts.headers.insert(header::ETAG, weak);
+            }
             Response::from_parts(parts, compressed.into())
         }
         Err(error) => ApiError::internal(format!("the answer cannot be compressed: {error}")).into_response(),

@@ -158,16 +158,10 @@ async fn write(context: &Context, author: Author, action: Action) -> Result<bool
             .await
         }
         Action::Unhold { key, uid } => {
-            let released = |object: &Object| Propagation::Background.set(object);
-            let precondition = of(uid);
-            update(context, &key, &precondition, author.clone(), released).await?;
-            let is_held = store
-                .get(&key)
-                .is_some_and(|view| deletion::is_held(&view.object));
-            if is_held {
-                return Ok(true);
-            }
-            store.remove(&key, &precondition, author).await.map(|_| true)
+            update(context, &key, &of(uid), author, |object| {
+                Propagation::Background.set(object)
+            })
+            .await
         }
         Action::Remove { key, uid } => store.remove(&key, &of(uid), author).await.map(|_| true),
     }
@@ -222,7 +216,8 @@ fn verb(action: &Action) -> &'static str {
         Action::Place { .. } => "place",
         Action::Release { .. } => "release",
         Action::Delete { .. } | Action::DeleteForeground { .. } => "delete",
-        Action::Unhold { .. } | Action::Remove { .. } => "remove",
+        Action::Unhold { .. } => "unhold",
+        Action::Remove { .. } => "remove",
     }
 }
 

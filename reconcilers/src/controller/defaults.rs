@@ -60,7 +60,7 @@ impl Defaults {
         wanted
     }
 
-    /// Makes what is not there. Users may edit it, but for the certificate.
+    /// Makes what is not there. Users may edit it, but for the certificate and the port.
     async fn keep(&self, wanted: Object) -> Result<(), WriteError> {
         let store = &self.context.store;
         let Some(key) = wanted.key() else { return Ok(()) };
@@ -71,14 +71,21 @@ impl Defaults {
             via: Via::Controller,
             unix_seconds: self.context.clock.unix_seconds(),
         };
-        let data = |object: &Object| object.pointer("/data").cloned();
+        let fixed =
+            |object: &Object| ["/data", "/spec/ports/0/port"].map(|pointer| object.pointer(pointer).cloned());
         let outcome = match there {
             None => store.create(wanted, author).await,
-            Some(view) if data(&wanted).is_none() || data(&view.object) == data(&wanted) => return Ok(()),
+            Some(view) if fixed(&wanted) == [None, None] || fixed(&view.object) == fixed(&wanted) => {
+                return Ok(());
+            }
             Some(_) => {
                 let change = |object: &Object| {
                     let mut object = object.clone();
-                    object.set(&["data"], data(&wanted).unwrap_or_default());
+                    for path in [&["data"][..], &["spec", "ports"]] {
+                        if let Some(value) = wanted.pointer(&format!("/{}", path.join("/"))) {
+                            object.set(path, value.clone());
+                        }
+                    }
                     Ok::<_, WriteError>(object)
                 };
                 store.update(&key, &Precondition::default(), author, change).await
@@ -180,6 +187,12 @@ mod tests {
             .await;
         run("shop").await;
         assert_eq!(there(&authority).unwrap().str_at("/data/ca.crt"), "PEM");
+        fixture
+            .edit(&api_service(), &["spec", "ports"], json!([{"port": 443}]))
+            .await;
+        run("default").await;
+        let service = there(&api_service()).unwrap();
+        assert_eq!(service.pointer("/spec/ports/0/port"), Some(&json!(8443)));
         let kept = there(&account).unwrap();
         assert_eq!(kept.str_at("/imagePullSecrets/0/name"), "x", "users may edit it");
         fixture.remove(&account).await;

@@ -8,7 +8,7 @@ use store::{WatchEvent, WatchScope};
 use super::act::{Component, act_all};
 use super::{Context, Next, ReconcileError, Reconciler, Trigger};
 use crate::action::Action;
-use crate::garbage::{collect, end, finish};
+use crate::garbage::{collect, end, finish, is_over};
 use crate::ownership::Holding;
 
 /// What one run looks at.
@@ -26,9 +26,10 @@ pub enum GarbageKey {
     Orphans,
 }
 
-/// Tells whether an object is being deleted and waits for what becomes of what it owns.
+/// Tells whether an object is being deleted and waits for what becomes of what it owns, or for nothing any more: who took
+/// the last finalizer off stopped before the last step, or two took one each.
 fn is_waiting(object: &Object) -> bool {
-    object.is_terminating() && Propagation::of(object) != Propagation::Background
+    object.is_terminating() && (Propagation::of(object) != Propagation::Background || is_over(object))
 }
 
 /// The garbage collector.
@@ -92,12 +93,13 @@ impl Garbage {
         Some((self.context.root(object)?, action))
     }
 
-    /// All that users or controllers stored in a namespace.
+    /// All that users or controllers stored in a namespace; without one, everywhere.
     fn stored_in(&self, namespace: &str) -> Vec<std::sync::Arc<Object>> {
+        let namespace = (!namespace.is_empty()).then_some(namespace);
         KINDS
             .iter()
-            .filter(|row| row.kind.is_namespaced())
-            .flat_map(|row| self.context.store.list(row.kind, Some(namespace)).items)
+            .filter(|row| row.kind.is_namespaced() || namespace.is_none())
+            .flat_map(|row| self.context.store.list(row.kind, namespace).items)
             .filter(|view| view.stored)
             .map(|view| view.object)
             .collect()
@@ -365,5 +367,29 @@ mod tests {
             held.pointer("/metadata/finalizers"),
             Some(&json!(["example.com/hold"]))
         );
+    }
+
+    #[tokio::test]
+    async fn what_an_owner_without_a_namespace_has_is_found_in_all_of_them() {
+        let fixture = Fixture::new(110);
+        fixture.admit().await;
+        let key = ObjectKey::cluster(Kind::StorageClass, "fast");
+        let class = fixture.store.create(Object::new(&key), author()).await.unwrap();
+        let settings = owned(&fixture, Kind::ConfigMap, "settings", &[&class]).await;
+        delete(&fixture, &key, Propagation::Orphan).await;
+        assert_eq!(fixture.context.object(&key), None);
+        let left = fixture.context.object(&settings.key).expect("it was to stay");
+        assert_eq!(left.owner_references(), []);
+    }
+
+    #[tokio::test]
+    async fn what_nothing_holds_any_more_goes() {
+        let fixture = Fixture::new(110);
+        fixture.admit().await;
+        let key = ObjectKey::new(Kind::Deployment, "default", "web");
+        // As after two nodes took one finalizer each.
+        fixture.store.create(Object::new(&key), author()).await.unwrap();
+        delete(&fixture, &key, Propagation::Background).await;
+        assert_eq!(fixture.context.object(&key), None);
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use store::{Store, WatchEvent, WatchScope};
 
 use super::{Context, Next, ReconcileError, Reconciler, Trigger};
-use crate::budget::{Allowance, count, selects};
+use crate::budget::{Allowance, count, selector, selects};
 use crate::ownership::Holding;
 use crate::placement::Placement;
 use crate::pod_state::{Graces, Host};
@@ -258,11 +258,13 @@ impl Statuses {
 
 /// Counts what a budget allows by what the store shows.
 pub fn allowance(store: &Store, budget: &Object) -> Allowance {
+    let selector = selector(budget);
+    let is_counted = |pod: &Arc<Object>| {
+        let selector = selector.as_ref();
+        selector.is_some_and(|selector| selector.matches_object(pod))
+    };
     let pods = store.views(Kind::Pod, Some(budget.namespace()));
-    let pods: Vec<Arc<Object>> = pods
-        .map(|view| view.object)
-        .filter(|pod| selects(budget, pod))
-        .collect();
+    let pods: Vec<Arc<Object>> = pods.map(|view| view.object).filter(is_counted).collect();
     count(budget, &pods, |key| store.get(key).map(|view| view.object))
 }
 
@@ -351,14 +353,22 @@ impl Reconciler for Statuses {
 
     fn keys(&self, trigger: &Trigger) -> Vec<StatusKey> {
         match trigger {
-            Trigger::Store(WatchEvent::Put { view, .. }) => {
+            Trigger::Store(WatchEvent::Put { view, previous }) => {
+                let mut keys = self.of_object(&view.object, &view.key);
                 if view.key.kind == Kind::Pod {
                     let node = view.object.str_at("/spec/nodeName").to_owned();
                     let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
                     seen.pods
                         .insert(view.object.uid().to_owned(), (view.key.clone(), node));
                 }
-                self.of_object(&view.object, &view.key)
+                // One that was relabelled counts in others than before.
+                let before = previous.iter().filter(|_| view.key.kind == Kind::Pod);
+                for pod in before
+                    .filter(|pod| pod.pointer("/metadata/labels") != view.object.pointer("/metadata/labels"))
+                {
+                    keys.extend(self.budgets(&view.key.namespace, |budget| selects(budget, pod)));
+                }
+                keys
             }
             Trigger::Store(WatchEvent::Deleted { view }) => {
                 if view.key.kind == Kind::Pod {

@@ -47,7 +47,8 @@ impl<T: Clone> Sampler<T> {
         {
             return Ok(window.clone());
         }
-        let (earlier, begin) = match last.take() {
+        // Kept until there is a newer one: a slow measurement may be given up by who waits for it.
+        let (earlier, begin) = match last.as_ref() {
             Some(window) if window.end.elapsed() <= LONGEST => (window.later.clone(), window.end),
             _ => {
                 let earlier = measure().await?;

@@ -141,7 +141,7 @@ fn tagged(headers: &HeaderMap, tag: &str, make: impl FnOnce() -> Response) -> Re
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         headers.insert(header::ETAG, tag);
     }
-    headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
     response
 }
 

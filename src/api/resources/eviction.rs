@@ -10,6 +10,7 @@ use store::Precondition;
 use tokio::sync::Mutex;
 
 use super::delete::{completed, delete_object, parsed};
+use super::write::named_version;
 use super::{Call, foreign, plain_answer};
 use crate::api::content::{self, MAX_OBJECT_BYTES, parse_value, read_body};
 use crate::api::state::ApiState;
@@ -104,10 +105,14 @@ pub(super) async fn bind(call: &Call<'_>, body: Body) -> ApiResult {
         pod.set(&["spec", "nodeName"], target("name"));
         Ok(pod)
     };
+    let meant = named_version(&binding)?;
+    if let Some(answer) = foreign::write(call, &key, meant, &body).await? {
+        return Ok(answer);
+    }
     let uid = binding.pointer("/metadata/uid").and_then(Value::as_str);
     let precondition = Precondition {
         uid: uid.map(str::to_owned),
-        resource_version: None,
+        resource_version: meant,
     };
     let store = &call.state.store;
     if call.query.dry_run()? {

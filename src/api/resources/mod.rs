@@ -32,7 +32,10 @@ use super::content::{self, Accepted, Format};
 use super::serve::Stopping;
 use super::state::{ApiState, user_of};
 use super::status::{ApiError, ApiResult};
+use super::streams::RELAYED_PROTOCOL;
 use super::target::{Behind, Query, Target};
+
+use crate::caller::Caller;
 
 pub use delete::delete_if;
 pub(crate) use delete::{DeleteOptions, delete_object};
@@ -98,7 +101,11 @@ pub(crate) async fn handle(state: &ApiState, mut request: Request) -> ApiResult 
 }
 
 impl<'a> Call<'a> {
-    fn of(state: &'a ApiState, parts: Parts, target: Target) -> ApiResult<Self> {
+    fn of(state: &'a ApiState, mut parts: Parts, target: Target) -> ApiResult<Self> {
+        // Peers say it, and nobody else.
+        if !matches!(parts.extensions.get::<Caller>(), Some(Caller::Peer(_))) {
+            parts.headers.remove(&RELAYED_PROTOCOL);
+        }
         Ok(Self {
             state,
             method: parts.method,

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -13,7 +14,7 @@ use reconcilers::ports::{Duplex, PortError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, interval_at, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,8 @@ pub(crate) const FORWARD_PROTOCOLS: &[&str] = &[
 
 /// Connections at once in one session; a browser opens six to a site.
 const CONNECTIONS_MAX: usize = 128;
+/// How long a connection may take no bytes while others wait behind it: the tunnel has no windows of their own.
+const STALL_LIMIT: Duration = Duration::from_secs(30);
 /// One read of a port.
 const READ_BYTES: usize = 32 << 10;
 /// Pieces that wait for a connection, or for the client: beyond it whoever sends waits.
@@ -263,7 +266,10 @@ impl Tunnel {
                         && !payload.is_empty()
                     {
                         // It may have ended; the client is told by the stream's end.
-                        let _ = incoming.send(payload).await;
+                        if timeout(STALL_LIMIT, incoming.send(payload)).await.is_err() {
+                            open.cancelled.cancel();
+                            open.incoming = None;
+                        }
                     }
                     if is_last {
                         open.incoming = None;

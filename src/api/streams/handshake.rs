@@ -5,22 +5,26 @@
 //! and of TCP makes each side wait for the other.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use futures::TryStreamExt;
+use futures::future::{Either, select};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use reconcilers::ports::Duplex;
 use store::NodeId;
-use tokio::io::{AsyncWriteExt, DuplexStream, copy_bidirectional_with_sizes, duplex, join};
+use tokio::io::{AsyncWriteExt, DuplexStream, duplex, join, split};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::io::{ReaderStream, StreamReader};
 use tokio_util::sync::CancellationToken;
 
+use super::CLOSE_LIMIT;
 use super::sessions::{Place, Sessions};
 use crate::api::status::{ApiError, ApiResult};
 use crate::relay::{Relay, RelayError};
@@ -274,11 +278,28 @@ async fn copy(
     peer: &mut (impl Duplex + ?Sized),
     stopping: CancellationToken,
 ) -> io::Result<()> {
-    tokio::select! {
-        copied = copy_bidirectional_with_sizes(client, peer, RELAY_BUFFER_BYTES, RELAY_BUFFER_BYTES) => {
-            copied?;
-            client.shutdown().await
+    let ((mut from_client, mut to_client), (mut from_peer, mut to_peer)) = (split(client), split(peer));
+    let up = async {
+        tokio::io::copy(&mut from_client, &mut to_peer).await?;
+        to_peer.shutdown().await
+    };
+    let down = async {
+        tokio::io::copy(&mut from_peer, &mut to_client).await?;
+        to_client.shutdown().await
+    };
+    let both = async {
+        let (up, down) = (pin!(up), pin!(down));
+        match select(up, down).await {
+            Either::Left((ended, down)) => ended.and(down.await),
+            // The session is over: a client that is gone without a word is not waited for.
+            Either::Right((ended, up)) => {
+                ended?;
+                timeout(CLOSE_LIMIT, up).await.unwrap_or(Ok(()))
+            }
         }
+    };
+    tokio::select! {
+        copied = both => copied,
         () = stopping.cancelled() => Ok(()),
     }
 }

@@ -235,7 +235,7 @@ async fn documents_are_kept_by_their_hash() {
         answer.headers[name].to_str().unwrap().to_owned()
     };
     assert_eq!(value(&answer, header::ETAG), tag);
-    assert_eq!(value(&answer, header::VARY), "Accept");
+    assert_eq!(value(&answer, header::VARY), "Accept, Accept-Encoding");
     let forever = value(&answer, header::CACHE_CONTROL);
     assert!(forever.contains("public, immutable"), "{forever}");
     // What no hash names may change.
