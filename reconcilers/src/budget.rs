@@ -88,7 +88,8 @@ pub(crate) fn count(
             keeper.i64_at("/spec/replicas").unwrap_or(1),
         );
     }
-    let kept: i64 = kept.values().sum();
+    // Peers may say any number.
+    let kept = kept.into_values().fold(0, i64::saturating_add);
     let limit = |field: &str| {
         let value = budget.pointer(&format!("/spec/{field}"))?;
         serde_json::from_value::<IntOrString>(value.clone()).ok()
@@ -98,7 +99,7 @@ pub(crate) fn count(
         i64::from(scaled(limit, total, Rounding::Up).unwrap_or(i32::MAX))
     };
     let (expected, desired) = match (limit("maxUnavailable"), limit("minAvailable")) {
-        (Some(most), _) => (kept, (kept - of(&most, kept)).max(0)),
+        (Some(most), _) => (kept, kept.saturating_sub(of(&most, kept)).max(0)),
         (None, Some(IntOrString::Int(least))) => (pods.len() as i64, i64::from(least)),
         (None, Some(least)) => (kept, of(&least, kept)),
         // As Kubernetes: one must stay.
