@@ -176,8 +176,8 @@ impl Ran {
     pub(crate) fn expect(self, what: &str) -> String {
         assert!(
             self.ok,
-            "{what} failed\nstdout: {}\nstderr: {}",
-            self.stdout, self.stderr
+            "{what} failed with {:?}\nstdout: {}\nstderr: {}",
+            self.code, self.stdout, self.stderr
         );
         self.stdout
     }

@@ -31,8 +31,9 @@ spec:
 fn script(cluster: &Cluster, version: &str, namespace: &str, script: &str) -> Ran {
     let folder = cluster.scratch(namespace);
     std::fs::create_dir_all(&folder).unwrap();
+    // A group of its own would be in the background of the terminal of `exec -t`, and stopped there.
     let script = format!(
-        "cd {}; k='timeout 60 {version} -n {namespace}'; {script}",
+        "cd {}; k='timeout --foreground 60 {version} -n {namespace}'; {script}",
         folder.display()
     );
     cluster.with_kubeconfig(1, "bash", &["-c", &script])
