@@ -288,6 +288,8 @@ impl Batch {
             );
             index.wanted_reservation()
         };
+        let changes = self.commits.iter().map(|commit| &commit.change);
+        writes.extend(shared.promises.ended_by(changes));
         if let Some(reserved) = reserved {
             writes.push(Write::put(META_REVISION, reserved.to_be_bytes()));
         }

@@ -3,13 +3,12 @@
 //! A node proposes to squash some documents up to heads that it holds. A replica agrees if it holds all of that too, and
 //! from then on to nothing that holds less. The proposer squashes what all present nodes agreed to, if they and it are a
 //! majority of the admitted: so of any two bases one node agreed to both, one after the other, and the later holds all that
-//! the earlier does. Who is present, and sending, is the caller's.
-//!
-//! Promises are in memory: after a restart between two squashes of one document by two sides of a partition in which
-//! this node was on both, one of them may find that bases are not nested. Then the lesser gives way, and says so.
+//! the earlier does. What was agreed to is on the disk (`promises.rs`). Who is present, and sending, is the caller's.
+//! What was agreed to is kept on the disk: `promises.rs`.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::iter;
+use std::sync::Arc;
 
 use automerge::{Change, ChangeHash};
 use bytes::Bytes;
@@ -19,10 +18,11 @@ use tokio::sync::Notify;
 use crate::document::Document;
 use crate::epoch::{Epoch, Squash, carry_over};
 use crate::frame::{self, Agreement, Body, Heads, Item};
-use crate::incarnation::Incarnation;
+use crate::index::Change as Shown;
 use crate::json;
 use crate::leaves;
 use crate::prepare::Prepared;
+use crate::promises::{Lineage, Promise, lineage};
 use crate::record::{Record, Standing};
 use crate::store::{Store, finished};
 use crate::types::CommitError;
@@ -58,85 +58,8 @@ struct Kept {
     bytes: usize,
 }
 
-/// Which history a document has: its incarnation and its epoch.
-type Lineage = (Incarnation, Epoch);
-
-/// What this node remembers of documents while their histories are as they are: never more than there are documents.
-#[derive(Default)]
-pub(crate) struct Promises(Mutex<Remembered>);
-
-#[derive(Default)]
-struct Remembered {
-    /// The heads up to which this node has agreed to squash them, or proposed to.
-    made: HashMap<ObjectKey, (Lineage, Vec<ChangeHash>)>,
-    /// Those that could not be squashed, with as many changes as they had then.
-    unsquashable: HashMap<ObjectKey, (Lineage, u64)>,
-}
-
-impl Promises {
-    fn remembered(&self) -> MutexGuard<'_, Remembered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Promises to agree to nothing that holds less than these heads; false if more was promised.
-    fn make(&self, key: &ObjectKey, lineage: Lineage, past: &Past) -> bool {
-        let made = &mut self.remembered().made;
-        let before = made.get(key).filter(|(promised, _)| *promised == lineage);
-        if before.is_some_and(|(_, heads)| heads.iter().any(|head| !past.holds.contains(head))) {
-            return false;
-        }
-        made.insert(key.clone(), (lineage, past.heads.clone()));
-        true
-    }
-
-    fn stands(&self, key: &ObjectKey, lineage: Lineage, heads: &[ChangeHash]) -> bool {
-        let made = &self.remembered().made;
-        made.get(key)
-            .is_some_and(|promise| *promise == (lineage, heads.to_vec()))
-    }
-
-    fn forget(&self, key: &ObjectKey) {
-        self.remembered().made.remove(key);
-    }
-
-    fn cannot_squash(&self, key: &ObjectKey, record: &Record) {
-        let unsquashable = &mut self.remembered().unsquashable;
-        unsquashable.insert(key.clone(), (lineage(record), record.changes));
-    }
-
-    /// Tells whether it is worth to try to squash a document: not again before it has changed as much as makes a history long.
-    fn may_squash(&self, key: &ObjectKey, record: &Record) -> bool {
-        let unsquashable = &self.remembered().unsquashable;
-        let failed = unsquashable
-            .get(key)
-            .filter(|(failed, _)| *failed == lineage(record));
-        failed.is_none_or(|(_, changes)| record.changes >= changes.saturating_add(LONG))
-    }
-
-    /// Forgets all of documents that are gone, or that have another history now: nobody will ever ask for the old one.
-    fn prune(&self, now: impl Fn(&ObjectKey) -> Option<Lineage>) {
-        let mut remembered = self.remembered();
-        remembered
-            .made
-            .retain(|key, (lineage, _)| now(key) == Some(*lineage));
-        remembered
-            .unsquashable
-            .retain(|key, (lineage, _)| now(key) == Some(*lineage));
-    }
-
-    #[cfg(test)]
-    pub(crate) fn count(&self) -> usize {
-        let remembered = self.remembered();
-        remembered.made.len() + remembered.unsquashable.len()
-    }
-}
-
-fn lineage(record: &Record) -> Lineage {
-    (record.incarnation, record.epoch)
-}
-
 /// A part of a history: some changes and all before them.
-struct Past {
+pub(crate) struct Past {
     heads: Vec<ChangeHash>,
     holds: BTreeSet<ChangeHash>,
     /// All other changes build on all of it.
@@ -144,6 +67,14 @@ struct Past {
 }
 
 impl Past {
+    pub(crate) fn heads(&self) -> &[ChangeHash] {
+        &self.heads
+    }
+
+    pub(crate) fn holds(&self, hash: &ChangeHash) -> bool {
+        self.holds.contains(hash)
+    }
+
     /// Finds what lies up to `heads`; None if a history does not have all of them.
     fn of(history: &[Change], heads: Vec<ChangeHash>) -> Option<Self> {
         let causes: HashMap<ChangeHash, &[ChangeHash]> = history
@@ -160,11 +91,11 @@ impl Past {
         }
         let others = history.iter().filter(|change| !holds.contains(&change.hash()));
         let mut causes = others.map(Change::deps);
+        // A change names the last one of its own actor beside what is newest, however old that is.
         let is_clean = heads.len() == 1
             && causes.all(|causes| {
                 let mut causes = causes.iter();
-                !causes.as_slice().is_empty()
-                    && causes.all(|cause| heads.contains(cause) || !holds.contains(cause))
+                causes.any(|cause| heads.contains(cause) || !holds.contains(cause))
             });
         Some(Self {
             heads,
@@ -198,6 +129,13 @@ impl Past {
         heads.sort_unstable();
         Self::of(history, heads)
     }
+}
+
+/// What a peer would squash, of what this node holds.
+pub(crate) struct Asked {
+    pub(crate) key: ObjectKey,
+    pub(crate) lineage: Lineage,
+    pub(crate) past: Past,
 }
 
 /// Documents whose histories this node would squash.
@@ -305,31 +243,52 @@ impl Store {
             })
     }
 
-    /// Answers a proposal, one by one.
-    pub(crate) fn agree(&self, items: &[Item]) -> Vec<Agreement> {
+    /// Answers a proposal, one by one; what it agrees to is promised durably when this returns.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub(crate) async fn agree(&self, items: &[Item]) -> Result<Vec<Agreement>, CommitError> {
         self.shared.prune_promises();
-        let answer = |(at, item): (usize, &Item)| {
-            // More than anybody proposes.
-            if at >= PROPOSED_MAX {
-                return None;
-            }
-            let key: ObjectKey = item.key.parse().ok()?;
-            let asked = item.live.as_ref()?;
-            let record = self.shared.index().record(&key)?;
-            if (record.incarnation, record.epoch) != (asked.incarnation, asked.epoch) {
-                return None;
-            }
-            let mut document = self.shared.load(&key, &record)?;
-            let heads = asked.heads.iter().map(|head| ChangeHash(*head)).collect();
-            let past = Past::of(&document.history(), heads)?;
-            let promised = self.shared.promises.make(&key, lineage(&record), &past);
-            promised.then_some(match past.is_clean {
+        // More than anybody proposes is not looked at.
+        let asked = items.iter().take(PROPOSED_MAX).map(|item| self.asked(item));
+        let asked: Vec<Option<Asked>> = asked.collect();
+        let permit = self.permit().await?;
+        let (agreed, written) = self.shared.promises.give(asked.iter().flatten(), |writes| {
+            let prepared = Prepared {
+                writes,
+                change: Shown::Promise,
+                fresh: None,
+                rescued: None,
+            };
+            Self::enqueue(permit, None, prepared, Vec::new())
+        });
+        finished(written).await?;
+        let mut agreed = agreed.into_iter();
+        let answer = |asked: Option<&Asked>| match asked {
+            Some(asked) if agreed.next() == Some(true) => match asked.past.is_clean {
                 true => Agreement::YesCleanly,
                 false => Agreement::Yes,
-            })
+            },
+            Some(_) | None => Agreement::No,
         };
-        let answers = items.iter().enumerate().map(answer);
-        answers.map(|answer| answer.unwrap_or(Agreement::No)).collect()
+        let asked = asked.iter().map(Option::as_ref);
+        let asked = asked.chain(iter::repeat(None)).take(items.len());
+        Ok(asked.map(answer).collect())
+    }
+
+    /// Finds what a peer proposes to squash; None if this node does not hold all of it.
+    fn asked(&self, item: &Item) -> Option<Asked> {
+        let key: ObjectKey = item.key.parse().ok()?;
+        let asked = item.live.as_ref()?;
+        let record = self.shared.index().record(&key)?;
+        let lineage = lineage(&record);
+        if lineage != (asked.incarnation, asked.epoch) {
+            return None;
+        }
+        let mut document = self.shared.load(&key, &record)?;
+        let heads = asked.heads.iter().map(|head| ChangeHash(*head)).collect();
+        let past = Past::of(&document.history(), heads)?;
+        Some(Asked { key, lineage, past })
     }
 
     /// Squashes what all present nodes have agreed to. They and this one must be a majority of the admitted;
@@ -345,7 +304,6 @@ impl Store {
                 let done = finished(Self::enqueue(permit, Some(claim), prepared, Vec::new())).await?;
                 squashed += usize::from(done);
             }
-            self.shared.promises.forget(&item.key);
         }
         Ok(squashed)
     }
@@ -364,7 +322,8 @@ impl crate::shared::Shared {
         let record = self.index().record(key)?;
         let changes: Vec<ChangeHash> = heads.heads.iter().map(|head| ChangeHash(*head)).collect();
         let is_same = lineage(&record) == (heads.incarnation, heads.epoch);
-        if !is_same || !self.promises.stands(key, lineage(&record), &changes) {
+        let promise = Promise::new(lineage(&record), &changes);
+        if !is_same || !self.promises.stands(key, &promise) {
             return None;
         }
         let prepared = self.load(key, &record).map(|mut document| {

@@ -55,6 +55,9 @@ pub(crate) struct Base {
     /// them any more, since every admitted node had left them behind.
     #[serde(rename = "f")]
     floor: u64,
+    /// All that is carried over to it was made with all that it stands for: see [`Squash::is_clean`].
+    #[serde(rename = "c", default, skip_serializing_if = "std::ops::Not::not")]
+    is_clean: bool,
 }
 
 impl Base {
@@ -122,6 +125,19 @@ pub(crate) fn is_carried(change: &Change) -> bool {
     change.actor_id().to_bytes().len() == CARRIED_ACTOR_BYTES
 }
 
+/// Tells whether a change is a base that what was carried over to it may have been made without some of.
+pub(crate) fn is_loose_base(change: &Change) -> bool {
+    #[derive(Deserialize)]
+    struct Said {
+        #[serde(rename = "d")]
+        dropped: Option<u64>,
+        #[serde(rename = "c", default)]
+        is_clean: bool,
+    }
+    let said = || serde_json::from_str::<Said>(change.message()?).ok();
+    change.deps().is_empty() && said().is_some_and(|said| said.dropped.is_some() && !said.is_clean)
+}
+
 /// Returns what a change is known by to users, given its actor and number: the same when it was carried over.
 pub(crate) fn lasting_id(actor: &ActorId, number: u64) -> String {
     let (actor, number) = origin(actor, number);
@@ -159,6 +175,7 @@ impl Squash<'_> {
         let history = past.history();
         let mut base = Base {
             dropped: self.epoch.dropped,
+            is_clean: self.is_clean,
             ..Base::default()
         };
         let mut unix_seconds = 0;

@@ -156,6 +156,8 @@ pub(crate) enum Change {
     Unbury { key: ObjectKey, removed: Tombstone },
     /// Drops what was rescued, and is safe.
     Forget(RescueId),
+    /// Shows nothing: this node promised something (`promises.rs`).
+    Promise,
 }
 
 impl Change {
@@ -163,7 +165,7 @@ impl Change {
     pub(crate) fn key(&self) -> Option<&ObjectKey> {
         match self {
             Self::Put { key, .. } | Self::Bury { key, .. } | Self::TakeAway { key, .. } => Some(key),
-            Self::Unbury { .. } | Self::Forget(_) => None,
+            Self::Unbury { .. } | Self::Forget(_) | Self::Promise => None,
         }
     }
 
@@ -179,9 +181,11 @@ impl Change {
                 };
                 record.changes >= LONG && record.changes.is_multiple_of(LONG / 2) || is_heavy()
             }
-            Change::Bury { .. } | Change::TakeAway { .. } | Change::Unbury { .. } | Change::Forget(_) => {
-                false
-            }
+            Change::Bury { .. }
+            | Change::TakeAway { .. }
+            | Change::Unbury { .. }
+            | Change::Forget(_)
+            | Change::Promise => false,
         }
     }
 }
@@ -531,6 +535,7 @@ impl Index {
                 self.rescued.forget(&id);
                 None
             }
+            Change::Promise => None,
         }
     }
 

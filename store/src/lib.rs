@@ -31,6 +31,7 @@ mod owners;
 mod packed;
 mod path;
 mod prepare;
+mod promises;
 mod quarantine;
 mod random;
 mod record;

@@ -12,6 +12,7 @@ use crate::frame::{Closed, Header};
 use crate::incarnation::{Tombstone, Uids};
 use crate::index::{Change, Index, REVISION_BLOCK};
 use crate::path;
+use crate::promises::{PROMISES, Promise, Promises};
 use crate::quarantine::{self, UNREADABLE};
 use crate::random::random;
 use crate::record::{
@@ -93,7 +94,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
 
     let uids = Uids::new(options.cluster_id);
     let mut index = Index::new(uids.clone(), tag, last + 1, reserved);
-    // Of records that cannot be read: what to write instead of them.
+    // Of records that cannot be read, or are of no use any more: what to write instead of them.
     let mut set_aside = Vec::new();
     let mut unreadable = |disk_key: &[u8], key: Option<ObjectKey>, value: &[u8], reason: &str| {
         let disk_key_text = String::from_utf8_lossy(disk_key);
@@ -142,6 +143,18 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
         }
     })
     .map_err(io)?;
+    let promises = Promises::default();
+    disk.scan(PROMISES, &mut |disk_key, value| {
+        let key = object_key(disk_key, PROMISES);
+        let record = key.as_ref().and_then(|key| index.record(key));
+        let promise =
+            Promise::decode(value).filter(|promise| record.is_some_and(|record| promise.is_of(&record)));
+        match (key, promise) {
+            (Some(key), Some(promise)) => promises.restore(key, promise),
+            _ => set_aside.push(Write::remove(disk_key)),
+        }
+    })
+    .map_err(io)?;
     if !set_aside.is_empty() {
         disk.write(set_aside).and_then(|()| disk.sync()).map_err(io)?;
     }
@@ -163,7 +176,7 @@ pub(crate) fn load(disk: &mut dyn Disk, path: &str, options: OpenOptions) -> Res
     )
     .map_err(io)?;
     index.forget_history();
-    Ok(Shared::new(options.node, uids, seal, index))
+    Ok(Shared::new(options.node, uids, seal, index, promises))
 }
 
 pub(crate) fn read(key: &ObjectKey, value: &[u8], seal: &Seal, uids: &Uids) -> Result<Stored, String> {

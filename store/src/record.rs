@@ -5,6 +5,7 @@
 //! | `d/` + object key | a document with its incarnation: see [`Record`] |
 //! | `t/` + object key | the [`Tombstone`](crate::incarnation::Tombstone) of what was removed |
 //! | `r/` + object key + `/` + hash | what was rescued of an object: see `rescue.rs` |
+//! | `p/` + object key | what this node has promised about its history: see `promises.rs` |
 //! | `j` | what the database has of the journal: see `database.rs` |
 //! | `m/` + word | `format`, `canary`, `copy`, `revision`; `round`, `floor`, `contact`: see `rounds.rs` |
 

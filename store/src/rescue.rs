@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 
 use crate::disk::Write;
 use crate::document::{BadBytes, ChangeAuthor, Document};
-use crate::epoch::{is_carried, lasting_id};
+use crate::epoch::{is_carried, is_loose_base, lasting_id};
 use crate::incarnation::Seen;
 use crate::index;
 use crate::leaves;
@@ -304,10 +304,16 @@ impl LastEdits {
     fn of<'a>(changes: impl DoubleEndedIterator<Item = &'a Change>, knowing: &BTreeSet<ChangeHash>) -> Self {
         let mut built_on: BTreeSet<ChangeHash> = BTreeSet::new();
         let mut last = Vec::new();
+        // What was carried over to a loose base was made without some of it; all else builds on the whole.
+        let mut is_base_built_on = false;
         // Effects before causes.
         for change in changes.rev() {
             let hash = change.hash();
-            let is_built_on = built_on.contains(&hash);
+            let is_built_on = if is_loose_base(change) {
+                is_base_built_on
+            } else {
+                built_on.contains(&hash)
+            };
             let author = if is_built_on || knowing.contains(&hash) {
                 None
             } else {
@@ -316,6 +322,7 @@ impl LastEdits {
             if is_built_on || author.is_some() {
                 built_on.extend(change.deps());
             }
+            is_base_built_on |= author.is_some() && !is_carried(change);
             last.extend(author.map(|author| Edit {
                 hash,
                 id: lasting_id(change.actor_id(), change.seq()),
@@ -431,10 +438,9 @@ impl Shared {
         };
         let is_unknown = decided_at.is_empty();
         let mut visible = with_causes(&history, decided_at);
-        // What was carried over to a base was made without some of what that stands for.
+        // A mark that was carried over to a loose base was made without some of it.
         if marks.iter().any(|mark| mark.is_carried) {
-            let is_base = |change: &&Change| change.deps().is_empty();
-            for base in history.iter().filter(is_base) {
+            for base in history.iter().filter(|change| is_loose_base(change)) {
                 visible.remove(&base.hash());
             }
         }

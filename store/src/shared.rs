@@ -7,10 +7,10 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::commit::Claims;
-use crate::compaction::Promises;
 use crate::epoch::Epoch;
 use crate::incarnation::Uids;
 use crate::index::Index;
+use crate::promises::Promises;
 use crate::random::random;
 use crate::rescue::LastSight;
 use crate::rounds::Ballot;
@@ -45,7 +45,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(node: NodeId, uids: Uids, seal: Seal, index: Index) -> Self {
+    pub(crate) fn new(node: NodeId, uids: Uids, seal: Seal, index: Index, promises: Promises) -> Self {
         let ballot = Ballot::new(index.round());
         Self {
             node,
@@ -57,7 +57,7 @@ impl Shared {
             disk: watch::Sender::new(DiskState::Well),
             index: RwLock::new(index),
             actor: Mutex::new(random()),
-            promises: Promises::default(),
+            promises,
             long: Arc::default(),
             rescues: Arc::default(),
             last_sight: LastSight::default(),

@@ -145,7 +145,7 @@ impl Store {
                 send(header, &Body::Changes { items, wants, more })
             }
             Body::Propose { items } => {
-                let answers = self.agree(&items);
+                let answers = self.agree(&items).await?;
                 send(header, &Body::Agree { answers })
             }
             Body::Close { round, closed } => match self.agree_to_close(peer, round, closed) {

@@ -10,7 +10,9 @@ use super::generated::{any_kind, placed, small_object};
 use super::properties::cases;
 use super::*;
 use crate::compaction::{LONG, PROPOSED_MAX};
+use crate::disk::Disk;
 use crate::frame::{self, Agreement, Body, Delta, Header, Heads, Item};
+use crate::promises::PROMISES;
 
 fn label(object: &mut Object, name: &str, value: &str) {
     object.set(&["metadata", "labels", name], value);
@@ -341,6 +343,49 @@ async fn promises_end_with_the_histories_that_they_were_made_for() {
 }
 
 #[tokio::test]
+async fn what_was_promised_is_held_after_a_restart() {
+    let mut disk = MemoryDisk::default();
+    let open = |disk: &MemoryDisk| Store::open_in_memory(disk.clone(), options("b")).unwrap();
+    let promised = |disk: &MemoryDisk| {
+        let mut count = 0;
+        disk.scan(PROMISES, &mut |_, _| count += 1).unwrap();
+        count
+    };
+    let (a, b, c) = (store("a"), open(&disk), store("c"));
+    let key = key_of(&deployment("web"));
+    a.create(deployment("web"), author("x")).await.unwrap();
+    for other in [&b, &c] {
+        exchange(&a, other).await;
+    }
+    edit_often(&a, &key, 8).await;
+    edit(&c, &key, |object| label(object, "c", "1")).await;
+    exchange(&a, &b).await;
+    // Two sides of a partition, with one node on both, one after the other.
+    assert_eq!(squash(&[&a, &b, &c], 0, &[false, true, false], 4, 1).await, 1);
+    assert_eq!(promised(&disk), 1);
+    drop(b);
+    disk = disk.after_power_loss();
+    let b = open(&disk);
+    edit_often(&c, &key, 8).await;
+    // Without most of what the other base stands for.
+    let mut proposal = c.propose_beyond(4, 1).unwrap();
+    exchange(&c, &b).await;
+    let Exchange::Send(answer) = b
+        .receive(&NodeId("c".to_owned()), &proposal.frame())
+        .await
+        .unwrap()
+    else {
+        panic!("a proposal is answered");
+    };
+    proposal.answered(&answer);
+    assert_eq!(c.squash(proposal, false).await.unwrap(), 0);
+    exchange(&a, &b).await;
+    exchange(&b, &c).await;
+    assert_eq!(a.digest(), c.digest());
+    assert_eq!(promised(&disk), 0, "that history has ended");
+}
+
+#[tokio::test]
 async fn those_that_cannot_be_proposed_take_nobodys_place() {
     let a = store("a");
     let names = (0..PROPOSED_MAX).map(|number| format!("a{number}"));
@@ -367,7 +412,13 @@ async fn those_that_cannot_be_proposed_take_nobodys_place() {
             }
         })
         .collect();
-    assert!(a.agree(&items).iter().all(|answer| *answer != Agreement::No));
+    assert!(
+        a.agree(&items)
+            .await
+            .unwrap()
+            .iter()
+            .all(|answer| *answer != Agreement::No)
+    );
     assert_eq!(squash(&[&a], 0, &[true], 4, 1).await, 1);
     assert_eq!(changes(&a, &key_of(&deployment("z"))), 2, "the base and the last");
 }

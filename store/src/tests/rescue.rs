@@ -391,6 +391,54 @@ async fn an_edit_of_a_copy_that_all_had_left_behind_is_set_aside() {
     assert_eq!((a.rescued().len(), b.rescued().len()), (0, 0));
 }
 
+#[tokio::test]
+async fn an_edit_within_a_base_is_set_aside_if_the_deleter_had_not_seen_it() {
+    for squashes in 0..2 {
+        let (a, b) = (store("node0"), store("node1"));
+        for store in [&a, &b] {
+            store.create(deployment("web"), author("x")).await.unwrap();
+        }
+        set(&a, &key(), author("x"), &["metadata", "labels", "unseen"], "x").await;
+        set(&b, &key(), author("x"), &["metadata", "labels", "seen"], "x").await;
+        mark(&b, &key(), author("x")).await;
+        exchange(&a, &b).await;
+        assert_eq!(squash(&[&a, &b], squashes, &[true; 2], 3, 1).await, 1);
+        exchange(&a, &b).await;
+        remove(&a, &key(), controller()).await;
+        exchange(&a, &b).await;
+        let waiting: Vec<_> = [a.rescued(), b.rescued()].concat();
+        assert_eq!(waiting.len(), 1, "squashed by {squashes}");
+        let label = waiting[0].object.pointer("/metadata/labels/unseen");
+        assert_eq!(label, Some(&json!("x")), "squashed by {squashes}");
+    }
+}
+
+#[tokio::test]
+async fn a_history_that_all_squashed_was_seen_by_who_deletes_it() {
+    for is_marked in [false, true] {
+        let stores: [Store; 2] = replicas(deployment("web")).await;
+        let [a, b] = &stores;
+        for number in 0..4 {
+            let label = format!("n{number}");
+            set(b, &key(), author("x"), &["metadata", "labels", &label], "x").await;
+        }
+        exchange(a, b).await;
+        if is_marked {
+            mark(a, &key(), author("x")).await;
+            exchange(a, b).await;
+        }
+        assert_eq!(squash(&[a, b], 0, &[true; 2], 3, 2).await, 1);
+        // The other one still has the history as it was.
+        remove(a, &key(), controller()).await;
+        heal(&stores).await;
+        assert_eq!(
+            rescued(&stores),
+            [vec![], Vec::<String>::new()],
+            "marked: {is_marked}"
+        );
+    }
+}
+
 /// What the replicas do.
 #[derive(Clone, Debug)]
 enum Step {
