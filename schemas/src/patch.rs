@@ -5,7 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use json_patch::{PatchOperation, jsonptr::PointerBuf};
+use json_patch::PatchOperation;
+use json_patch::jsonptr::{Pointer, PointerBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -53,6 +54,8 @@ pub enum PatchError {
 }
 
 /// Applies a JSON patch (RFC 6902, `application/json-patch+json`), all of it or nothing.
+///
+/// As in Kubernetes, a `test` for null holds for a field that is not there: kube-rs adds an object's first finalizer so.
 pub fn json_patch(object: &Object, patch: &Value) -> Result<Object, PatchError> {
     let operations: Vec<PatchOperation> =
         Vec::deserialize(patch).map_err(|error| PatchError::NotOperations(error.to_string()))?;
@@ -62,6 +65,12 @@ pub fn json_patch(object: &Object, patch: &Value) -> Result<Object, PatchError> 
     let mut value = object.clone().into_value();
     let mut copied = 0;
     for (index, operation) in operations.iter().enumerate() {
+        if let PatchOperation::Test(test) = operation
+            && test.value.is_null()
+            && is_absent(&value, &test.path)
+        {
+            continue;
+        }
         let added = match operation {
             PatchOperation::Add(add) => Some(&add.value),
             PatchOperation::Replace(replace) => Some(&replace.value),
@@ -99,6 +108,15 @@ pub fn json_patch(object: &Object, patch: &Value) -> Result<Object, PatchError> 
         })?;
     }
     Object::from_value(value).ok_or(PatchError::NotAnObject)
+}
+
+/// Tells whether a path names a field of a map that has no such field.
+fn is_absent(value: &Value, path: &Pointer) -> bool {
+    let Some((parent, field)) = path.split_back() else {
+        return false;
+    };
+    let parent = parent.resolve(value).ok().and_then(Value::as_object);
+    parent.is_some_and(|map| !map.contains_key(field.decoded().as_ref()))
 }
 
 fn depth_exceeds(value: &Value, levels: usize) -> bool {
@@ -537,6 +555,15 @@ mod tests {
             json_patch(&deployment(), &test),
             Err(PatchError::TestFailed { index: 0, .. })
         ));
+        let check_absent = |path: &str, holds: bool| {
+            let test = json!([{"op": "test", "path": path, "value": null}]);
+            assert_eq!(json_patch(&deployment(), &test).is_ok(), holds, "{path}");
+        };
+        check_absent("/metadata/finalizers", true);
+        check_absent("/metadata/labels/none~1here", true);
+        check_absent("/metadata/labels/a", false);
+        check_absent("/metadata/none/finalizers", false);
+        check_absent("/spec/template/spec/containers/9", false);
         let missing = json!([{"op": "remove", "path": "/nothing"}]);
         assert!(matches!(
             json_patch(&deployment(), &missing),

@@ -1,12 +1,13 @@
 //! watch: changes as lines of JSON, from the state that the client knows or from now.
 
+use std::convert::Infallible;
 use std::fmt::Write;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use futures::stream;
+use futures::stream::{self, Stream, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use schemas::{Kind, Object};
 use serde_json::{Value, json};
@@ -33,7 +34,35 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Answers a watch of a collection, or of one object.
+///
+/// A version to begin from that is not kept, or another node's, is no error of the request: as in Kubernetes, the watch begins, and
+/// ends with an `ERROR` that says it. kube-rs lists again for that alone, and asks for ever where the answer itself is 410.
 pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
+    match begin(call) {
+        Ok(session) => Ok(streamed(stream::unfold(session, |mut session| async move {
+            let chunk = session.next().await?;
+            Some((chunk, session))
+        }))),
+        Err(error) if error.code == StatusCode::GONE => {
+            let end = json!({"type": "ERROR", "object": error.to_value()});
+            Ok(streamed(stream::iter([Bytes::from(format!("{end}\n"))])))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn streamed(lines: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    let mut response = Response::new(Body::from_stream(lines.map(Ok::<_, Infallible>)));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, private"),
+    );
+    response
+}
+
+fn begin(call: &Call<'_>) -> ApiResult<Session> {
     let mut selection = Selection::of(call.kind(), &call.query)?;
     if let Some(name) = &call.target.name {
         selection = selection.named(name);
@@ -89,7 +118,7 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
     };
     let mut ticks = tokio::time::interval_at(Instant::now() + BOOKMARK_INTERVAL, BOOKMARK_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let session = Session {
+    Ok(Session {
         store: store.clone(),
         frames,
         initial,
@@ -101,21 +130,7 @@ pub(super) async fn watch(call: &Call<'_>) -> ApiResult {
         deadline: Instant::now() + timeout,
         stopping: call.stopping.clone().unwrap_or_default(),
         ended: false,
-    };
-    let lines = stream::unfold(session, |mut session| async move {
-        let chunk = session.next().await?;
-        Some((Ok::<_, std::convert::Infallible>(chunk), session))
-    });
-    let mut response = Response::new(Body::from_stream(lines));
-    *response.status_mut() = StatusCode::OK;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response.headers_mut().insert(
-        header::CACHE_CONTROL,
-        HeaderValue::from_static("no-cache, private"),
-    );
-    Ok(response)
+    })
 }
 
 /// One open watch.

@@ -8,6 +8,7 @@ use schemas::{Kind, ObjectKey};
 use serde_json::{Value, json};
 
 use super::fixture::{Answer, Api, deployment, pod};
+use super::streams::is_gone;
 use crate::api::create_token;
 
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
@@ -229,9 +230,9 @@ async fn lists_and_watches_at_the_version_of_another_node() {
         ["a", "b", "bb", "c"]
     );
     let watch = format!("{PODS}?watch=1&resourceVersion={revision}");
-    here.get(&watch).await.expect(410);
+    is_gone(&here, &watch).await;
     let initial = format!("{watch}&sendInitialEvents=true&resourceVersionMatch=NotOlderThan");
-    here.get(&initial).await.expect(410);
+    is_gone(&here, &initial).await;
 
     change_cluster(&here, |cluster| {
         cluster.nodes.remove(&there.state.node);

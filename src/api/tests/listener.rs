@@ -23,6 +23,7 @@ pub(super) struct Served {
     pub(super) address: SocketAddr,
     pub(super) certificate_pem: String,
     certificate: CertificateDer<'static>,
+    tls: Arc<rustls::ServerConfig>,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -48,16 +49,37 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let mut server = Server::new(api.router.clone(), Arc::new(config), plain, shutdown.clone());
+        let tls = Arc::new(config);
+        let mut server = Server::new(api.router.clone(), tls.clone(), plain, shutdown.clone());
         server.stranger_time = stranger_time.unwrap_or(server.stranger_time);
         let task = tokio::spawn(Arc::new(server).serve(listener));
         Self {
             address,
             certificate_pem: made.cert.pem(),
             certificate,
+            tls,
             shutdown,
             task,
         }
+    }
+
+    /// Ends as an agent does that is told to.
+    pub(super) async fn stop(&mut self) {
+        self.shutdown.cancel();
+        (&mut self.task).await.unwrap();
+    }
+
+    /// After [`Served::stop`]: an API, perhaps another, answers over TLS at the same address with the same certificate.
+    pub(super) async fn answer_again(&mut self, api: &Api) {
+        self.shutdown = CancellationToken::new();
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        let server = Server::new(
+            api.router.clone(),
+            self.tls.clone(),
+            PlainHttp::Off,
+            self.shutdown.clone(),
+        );
+        self.task = tokio::spawn(Arc::new(server).serve(listener));
     }
 
     async fn connect_tls(&self) -> tokio_rustls::client::TlsStream<TcpStream> {

@@ -1,4 +1,4 @@
-//! The API over a real store: requests through the router, and a real kubectl through the listener.
+//! The API over a real store: requests through the router, and a real kubectl and kube-rs through the listener.
 
 mod backups;
 mod documentation;
@@ -9,6 +9,7 @@ mod foreign;
 mod gzip;
 mod history;
 mod kept;
+mod kube_rs;
 mod kubectl;
 mod kubectl_manifests;
 mod kubectl_refused;

@@ -335,7 +335,7 @@ async fn a_node_that_is_away_is_named() {
 // ---------------------------------------------------------------- port-forward
 
 /// A server that answers each line in capitals. Returns its port.
-async fn shouting() -> u16 {
+pub(super) async fn shouting() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {

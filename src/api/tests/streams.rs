@@ -61,6 +61,16 @@ impl Frames {
     }
 }
 
+/// A watch of this path begins, and its only event says that the version is gone.
+pub(super) async fn is_gone(api: &Api, path: &str) {
+    let mut watch = Frames::open(api, path, &[]).await;
+    let error = watch.next().await.expect("an event");
+    let seen = (&error["type"], &error["object"]["kind"], &error["object"]["code"]);
+    assert_eq!(seen, (&"ERROR".into(), &"Status".into(), &410.into()), "{error}");
+    assert_eq!(error["object"]["reason"], "Expired");
+    assert_eq!(watch.next().await, None);
+}
+
 #[tokio::test]
 async fn a_watch_shows_each_change_after_a_list() {
     let api = Api::open().await;
@@ -147,11 +157,11 @@ async fn a_watch_ends_at_its_timeout() {
 #[tokio::test]
 async fn a_watch_from_an_unknown_version_is_gone() {
     let api = Api::open().await;
-    let answer = api
-        .get(&format!("{PODS}?watch=1&resourceVersion=18446744073709551615"))
-        .await
-        .expect(410);
-    assert_eq!(answer.json()["reason"], "Expired");
+    is_gone(
+        &api,
+        &format!("{PODS}?watch=1&resourceVersion=18446744073709551615"),
+    )
+    .await;
     api.get(&format!("{PODS}?watch=1&resourceVersion=abc"))
         .await
         .expect(400);
@@ -159,11 +169,16 @@ async fn a_watch_from_an_unknown_version_is_gone() {
 
 // ---------------------------------------------------------------- logs
 
-pub(super) async fn placed_pod(api: &Api, node: &str) -> String {
+/// The pod `web` of two containers on a node.
+pub(super) fn placed(node: &str) -> Value {
     let mut object = pod("web");
     object["spec"]["nodeName"] = node.into();
     object["spec"]["containers"] = json!([{"name": "a", "image": "a:1"}, {"name": "b", "image": "b:1"}]);
-    let created = api.post(PODS, object).await.expect(201).json();
+    object
+}
+
+pub(super) async fn placed_pod(api: &Api, node: &str) -> String {
+    let created = api.post(PODS, placed(node)).await.expect(201).json();
     created["metadata"]["uid"].as_str().unwrap().to_owned()
 }
 

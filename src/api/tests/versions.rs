@@ -5,7 +5,7 @@ use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
 
 use super::fixture::{Api, deployment, pod};
-use super::streams::Frames;
+use super::streams::{Frames, is_gone};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
@@ -156,7 +156,7 @@ async fn a_list_whose_snapshot_is_gone_may_go_on_without_it() {
     let gone = api.get(&exact).await.expect(410).json();
     assert_eq!(gone["metadata"], json!({}));
     let watch = format!("{PODS}?watch=1&resourceVersion={}", version(&first));
-    api.get(&watch).await.expect(410);
+    is_gone(&api, &watch).await;
 }
 
 #[tokio::test]
