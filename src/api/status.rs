@@ -321,6 +321,10 @@ impl From<WriteError> for ApiError {
     }
 }
 
+/// What follows the name of a manager that applies a status: as in Kubernetes, who applies both halves owns each apart, and an
+/// apply of one drops nothing of the other.
+pub(crate) const APPLIED_STATUS: &str = "/status";
+
 /// Server-side apply met fields of other managers: each is named with its manager.
 fn owned(key: &ObjectKey, fields: &[(String, String)]) -> ApiError {
     let plural = if fields.len() == 1 {
@@ -330,7 +334,7 @@ fn owned(key: &ObjectKey, fields: &[(String, String)]) -> ApiError {
     };
     let list: Vec<String> = fields
         .iter()
-        .map(|(path, manager)| format!("conflict with \"{manager}\": {}", dotted(path)))
+        .map(|(path, manager)| format!("conflict with {}: {}", quoted(manager), dotted(path)))
         .collect();
     let list = match list.as_slice() {
         [one] => one.clone(),
@@ -346,11 +350,19 @@ fn owned(key: &ObjectKey, fields: &[(String, String)]) -> ApiError {
         .iter()
         .map(|(path, manager)| Cause {
             reason: "FieldManagerConflict".into(),
-            message: format!("conflict with \"{manager}\""),
+            message: format!("conflict with {}", quoted(manager)),
             field: dotted(path),
         })
         .collect();
     error
+}
+
+/// Names a manager as Kubernetes does; one that applied a status is kept apart with a suffix.
+fn quoted(manager: &str) -> String {
+    match manager.strip_suffix(APPLIED_STATUS) {
+        Some(manager) => format!("\"{manager}\" with subresource \"status\""),
+        None => format!("\"{manager}\""),
+    }
 }
 
 /// Field paths of managed fields begin with a dot in Kubernetes' texts.

@@ -17,7 +17,7 @@ use crate::api::content::{
     self, MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body, unsupported_media,
 };
 use crate::api::events::{self, uuid};
-use crate::api::status::{ApiError, ApiResult, Cause};
+use crate::api::status::{APPLIED_STATUS, ApiError, ApiResult, Cause};
 use crate::api::target::Behind;
 
 /// What is read where an object is expected.
@@ -213,6 +213,22 @@ pub(super) fn patched(media: &str, object: &Object, patch: &Value) -> ApiResult<
     })
 }
 
+fn part_of(call: &Call<'_>) -> Part {
+    match call.target.behind {
+        Some(Behind::Served(Subresource::Status)) => Part::Status,
+        _ => Part::Main,
+    }
+}
+
+/// What an apply of a status names: it, and which object's.
+fn status_alone(key: &ObjectKey, mut object: Object) -> Object {
+    let mut alone = Object::new(key);
+    if let Some(status) = object.0.remove("status") {
+        alone.set(&["status"], status);
+    }
+    alone
+}
+
 /// Changes an object by `edit`, which gets what is shown of it and returns what shall be shown. If that has a uid or a
 /// version, they must be the object's: this is how clients say what they mean.
 pub(super) async fn change_object(
@@ -221,10 +237,7 @@ pub(super) async fn change_object(
     validation: Validation,
     edit: &(dyn Fn(&Object) -> ApiResult<Object> + Send + Sync),
 ) -> ApiResult<(Object, Vec<String>)> {
-    let part = match call.target.behind {
-        Some(Behind::Served(Subresource::Status)) => Part::Status,
-        _ => Part::Main,
-    };
+    let part = part_of(call);
     if key.kind == Kind::Event {
         return Err(ApiError::method_not_allowed());
     }
@@ -315,9 +328,10 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
         )
         .because("FieldValueRequired", "Required value: is required for apply patch", "fieldManager"));
     }
-    if call.target.behind.is_some() {
+    let part = part_of(call);
+    if part == Part::Status && key.kind.row().derived {
         return Err(ApiError::not_implemented(
-            "server-side apply of a subresource is not served yet",
+            "server-side apply of a computed status is not served",
         ));
     }
     if key.kind == Kind::Event {
@@ -334,7 +348,10 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
     if let Some(answer) = foreign::write(call, key, precondition.resource_version, bytes).await? {
         return Ok(answer);
     }
-    let mut object = cleaned(key.kind, tidied(object));
+    let mut object = match part {
+        Part::Main => cleaned(key.kind, tidied(object)),
+        Part::Status => status_alone(key, tidied(object)),
+    };
     // The store compares them again, where nobody else writes.
     if let Some(uid) = &precondition.uid {
         object.set(&["metadata", "uid"], uid.clone());
@@ -344,17 +361,29 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
     }
     let before = call.state.store.get(key);
     match &before {
-        Some(view) => check_precondition(key, view, &precondition)?,
-        None if precondition.uid.is_some() || precondition.resource_version.is_some() => {
+        Some(view) => {
+            check_precondition(key, view, &precondition)?;
+            if part == Part::Status {
+                // Nothing is made where the object goes meanwhile.
+                object.set(&["metadata", "uid"], view.object.uid());
+            }
+        }
+        None if precondition.uid.is_some()
+            || precondition.resource_version.is_some()
+            || part == Part::Status =>
+        {
             return Err(ApiError::not_found(key));
         }
         None => check_namespace(&call.state.store, key)?,
     }
     let mut force = call.query.flag("force");
-    let author = Author {
+    let mut author = Author {
         via: Via::Apply,
         ..call.author()?
     };
+    if part == Part::Status {
+        author.manager += APPLIED_STATUS;
+    }
     let mut planned = call.state.store.apply_dry(object.clone(), &author, force);
     if planned
         .as_ref()
@@ -364,7 +393,13 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
         planned = call.state.store.apply_dry(object.clone(), &author, force);
     }
     let planned = planned?;
-    let warnings = check_applied(key, before.as_ref(), &object, &planned.view, validation)?;
+    let warnings = match part {
+        Part::Main => check_applied(key, before.as_ref(), &object, &planned.view, validation)?,
+        Part::Status => {
+            check_status(key, &planned.view.object)?;
+            field_warnings(&object, None, validation)?
+        }
+    };
     let applied = if call.query.dry_run()? {
         planned
     } else {

@@ -337,3 +337,50 @@ async fn an_eviction_asks_the_budget() {
     assert!(pods.evict("free", &evict).await.unwrap().is_success());
     assert!(refused(pods.evict("free", &evict).await).is_not_found());
 }
+
+#[tokio::test]
+async fn a_status_is_applied_apart_from_the_rest() {
+    let swarm = Swarm::start().await;
+    let deployments: Api<Deployment> = swarm.all();
+    let manager = PatchParams::apply("operator");
+    let status = |status: Value| {
+        Patch::Apply(
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": 9}, "status": status}),
+        )
+    };
+    let none = deployments
+        .patch_status("web", &manager, &status(json!({})))
+        .await;
+    assert!(refused(none).is_not_found());
+    let web = Patch::Apply(deployment("web", 2));
+    deployments.patch("web", &manager, &web).await.unwrap();
+    let seen = |deployment: Deployment| {
+        let status = deployment.status.unwrap_or_default();
+        let replicas = deployment.spec.and_then(|spec| spec.replicas);
+        (replicas, status.ready_replicas, status.available_replicas)
+    };
+    let both = status(json!({"readyReplicas": 2, "availableReplicas": 1}));
+    let applied = deployments.patch_status("web", &manager, &both).await.unwrap();
+    assert_eq!(seen(applied), (Some(2), Some(2), Some(1)));
+    // Neither half drops what the other named.
+    let applied = deployments.patch("web", &manager, &web).await.unwrap();
+    assert_eq!(seen(applied), (Some(2), Some(2), Some(1)));
+    let fewer = status(json!({"readyReplicas": 1}));
+    let applied = deployments.patch_status("web", &manager, &fewer).await.unwrap();
+    assert_eq!(seen(applied), (Some(2), Some(1), None));
+    let other = PatchParams::apply("other");
+    let another = status(json!({"readyReplicas": 5}));
+    let refused = refused(deployments.patch_status("web", &other, &another).await);
+    assert!(refused.is_conflict(), "{refused:?}");
+    assert!(
+        refused
+            .message
+            .contains("conflict with \"operator\" with subresource \"status\""),
+        "{refused:?}"
+    );
+    let applied = deployments
+        .patch_status("web", &other.force(), &another)
+        .await
+        .unwrap();
+    assert_eq!(seen(applied), (Some(2), Some(5), None));
+}
