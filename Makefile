@@ -59,7 +59,7 @@ unit:
 ## Real hosts: network namespaces with a Podman engine and an agent each.
 cluster:
 	$(CARGO) test --locked --test it --no-run
-	$(SUDO) env PATH="$$PATH" PODMAN_SWARM_BIN="$$PODMAN_SWARM_BIN" TORTURE_SECONDS="$$TORTURE_SECONDS" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) test --locked --test it -- --test-threads=1 --nocapture
+	$(SUDO) env PATH="$$PATH" PODMAN_SWARM_BIN="$$PODMAN_SWARM_BIN" TORTURE_SECONDS="$$TORTURE_SECONDS" KUBECTL_VERSIONS="$$KUBECTL_VERSIONS" CARGO_HOME="$${CARGO_HOME:-$$HOME/.cargo}" $(CARGO) test --locked --test it -- --test-threads=1 --nocapture
 
 ## Checks the programs in target/release from outside, line by line of what was asked for. ONLY='5.*,dns': some of it.
 acceptance: build

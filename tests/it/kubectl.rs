@@ -1,7 +1,6 @@
-//! The real kubectl, every version that is installed, against a node on which the pods do not run.
+//! The real kubectl, the oldest and the newest that are installed, against a node on which the pods do not run.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::Child;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -9,29 +8,29 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+#[path = "../../src/api/tests/kubectl_programs.rs"]
+mod kubectl_programs;
+
 use crate::cluster::{Cluster, Ran, address, needs_hosts, text};
 use crate::stories::{HELLO, wait_ready, web};
 
-/// Names of the kubectls on the path: `kubectl`, `kubectl.1.27` and so on.
+/// The kubectls of this machine, the newest last.
 pub(crate) fn versions() -> Vec<String> {
-    let path = std::env::var("PATH").unwrap_or_default();
-    let mut found: Vec<String> = path
-        .split(':')
-        .filter_map(|directory| std::fs::read_dir(Path::new(directory)).ok())
-        .flat_map(|entries| entries.flatten())
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| {
-            name.strip_prefix("kubectl").is_some_and(|version| {
-                version.is_empty()
-                    || version
-                        .strip_prefix('.')
-                        .is_some_and(|version| version.starts_with(char::is_numeric))
-            })
-        })
-        .collect();
-    found.sort();
-    found.dedup();
+    let found = kubectl_programs::found();
     found
+        .iter()
+        .map(|program| program.display().to_string())
+        .collect()
+}
+
+/// The oldest and the newest; all with `KUBECTL_VERSIONS=all`.
+fn chosen_versions() -> Vec<String> {
+    if std::env::var("KUBECTL_VERSIONS").is_ok_and(|which| which == "all") {
+        return versions();
+    }
+    let found = kubectl_programs::found();
+    let chosen = kubectl_programs::oldest_and_newest(&found).into_iter();
+    chosen.map(|program| program.display().to_string()).collect()
 }
 
 /// Host 1 answers, host 2 (`place=there`) runs the pods.
@@ -91,9 +90,9 @@ impl Drop for Following {
     }
 }
 
-/// Runs `check` with each kubectl on one cluster, each in a namespace of its own.
+/// Runs `check` with the oldest and the newest kubectl (or all) on one cluster, each in a namespace of its own.
 pub(crate) fn with_each(check: impl Fn(&Cluster, &str, &str)) {
-    let versions = versions();
+    let versions = chosen_versions();
     if versions.is_empty() {
         assert!(std::env::var_os("CI").is_none(), "CI must have kubectl");
         eprintln!("skipped: kubectl is not on this machine");
@@ -388,14 +387,68 @@ fn applies_shows_changes_and_deletes() {
 }
 
 #[test]
+fn a_rollout_is_undone_and_pauses() {
+    needs_hosts!();
+    with_each(|cluster, version, namespace| {
+        let run = |arguments: &[&str]| kubectl(cluster, version, &[&["-n", namespace], arguments].concat());
+        let rollout = |word: &str, more: &[&str]| run(&[&["rollout", word, "deployment/web"], more].concat());
+        let revisions = || -> Vec<u32> {
+            let history = rollout("history", &[]).expect("rollout history");
+            let numbers = history
+                .lines()
+                .filter_map(|line| line.split(' ').next()?.parse().ok());
+            numbers.collect()
+        };
+        // Of the pods that run when the rollout is over.
+        let value = || {
+            rollout("status", &["--timeout=60s"]).expect("rollout status");
+            let env = "jsonpath={.spec.template.spec.containers[0].env[0].value}";
+            run(&["get", "deployment", "web", "-o", env]).expect("get")
+        };
+        let file = cluster.write("kubectl.yaml", &there(&web(1, "1", HELLO)));
+        run(&["apply", "-f", &file]).expect("apply");
+        for number in ["2", "3"] {
+            value();
+            let set = format!("VERSION={number}");
+            run(&["set", "env", "deployment/web", &set]).expect("set env");
+        }
+        assert_eq!((value().as_str(), revisions()), ("3", vec![1, 2, 3]));
+        let shown = rollout("history", &["--revision=2"]).expect("rollout history");
+        assert!(shown.contains("VERSION:\t2"), "{shown}");
+
+        // The last but one becomes the newest, with a number of its own.
+        let undone = rollout("undo", &[]).expect("rollout undo");
+        assert_eq!(undone, "deployment.apps/web rolled back\n");
+        assert_eq!((value().as_str(), revisions()), ("2", vec![1, 3, 4]));
+        rollout("undo", &["--to-revision=1"]).expect("rollout undo");
+        assert_eq!((value().as_str(), revisions()), ("1", vec![3, 4, 5]));
+        rollout("undo", &["--to-revision=1"]).refuses(1, &["unable to find specified revision 1 in history"]);
+        let skipped = rollout("undo", &["--to-revision=5"]).expect("rollout undo");
+        assert!(skipped.contains("skipped rollback"), "{skipped}");
+
+        // While it is paused, nothing rolls.
+        rollout("pause", &[]).expect("rollout pause");
+        run(&["set", "env", "deployment/web", "VERSION=6"]).expect("set env");
+        rollout("undo", &[]).refuses(1, &["rollout resume"]);
+        assert_eq!(revisions(), [3, 4, 5]);
+        rollout("resume", &[]).expect("rollout resume");
+        assert_eq!((value().as_str(), revisions()), ("6", vec![3, 4, 5, 6]));
+        rollout("restart", &[]).expect("rollout restart");
+        assert_eq!((value().as_str(), revisions()), ("6", vec![3, 4, 5, 6, 7]));
+        run(&["delete", "-f", &file, "--timeout=30s"]).expect("delete -f");
+    });
+}
+
+#[test]
 fn server_side_apply_and_what_is_refused() {
     needs_hosts!();
     with_each(|cluster, version, namespace| {
         let run = |arguments: &[&str]| kubectl(cluster, version, &[&["-n", namespace], arguments].concat());
+        // Before 1.29 kubectl takes what begins with a brace for JSON.
         let service = |ports: &str, colour: &str| {
             cluster.write(
                 "service.yaml",
-                &format!("{{apiVersion: v1, kind: Service, metadata: {{name: s, labels: {{colour: {colour}}}}}, spec: {{selector: {{app: s}}, ports: [{ports}]}}}}"),
+                &format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s, labels: {{colour: {colour}}}}}\nspec: {{selector: {{app: s}}, ports: [{ports}]}}\n"),
             )
         };
         let file = service("{name: a, port: 80}", "red");
@@ -429,14 +482,14 @@ fn server_side_apply_and_what_is_refused() {
             .refuses(1, &["AlreadyExists", "services \"s\" already exists"]);
         let widget = cluster.write(
             "widget.yaml",
-            "{apiVersion: v1, kind: Widget, metadata: {name: w}}",
+            "apiVersion: v1\nkind: Widget\nmetadata: {name: w}\n",
         );
         run(&["apply", "-f", &widget]).refuses(1, &["Widget", "v1"]);
-        let strange = cluster.write("strange.yaml", "{apiVersion: v1, kind: Service, metadata: {name: t}, spec: {colour: red, selector: {a: b}, ports: [{port: 1}]}}");
+        let strange = cluster.write("strange.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: t}\nspec: {colour: red, selector: {a: b}, ports: [{port: 1}]}\n");
         run(&["apply", "-f", &strange]).refuses(1, &["unknown field", "spec.colour"]);
         let ran = run(&["apply", "-f", &strange, "--validate=warn"]);
         assert!(ran.ok && ran.stderr.contains("spec.colour"), "{ran:?}");
-        let elsewhere = cluster.write("elsewhere.yaml", "{apiVersion: v1, kind: Service, metadata: {name: t, namespace: nowhere}, spec: {ports: [{port: 1}]}}");
+        let elsewhere = cluster.write("elsewhere.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: nowhere}\nspec: {ports: [{port: 1}]}\n");
         run(&["apply", "-f", &elsewhere, "--namespace=nowhere"]).refuses(1, &["NotFound", "nowhere"]);
 
         // Two write at once: the one that read an older version is told.

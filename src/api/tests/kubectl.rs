@@ -1,6 +1,5 @@
 //! A real kubectl against the listener, over TLS with a token. No controllers run: pods stay Pending.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 use super::fixture::Api;
+use super::kubectl_programs::{found, oldest_and_newest};
 use super::listener::Served;
 use crate::api::{PlainHttp, admin_kubeconfig, create_token};
 
@@ -46,26 +46,6 @@ spec:
   - port: 80
     targetPort: 8080
 ";
-
-/// Every kubectl in the path, and beside where it really is: `kubectl`, `kubectl.1.27`, …
-pub(super) fn found() -> Vec<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let real = directories
-        .iter()
-        .find_map(|directory| directory.join("kubectl").canonicalize().ok());
-    directories.extend(real.and_then(|real| Some(real.parent()?.to_owned())));
-    let mut programs = BTreeMap::new();
-    for directory in directories {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name == "kubectl" || name.starts_with("kubectl.1.") {
-                programs.entry(name).or_insert_with(|| entry.path());
-            }
-        }
-    }
-    programs.into_values().collect()
-}
 
 pub(super) struct Kubectl {
     pub(super) program: PathBuf,
@@ -212,20 +192,9 @@ impl Session {
             .collect()
     }
 
-    /// The oldest and the newest, as their names tell, for what would take long with all.
+    /// The oldest and the newest, for what would take long with all.
     pub(super) fn oldest_and_newest(&self) -> Vec<Kubectl> {
-        let numbered = |program: &&PathBuf| !program.ends_with("kubectl");
-        let mut programs: Vec<&PathBuf> = self.programs.iter().filter(numbered).collect();
-        if programs.is_empty() {
-            programs.extend(&self.programs);
-        }
-        let (first, last) = (programs[0], programs[programs.len() - 1]);
-        let chosen = if first == last {
-            vec![first]
-        } else {
-            vec![first, last]
-        };
-        chosen
+        oldest_and_newest(&self.programs)
             .into_iter()
             .map(|program| self.with(program, &self.secret))
             .collect()

@@ -12,6 +12,7 @@ mod kept;
 mod kube_rs;
 mod kubectl;
 mod kubectl_manifests;
+mod kubectl_programs;
 mod kubectl_refused;
 mod kubectl_words;
 mod listener;
