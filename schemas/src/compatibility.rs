@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use crate::acted_on::{Part, is_probe, parts_of, probe_fields};
 use crate::schema::{Shape, TypeId};
-use crate::{KINDS, Kind, KindRow, Scope};
+use crate::{FACES, KINDS, Kind, KindRow, Scope};
 
 /// Returns two tables: the served kinds, and of those that are acted on their fields.
 pub fn tables() -> String {
@@ -26,7 +26,7 @@ pub fn tables() -> String {
             text,
             "| {}{scope} | {} | {} | {} | {} |",
             row.name,
-            row.api_version(),
+            api_versions(row),
             quoted(&names),
             quoted(&parts),
             treatment(row),
@@ -39,6 +39,16 @@ pub fn tables() -> String {
         }
     }
     text
+}
+
+fn api_versions(row: &KindRow) -> String {
+    let faces = FACES.iter().filter(|face| face.kind == row.kind);
+    let all = faces.map(KindRow::api_version);
+    [row.api_version()]
+        .into_iter()
+        .chain(all)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn treatment(row: &KindRow) -> String {
@@ -147,6 +157,7 @@ mod tests {
         for row in KINDS.iter().filter(|row| row.served) {
             assert!(text.contains(&format!("| {}", row.name)), "{}", row.name);
         }
+        assert!(text.contains("| Event | v1, events.k8s.io/v1 | `events`, `ev` |"));
         let row = |place: &str| {
             let start = format!("| Pod `{place}` |");
             let row = text.lines().find(|line| line.starts_with(&start));

@@ -210,6 +210,13 @@ pub const KINDS: &[KindRow] = &[
         confidential: false, owner: false, [], AtOnce, ""),
 ];
 
+/// Kinds that are served once more, in another group: the same objects, written otherwise (`crate::event`).
+#[rustfmt::skip]
+pub const FACES: &[KindRow] = &[
+    row!(Event, crate::event::GROUP, "events", "event", ["ev"], Namespaced, served: true, in_all: false, derived: true,
+        confidential: false, owner: false, [], AtOnce, ""),
+];
+
 impl Kind {
     /// Returns this kind's row of the table.
     pub fn row(self) -> &'static KindRow {
@@ -218,17 +225,8 @@ impl Kind {
 
     /// Finds a kind by `apiVersion` and `kind` as manifests write them.
     pub fn from_api(api_version: &str, kind: &str) -> Option<Kind> {
-        KINDS
-            .iter()
-            .find(|row| row.name == kind && row.api_version() == api_version)
-            .map(|row| row.kind)
-    }
-
-    /// Finds a kind by group and plural, as paths of the API name it.
-    pub fn from_plural(group: &str, plural: &str) -> Option<Kind> {
-        KINDS
-            .iter()
-            .find(|row| row.group == group && row.plural == plural)
+        let mut rows = KINDS.iter().chain(FACES);
+        rows.find(|row| row.name == kind && row.api_version() == api_version)
             .map(|row| row.kind)
     }
 
@@ -265,6 +263,16 @@ impl Kind {
 }
 
 impl KindRow {
+    /// Returns what is shown in the Kubernetes API, in the order of the tables.
+    pub fn served() -> impl Iterator<Item = &'static KindRow> {
+        KINDS.iter().chain(FACES).filter(|row| row.served)
+    }
+
+    /// Tells whether this is how its kind is kept, and not one of [`FACES`].
+    pub fn is_own(&self) -> bool {
+        self.group == self.kind.row().group
+    }
+
     /// Returns `group/version`, or the version alone for the core group.
     pub fn api_version(&self) -> String {
         if self.group.is_empty() {
@@ -298,6 +306,18 @@ mod tests {
     fn table_is_in_the_order_of_the_enum() {
         for (index, row) in KINDS.iter().enumerate() {
             assert_eq!(row.kind as usize, index, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn another_face_is_of_a_kind_that_is_served_in_the_same_way() {
+        for face in FACES {
+            let row = face.kind.row();
+            assert!(!face.is_own() && row.is_own());
+            assert!(row.served, "{}", row.name);
+            let common = |row: &KindRow| (row.name, row.plural, row.singular, row.short_names, row.scope);
+            assert_eq!(common(face), common(row));
+            assert_eq!(Kind::from_api(&face.api_version(), face.name), Some(face.kind));
         }
     }
 

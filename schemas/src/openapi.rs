@@ -6,7 +6,7 @@
 
 use k8s_openapi::api::{
     authentication::v1 as authentication, authorization::v1 as authorization, autoscaling::v1 as autoscaling,
-    core::v1 as core, policy::v1 as policy,
+    core::v1 as core, events::v1 as events, policy::v1 as policy,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use schemars::SchemaGenerator;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::fields::{self, ListRule, Mark, PatchRule};
 use crate::schema::{add, register};
-use crate::{KINDS, Kind};
+use crate::{KINDS, KindRow, event};
 
 /// Which version of OpenAPI a document is of. They write references, and values of several types, differently.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,17 +88,16 @@ pub fn definitions(kinds: &[(&str, &str)], form: Form) -> Map<String, Value> {
     shown
 }
 
-/// The kind of the table that is served under these names.
-fn kept(group: &str, name: &str) -> Option<Kind> {
-    let row = KINDS.iter().find(|row| row.group == group && row.name == name)?;
-    row.served.then_some(row.kind)
+/// The kind that is served under these names, and how.
+fn kept(group: &str, name: &str) -> Option<&'static KindRow> {
+    KindRow::served().find(|row| row.group == group && row.name == name)
 }
 
 fn register_by_name(group: &str, kind: &str, generator: &mut SchemaGenerator) -> Option<String> {
-    if let Some(kind) = kept(group, kind) {
-        return register(kind, generator);
+    if let Some(row) = kept(group, kind).filter(|row| row.is_own()) {
+        return register(row.kind, generator);
     }
-    // What is sent and never kept.
+    // What is sent and never kept, and what is kept otherwise.
     match (group, kind) {
         ("authentication.k8s.io", "SelfSubjectReview") => add::<authentication::SelfSubjectReview>(generator),
         ("authorization.k8s.io", "SelfSubjectAccessReview") => {
@@ -109,6 +108,7 @@ fn register_by_name(group: &str, kind: &str, generator: &mut SchemaGenerator) ->
         }
         ("autoscaling", "Scale") => add::<autoscaling::Scale>(generator),
         ("policy", "Eviction") => add::<policy::Eviction>(generator),
+        (event::GROUP, "Event") => add::<events::Event>(generator),
         ("", "Binding") => add::<core::Binding>(generator),
         _ => None,
     }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::Kind;
 use crate::schema::{Shape, TypeId};
 
 fn everything(form: Form) -> Map<String, Value> {
-    let served = KINDS.iter().filter(|row| row.served);
-    let kinds: Vec<(&str, &str)> = served.map(|row| (row.group, row.name)).collect();
+    let kinds: Vec<(&str, &str)> = KindRow::served().map(|row| (row.group, row.name)).collect();
     definitions(&kinds, form)
 }
 
@@ -28,7 +28,7 @@ fn references(schema: &Value, found: &mut Vec<String>) {
 fn every_served_kind_and_its_list_have_schemas_with_descriptions() {
     for form in [Form::V2, Form::V3] {
         let all = everything(form);
-        for row in KINDS.iter().filter(|row| row.served) {
+        for row in KindRow::served() {
             for (suffix, field) in [("", "metadata"), ("List", "items")] {
                 let kind = format!("{}{suffix}", row.name);
                 let schema = &all[&type_name(row.group, &kind)];

@@ -9,13 +9,13 @@ use std::sync::LazyLock;
 
 use k8s_openapi::api::{
     apps::v1 as apps, batch::v1 as batch, coordination::v1 as coordination, core::v1 as core,
-    discovery::v1 as discovery, networking::v1 as networking, policy::v1 as policy,
+    discovery::v1 as discovery, events::v1 as events, networking::v1 as networking, policy::v1 as policy,
     scheduling::v1 as scheduling, storage::v1 as storage,
 };
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::Value;
 
-use crate::Kind;
+use crate::{Kind, event};
 
 /// What a field holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +54,17 @@ impl TypeId {
     /// Returns the type of a whole object. Internal kinds have none.
     pub(crate) fn of(kind: Kind) -> Option<TypeId> {
         SCHEMAS.roots.get(&kind).copied()
+    }
+
+    /// [`TypeId::of`] for an object as it is written: an Event has two forms.
+    pub(crate) fn of_written(kind: Kind, api_version: &str) -> Option<TypeId> {
+        match (kind, api_version) {
+            (Kind::Event, event::API_VERSION) => {
+                let name = <events::Event as JsonSchema>::schema_name();
+                SCHEMAS.ids.get(&*name).copied()
+            }
+            _ => Self::of(kind),
+        }
     }
 
     pub(crate) fn get(self) -> &'static Type {
@@ -145,9 +156,11 @@ impl Schemas {
     }
 }
 
-/// Returns the names of the types of all kinds, and the JSON schemas of these and of all that they refer to, by name.
+/// Returns the names of the types of all kinds, and the JSON schemas of these, of the other form of Events and of all that
+/// they refer to, by name.
 fn definitions() -> (Vec<(Kind, String)>, serde_json::Map<String, Value>) {
     let mut generator = SchemaGenerator::default();
+    add::<events::Event>(&mut generator);
     let kinds = crate::KINDS.iter().map(|row| row.kind);
     let roots = kinds.filter_map(|kind| Some((kind, register(kind, &mut generator)?)));
     (roots.collect(), generator.take_definitions(true))

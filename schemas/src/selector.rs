@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{Kind, Object, names};
+use crate::{Kind, KindRow, Object, names};
 
 /// Requirements on labels, all of which must hold. Without any, everything matches.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -240,7 +240,7 @@ fn fields_of(kind: Kind) -> &'static [&'static str] {
             "involvedObject.fieldPath",
             "reason",
             "reportingComponent",
-            "source.component",
+            "source",
             "type",
         ],
         Kind::Node => &["spec.unschedulable"],
@@ -276,10 +276,37 @@ fn fields_of(kind: Kind) -> &'static [&'static str] {
     }
 }
 
+/// Fields that Events are selected by in their other group, and what these are called where Events are kept.
+const FIELDS_OF_EVENTS: &[(&str, &str)] = &[
+    ("regarding.kind", "involvedObject.kind"),
+    ("regarding.namespace", "involvedObject.namespace"),
+    ("regarding.name", "involvedObject.name"),
+    ("regarding.uid", "involvedObject.uid"),
+    ("regarding.apiVersion", "involvedObject.apiVersion"),
+    ("regarding.resourceVersion", "involvedObject.resourceVersion"),
+    ("regarding.fieldPath", "involvedObject.fieldPath"),
+    ("reason", "reason"),
+    ("reportingController", "reportingComponent"),
+    ("source", "source"),
+    ("type", "type"),
+];
+
 impl FieldSelector {
-    /// Reads `field=value`, `field==value` and `field!=value`, by commas; `\` takes the meaning from `,`, `=` and `\`.
-    pub fn parse(kind: Kind, text: &str) -> Result<Self, SelectorError> {
-        Self::parse_known(fields_of(kind), text)
+    /// Reads `field=value`, `field==value` and `field!=value`, by commas; `\` takes the meaning from `,`, `=` and `\`. The
+    /// fields have the names that they have in the row's group; the selector is for objects as they are kept.
+    pub fn parse(row: &KindRow, text: &str) -> Result<Self, SelectorError> {
+        if row.is_own() {
+            return Self::parse_known(fields_of(row.kind), text);
+        }
+        let fields: Vec<&str> = FIELDS_OF_EVENTS.iter().map(|(field, _)| *field).collect();
+        let mut selector = Self::parse_known(&fields, text)?;
+        for term in &mut selector.terms {
+            let mut renamed = FIELDS_OF_EVENTS.iter();
+            if let Some((_, kept)) = renamed.find(|(field, _)| *field == term.field) {
+                term.field = kept;
+            }
+        }
+        Ok(selector)
     }
 
     /// [`FieldSelector::parse`] for what has no kind in the table, and is selected by name and namespace alone.
@@ -339,6 +366,7 @@ impl FieldSelector {
                 _ => "",
             };
             let equal = match object.pointer(&pointer) {
+                _ if term.field == "source" => source(object) == term.value,
                 Some(Value::String(text)) => *text == term.value,
                 None | Some(Value::Null) => term.value == absent,
                 Some(other) => {
@@ -348,6 +376,14 @@ impl FieldSelector {
             };
             equal == term.equal
         })
+    }
+}
+
+/// Who saw an Event.
+fn source(object: &Object) -> &str {
+    match object.str_at("/source/component") {
+        "" => object.str_at("/reportingComponent"),
+        component => component,
     }
 }
 
@@ -451,17 +487,72 @@ mod tests {
             ("status.phase=a\\,b", false),
         ] {
             assert_eq!(
-                FieldSelector::parse(Kind::Pod, text).unwrap().matches(&pod()),
+                FieldSelector::parse(Kind::Pod.row(), text)
+                    .unwrap()
+                    .matches(&pod()),
                 expected,
                 "{text}"
             );
         }
         assert_eq!(
-            FieldSelector::parse(Kind::Deployment, "spec.nodeName=x")
+            FieldSelector::parse(Kind::Deployment.row(), "spec.nodeName=x")
                 .unwrap_err()
                 .to_string(),
             "field label not supported: spec.nodeName"
         );
-        assert!(FieldSelector::parse(Kind::Pod, "metadata.name").is_err());
+        assert!(FieldSelector::parse(Kind::Pod.row(), "metadata.name").is_err());
+    }
+
+    #[test]
+    fn events_are_selected_by_the_names_of_either_group() {
+        let event = |component: &str| {
+            Object::from_value(json!({
+                "apiVersion": "v1", "kind": "Event", "metadata": {"name": "web.1", "namespace": "shop"},
+                "involvedObject": {"kind": "Pod", "name": "web-1", "namespace": "shop", "uid": "u", "apiVersion": "v1",
+                    "resourceVersion": "7", "fieldPath": "spec"},
+                "reason": "Pulled", "type": "Normal", "reportingComponent": "puller",
+                "source": {"component": component},
+            }))
+            .unwrap()
+        };
+        let newer = crate::FACES.iter().find(|row| row.kind == Kind::Event).unwrap();
+        let check = |row: &KindRow, text: &str, expected: Option<bool>| {
+            let found = FieldSelector::parse(row, text).map(|selector| selector.matches(&event("")));
+            assert_eq!(found.ok(), expected, "{} {text}", row.group);
+        };
+        for (of_row, about, reporter) in [
+            (Kind::Event.row(), "involvedObject", "reportingComponent"),
+            (newer, "regarding", "reportingController"),
+        ] {
+            for (field, value) in [
+                ("kind", "Pod"),
+                ("name", "web-1"),
+                ("namespace", "shop"),
+                ("uid", "u"),
+                ("apiVersion", "v1"),
+                ("resourceVersion", "7"),
+                ("fieldPath", "spec"),
+            ] {
+                check(of_row, &format!("{about}.{field}={value}"), Some(true));
+                check(of_row, &format!("{about}.{field}!={value}"), Some(false));
+            }
+            check(
+                of_row,
+                &format!("{reporter}=puller,metadata.name=web.1"),
+                Some(true),
+            );
+            check(
+                of_row,
+                "reason=Pulled,type!=Warning,metadata.namespace=shop",
+                Some(true),
+            );
+            // Who reports is the source of what has no other.
+            check(of_row, "source=puller", Some(true));
+            let kubelet = FieldSelector::parse(of_row, "source=kubelet").unwrap();
+            assert!(kubelet.matches(&event("kubelet")));
+        }
+        check(newer, "involvedObject.name=web-1", None);
+        check(newer, "reportingComponent=puller", None);
+        check(Kind::Event.row(), "regarding.name=web-1", None);
     }
 }

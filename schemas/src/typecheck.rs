@@ -18,7 +18,7 @@ pub(crate) struct Findings {
 /// Checks a whole object. Internal kinds have no types and pass.
 pub(crate) fn check(kind: Kind, root: &Node<'_>) -> Findings {
     let mut findings = Findings::default();
-    if let Some(id) = TypeId::of(kind) {
+    if let Some(id) = TypeId::of_written(kind, root.at("apiVersion").text()) {
         findings.fields(root, id);
     }
     findings

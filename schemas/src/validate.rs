@@ -9,7 +9,7 @@ use crate::acted_on::{self, Idle};
 use crate::field_error::{FieldError, Reason};
 use crate::node::{Errors, Node};
 use crate::typecheck::{self, Findings};
-use crate::{Kind, Object, apps, batch, config, core, fields, meta, networking, pod, policy, storage};
+use crate::{Kind, Object, apps, batch, config, core, event, fields, meta, networking, pod, policy, storage};
 
 /// Returns the object with Kubernetes' defaults in the fields that are absent or null. Idempotent; what has the wrong
 /// type stays as it is.
@@ -67,7 +67,8 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         return vec![unknown_kind(&written)];
     };
     let types = typecheck::check(kind, &Node::root(&written)).errors.0;
-    let defaulted = defaulted(object).into_value();
+    // The rules of Events speak of the form that is kept, as those of Kubernetes do.
+    let defaulted = event::in_group(kind.row().group, defaulted(object)).into_value();
     let root = Node::root(&defaulted);
     let mut errors = Errors::default();
     meta::validate(kind, &root.at("metadata"), &mut errors);
@@ -96,9 +97,12 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         Kind::PodDisruptionBudget => policy::validate_budget(&root.at("spec"), &mut errors),
         Kind::PriorityClass => policy::validate_priority_class(&root, &mut errors),
         Kind::Lease => policy::validate_lease(&root.at("spec"), &mut errors),
+        Kind::Event if written["apiVersion"] == event::API_VERSION => {
+            event::validate_strictly(&root, &mut errors);
+        }
+        Kind::Event => event::validate(&root, &mut errors),
         Kind::Namespace
         | Kind::Node
-        | Kind::Event
         | Kind::ServiceAccount
         | Kind::Member
         | Kind::ApiToken

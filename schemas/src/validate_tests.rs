@@ -632,7 +632,7 @@ fn broken_object() -> impl Strategy<Value = Object> {
                 .prop_map(|map| Value::Object(map.into_iter().collect())),
         ]
     });
-    (prop::sample::select(crate::KINDS.iter().collect::<Vec<_>>()), tree.clone(), tree).prop_map(|(row, spec, metadata)| {
+    (prop::sample::select(crate::KINDS.iter().chain(crate::FACES).collect::<Vec<_>>()), tree.clone(), tree).prop_map(|(row, spec, metadata)| {
         Object::from_value(json!({
             "apiVersion": row.api_version(), "kind": row.name, "metadata": metadata, "spec": spec.clone(), "subsets": spec,
         }))

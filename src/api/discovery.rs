@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, header};
-use schemas::{KINDS, Kind, KindRow, Scope, Subresource};
+use schemas::{Kind, KindRow, Scope, Subresource};
 use serde_json::{Value, json};
 
 use super::metrics::METRICS;
@@ -119,7 +119,7 @@ pub(crate) async fn core_resources() -> ApiResult {
 /// The rows of a group that are shown.
 pub(crate) fn served(group: &str) -> impl Iterator<Item = &'static KindRow> {
     let group = group.to_owned();
-    KINDS.iter().filter(move |row| row.served && row.group == group)
+    KindRow::served().filter(move |row| row.group == group)
 }
 
 pub(crate) fn verbs(row: &KindRow) -> &'static [&'static str] {
@@ -145,7 +145,7 @@ pub(crate) fn version_of(group: &str) -> &'static str {
 /// The groups that are shown, without the core group, in the order of the tables.
 pub(crate) fn named_groups() -> Vec<&'static str> {
     let mut groups = Vec::new();
-    let rows = KINDS.iter().filter(|row| row.served && !row.group.is_empty());
+    let rows = KindRow::served().filter(|row| !row.group.is_empty());
     let unkept = UNKEPT.into_iter().flatten();
     for group in rows
         .map(|row| row.group)

@@ -1,7 +1,7 @@
 //! Which objects a list or a watch shows: `labelSelector`, `fieldSelector`, and the name in the path.
 
 use schemas::selector::{FieldSelector, LabelSelector, SelectorError};
-use schemas::{Kind, Object};
+use schemas::{KindRow, Object};
 
 use super::status::{ApiError, ApiResult};
 use super::target::Query;
@@ -19,8 +19,8 @@ impl Selection {
     ///
     /// # Errors
     /// 400 for what cannot be parsed, or a field that cannot be selected by.
-    pub(crate) fn of(kind: Kind, query: &Query) -> ApiResult<Self> {
-        Self::by(query, |fields| FieldSelector::parse(kind, fields))
+    pub(crate) fn of(row: &KindRow, query: &Query) -> ApiResult<Self> {
+        Self::by(query, |fields| FieldSelector::parse(row, fields))
     }
 
     /// [`Selection::of`] for what has no kind in the table, and no fields but those of its metadata.

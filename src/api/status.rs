@@ -4,7 +4,7 @@
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use schemas::{Kind, ObjectKey};
+use schemas::{Kind, KindRow, ObjectKey};
 use serde_json::{Map, Value, json};
 use store::{CommitError, WriteError};
 
@@ -200,6 +200,18 @@ impl ApiError {
         self
     }
 
+    /// Names the object as the group does that it was asked for in.
+    pub(super) fn of_row(mut self, row: &KindRow) -> Self {
+        let named = [row.name, row.plural].contains(&self.details.kind.as_str());
+        if named && self.details.group != row.group {
+            let of_own = format!("{} \"", self.details.kind);
+            let of_group = format!("{}.{} \"", self.details.kind, row.group);
+            self.message = self.message.replacen(&of_own, &of_group, 1);
+            self.details.group = row.group.to_owned();
+        }
+        self
+    }
+
     /// Adds a cause.
     pub fn because(mut self, reason: &str, message: impl Into<String>, field: &str) -> Self {
         self.details.causes.push(Cause {
@@ -375,9 +387,8 @@ fn dotted(path: &str) -> String {
 }
 
 /// The `Status` of something that went well (a deletion).
-pub(super) fn success(key: &ObjectKey, uid: &str) -> Value {
-    let row = key.kind.row();
-    let mut details = json!({"name": key.name, "kind": row.plural, "uid": uid});
+pub(super) fn success(row: &KindRow, name: &str, uid: &str) -> Value {
+    let mut details = json!({"name": name, "kind": row.plural, "uid": uid});
     if let (Value::Object(map), false) = (&mut details, row.group.is_empty()) {
         map.insert("group".into(), row.group.into());
     }

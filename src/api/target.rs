@@ -1,7 +1,7 @@
 //! What a request of the Kubernetes API is about: its path read against the kind table, and its query.
 
 use http::Uri;
-use schemas::{Kind, Subresource};
+use schemas::{Kind, KindRow, Subresource};
 
 use super::status::{ApiError, ApiResult};
 
@@ -14,9 +14,10 @@ pub(crate) enum Behind {
 }
 
 /// What a path names.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Target {
-    pub(crate) kind: Kind,
+    /// The kind, as the group in the path serves it.
+    pub(crate) row: &'static KindRow,
     /// None: a cluster-scoped kind, or all namespaces.
     pub(crate) namespace: Option<String>,
     /// None: the collection.
@@ -75,11 +76,11 @@ impl Target {
         if segments.iter().any(|segment| segment.is_empty()) {
             return None;
         }
-        let served = |plural: &str| Kind::from_plural(group, plural).filter(|kind| kind.row().served);
-        let (kind, namespace, rest) = match segments.as_slice() {
+        let served = |plural: &str| KindRow::served().find(|row| row.group == group && row.plural == plural);
+        let (row, namespace, rest) = match segments.as_slice() {
             // `namespaces/x/status` is the namespace's own; no kind has such a plural.
             ["namespaces", namespace, plural, rest @ ..]
-                if served(plural).is_some_and(Kind::is_namespaced) =>
+                if served(plural).is_some_and(|row| row.kind.is_namespaced()) =>
             {
                 (served(plural)?, Some((*namespace).to_owned()), rest)
             }
@@ -87,17 +88,17 @@ impl Target {
             [] => return None,
         };
         // Objects in namespaces are named through their namespace.
-        if kind.is_namespaced() && namespace.is_none() && !rest.is_empty() {
+        if row.kind.is_namespaced() && namespace.is_none() && !rest.is_empty() {
             return None;
         }
         let (name, behind) = match rest {
             [] => (None, None),
             [name] => (Some((*name).to_owned()), None),
-            [name, word] => (Some((*name).to_owned()), Some(Behind::parse(kind, word)?)),
+            [name, word] => (Some((*name).to_owned()), Some(Behind::parse(row.kind, word)?)),
             _ => return None,
         };
         Some(Target {
-            kind,
+            row,
             namespace,
             name,
             behind,
@@ -192,7 +193,7 @@ mod tests {
             let found = Target::parse(path);
             let found = found.as_ref().map(|target| {
                 (
-                    target.kind,
+                    target.row.kind,
                     target.namespace.as_deref(),
                     target.name.as_deref(),
                     target.behind,
@@ -249,6 +250,11 @@ mod tests {
                 Some(Behind::Served(Subresource::Exec)),
             )),
         );
+        check(
+            "/apis/events.k8s.io/v1/namespaces/a/events/web.1",
+            Some((Kind::Event, Some("a"), Some("web.1"), None)),
+        );
+        check("/apis/events.k8s.io/v1/pods", None);
         check("/api/v1/pods/web", None);
         check("/api/v1/deployments/a/b", None);
         check("/apis/apps/v1/pods", None);

@@ -6,11 +6,12 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{Method, StatusCode};
 use schemas::deletion::Propagation;
-use schemas::{Ending, Kind, Object, ObjectKey, deletion};
+use schemas::{Ending, Kind, Object, ObjectKey, deletion, event};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{Author, Precondition, Revision, View};
 
+use super::form::list_value;
 use super::read::peer_answer;
 use super::{Call, foreign, node, object_answer, plain_answer, shown};
 use crate::api::content::{MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body};
@@ -72,20 +73,24 @@ pub(super) async fn delete(call: &Call<'_>, body: Body) -> ApiResult {
     };
     match deleted {
         Deleted::Terminating(view) => object_answer(call, StatusCode::OK, shown(&view)),
-        Deleted::GivenUp => Ok(plain_answer(call, StatusCode::OK, &status::success(&key, ""))),
+        Deleted::GivenUp => Ok(plain_answer(
+            call,
+            StatusCode::OK,
+            &status::success(call.target.row, &key.name, ""),
+        )),
         // As Kubernetes: what a grace was possible for is shown, anything else is reported.
         Deleted::Removed(view) if key.kind == Kind::Pod => object_answer(call, StatusCode::OK, shown(&view)),
         Deleted::Removed(view) => Ok(plain_answer(
             call,
             StatusCode::OK,
-            &status::success(&key, view.object.uid()),
+            &status::success(call.target.row, &key.name, view.object.uid()),
         )),
     }
 }
 
 /// Answers `DELETE` of a collection.
 pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<Response> {
-    let selection = Selection::of(call.kind(), &call.query)?;
+    let selection = Selection::of(call.target.row, &call.query)?;
     if call.kind().is_namespaced() && call.target.namespace.is_none() {
         return Err(ApiError::method_not_allowed());
     }
@@ -94,6 +99,8 @@ pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<
         .state
         .store
         .list(call.kind(), call.target.namespace.as_deref());
+    let row = call.target.row;
+    let whole = |view: &View| event::in_group(row.group, shown(view)).into_value();
     let mut items = Vec::new();
     for view in listing
         .items
@@ -101,20 +108,15 @@ pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<
         .filter(|view| selection.matches(&shown(view)))
     {
         match delete_object(call.state, &view.key, &options, call.author()?).await {
-            Ok(Deleted::Removed(view) | Deleted::Terminating(view)) => items.push(shown(&view).into_value()),
+            Ok(Deleted::Removed(view) | Deleted::Terminating(view)) => items.push(whole(&view)),
             Ok(Deleted::GivenUp) => {}
             // Someone else was faster.
             Err(error) if error.code == StatusCode::NOT_FOUND => {}
             Err(error) => return Err(error),
         }
     }
-    let row = call.kind().row();
-    let list = json!({
-        "kind": format!("{}List", row.name),
-        "apiVersion": row.api_version(),
-        "metadata": {"resourceVersion": call.state.store.revision().to_string()},
-        "items": items,
-    });
+    let metadata = json!({"resourceVersion": call.state.store.revision().to_string()});
+    let list = list_value(row, metadata, items);
     Ok(plain_answer(call, StatusCode::OK, &list))
 }
 

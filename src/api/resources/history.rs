@@ -87,7 +87,7 @@ pub(crate) async fn undo(State(state): State<ApiState>, path: Named, request: Re
     let key = key_of(path)?;
     let (parts, body) = request.into_parts();
     let target = Target {
-        kind: key.kind,
+        row: key.kind.row(),
         namespace: key.kind.is_namespaced().then(|| key.namespace.clone()),
         name: Some(key.name.clone()),
         behind: None,

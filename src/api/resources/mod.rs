@@ -8,6 +8,7 @@ mod delete;
 mod edit;
 mod eviction;
 mod foreign;
+mod form;
 pub(crate) mod history;
 mod log;
 mod node;
@@ -19,6 +20,7 @@ mod session;
 mod watch;
 mod write;
 
+use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use http::request::Parts;
@@ -28,6 +30,7 @@ use schemas::{Ending, Kind, Object, ObjectKey, Subresource};
 use store::{NodeId, View};
 use tokio_util::sync::CancellationToken;
 
+use self::form::Form;
 use super::content::{self, Accepted, Format};
 use super::serve::Stopping;
 use super::state::{ApiState, user_of};
@@ -67,6 +70,12 @@ pub(crate) async fn handle(state: &ApiState, mut request: Request) -> ApiResult 
     let (parts, body) = request.into_parts();
     let target = Target::parse(parts.uri.path()).ok_or_else(ApiError::no_resource)?;
     let call = Call::of(state, parts, target)?;
+    answer(&call, on_upgrade, body)
+        .await
+        .map_err(|error| error.of_row(call.target.row))
+}
+
+async fn answer(call: &Call<'_>, on_upgrade: Option<OnUpgrade>, body: Body) -> ApiResult {
     let named = call.target.name.is_some();
     let subresource = match call.target.behind {
         Some(Behind::Unserved) => {
@@ -79,22 +88,22 @@ pub(crate) async fn handle(state: &ApiState, mut request: Request) -> ApiResult 
         None => None,
     };
     match (call.method.clone(), subresource, named) {
-        (Method::GET, None, _) if call.query.flag("watch") => watch::watch(&call).await,
-        (Method::GET | Method::HEAD, None | Some(Subresource::Status), true) => read::get(&call).await,
-        (Method::GET | Method::HEAD, None, false) => read::list(&call).await,
-        (Method::POST, None, false) => write::create(&call, body).await,
-        (Method::PUT, None | Some(Subresource::Status), true) => write::update(&call, body).await,
-        (Method::PATCH, None | Some(Subresource::Status), true) => write::patch(&call, body).await,
-        (Method::DELETE, None, true) => delete::delete(&call, body).await,
-        (Method::DELETE, None, false) => delete::delete_collection(&call, body).await,
-        (Method::GET, Some(Subresource::Scale), true) => scale::get(&call),
-        (Method::PUT, Some(Subresource::Scale), true) => scale::update(&call, body).await,
-        (Method::PATCH, Some(Subresource::Scale), true) => scale::patch(&call, body).await,
-        (Method::GET, Some(Subresource::Log), true) => log::log(&call).await,
-        (Method::POST, Some(Subresource::Eviction), true) => eviction::evict(&call, body).await,
-        (Method::POST, Some(Subresource::Binding), true) => eviction::bind(&call, body).await,
+        (Method::GET, None, _) if call.query.flag("watch") => watch::watch(call).await,
+        (Method::GET | Method::HEAD, None | Some(Subresource::Status), true) => read::get(call).await,
+        (Method::GET | Method::HEAD, None, false) => read::list(call).await,
+        (Method::POST, None, false) => write::create(call, body).await,
+        (Method::PUT, None | Some(Subresource::Status), true) => write::update(call, body).await,
+        (Method::PATCH, None | Some(Subresource::Status), true) => write::patch(call, body).await,
+        (Method::DELETE, None, true) => delete::delete(call, body).await,
+        (Method::DELETE, None, false) => delete::delete_collection(call, body).await,
+        (Method::GET, Some(Subresource::Scale), true) => scale::get(call),
+        (Method::PUT, Some(Subresource::Scale), true) => scale::update(call, body).await,
+        (Method::PATCH, Some(Subresource::Scale), true) => scale::patch(call, body).await,
+        (Method::GET, Some(Subresource::Log), true) => log::log(call).await,
+        (Method::POST, Some(Subresource::Eviction), true) => eviction::evict(call, body).await,
+        (Method::POST, Some(Subresource::Binding), true) => eviction::bind(call, body).await,
         (_, Some(part @ (Subresource::Exec | Subresource::Attach | Subresource::PortForward)), true) => {
-            session::open(&call, part, on_upgrade, body).await
+            session::open(call, part, on_upgrade, body).await
         }
         _ => Err(ApiError::method_not_allowed()),
     }
@@ -122,7 +131,7 @@ impl<'a> Call<'a> {
     }
 
     fn kind(&self) -> Kind {
-        self.target.kind
+        self.target.row.kind
     }
 
     /// The key of the object that the path names.
@@ -200,7 +209,7 @@ pub(crate) fn relayed(path: &str, user: &str, accept: Option<&'static str>) -> A
         }
     }
     request
-        .body(axum::body::Body::empty())
+        .body(Body::empty())
         .map_err(|error| ApiError::internal(format!("the request cannot be relayed: {error}")))
 }
 
@@ -229,9 +238,8 @@ fn shown_object(kind: Kind, object: &Object) -> Object {
 
 /// Writes one object in the form that the client asked for.
 fn object_answer(call: &Call<'_>, code: http::StatusCode, object: Object) -> ApiResult {
-    let accepted = call.accepted()?;
-    let value = read::one(call, accepted, object)?;
-    Ok(content::answer(code, accepted.format, &value))
+    let value = Form::of(call)?.one(object, call.state.clock.unix_seconds());
+    Ok(content::answer(code, call.accepted()?.format, &value))
 }
 
 /// A value that has one form alone (`Status`, `Scale`).

@@ -174,7 +174,7 @@ impl Continue {
     fn decode(text: &str, target: &Target) -> Option<(Option<Revision>, ObjectKey)> {
         let token: Self = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
         let after: ObjectKey = token.after.parse().ok()?;
-        let of_this_list = after.kind == target.kind
+        let of_this_list = after.kind == target.row.kind
             && target
                 .namespace
                 .as_ref()

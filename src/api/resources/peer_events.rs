@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::io::StreamReader;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::read::as_kept;
 use super::{Call, LOCAL_ONLY};
 use crate::api::state::ApiState;
 use crate::api::status::ApiResult;
@@ -122,7 +123,8 @@ async fn follow(
     let body = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
     let mut lines = body.lines();
     while let Some(line) = lines.next_line().await.map_err(|error| error.to_string())? {
-        let change: Change = serde_json::from_str(&line).map_err(|error| error.to_string())?;
+        let mut change: Change = serde_json::from_str(&line).map_err(|error| error.to_string())?;
+        change.object = as_kept(change.object);
         // Its bookmarks are of its own versions; its end is not that of this watch.
         if matches!(change.event.as_str(), "ADDED" | "MODIFIED" | "DELETED")
             && changes.send(change).await.is_err()

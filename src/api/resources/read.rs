@@ -8,17 +8,18 @@ use bytes::Bytes;
 use futures::future::join_all;
 use http::{Method, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use schemas::{Kind, Object, ObjectKey};
+use schemas::{Kind, Object, ObjectKey, event};
 use serde_json::{Value, json};
 use store::{NodeId, Views};
 
+use super::form::{Form, list_value};
 use super::options::{Continue, ListOptions, State};
 use super::{Call, foreign, object_answer, shown};
-use crate::api::content::{self, Accepted, Shape};
+use crate::api::content;
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
 use crate::api::status::{ApiError, ApiResult};
-use crate::api::tables::{self, Include};
+use crate::api::tables::Include;
 use crate::api::target::Query;
 
 /// How long another node may take to send its events; a list is not to hang on one that just died.
@@ -43,24 +44,6 @@ pub(crate) fn get_object(state: &ApiState, key: &ObjectKey) -> ApiResult<Object>
     Ok(shown(&view))
 }
 
-/// Writes one object in an accepted shape.
-pub(super) fn one(call: &Call<'_>, accepted: Accepted, object: Object) -> ApiResult<Value> {
-    Ok(match accepted.shape {
-        Shape::Whole => object.into_value(),
-        Shape::Metadata => content::metadata_only(&object),
-        Shape::Table => {
-            let metadata = json!({"resourceVersion": object.str_at("/metadata/resourceVersion")});
-            let row = tables::row(
-                call.kind(),
-                &object,
-                call.state.clock.unix_seconds(),
-                include(&call.query)?,
-            );
-            tables::table(call.kind(), metadata, vec![row])
-        }
-    })
-}
-
 /// Reads `includeObject`.
 pub(crate) fn include(query: &Query) -> ApiResult<Include> {
     match query.text("includeObject") {
@@ -75,7 +58,7 @@ pub(crate) fn include(query: &Query) -> ApiResult<Include> {
 
 /// Answers `GET` of a collection.
 pub(super) async fn list(call: &Call<'_>) -> ApiResult {
-    let selection = Selection::of(call.kind(), &call.query)?;
+    let selection = Selection::of(call.target.row, &call.query)?;
     let options = ListOptions::of(&call.target, &call.query)?;
     let accepted = call.accepted()?;
     if let State::NotOlderThan(version) | State::Exactly(version) = options.state
@@ -93,7 +76,7 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
     }
     let mut metadata = json!({"resourceVersion": snapshot.revision().to_string()});
     let mut warnings = Vec::new();
-    let mut items = Items::of(call, accepted)?;
+    let mut items = Items::of(call)?;
     // Events of other nodes have no place in this node's order: they come all at once.
     let limit = match (options.limit, call.kind()) {
         (0, _) | (_, Kind::Event) => usize::MAX,
@@ -146,38 +129,27 @@ fn snapshot(call: &Call<'_>, options: &ListOptions) -> ApiResult<Views> {
         .map_err(|_| options.expired())
 }
 
-/// The items of a list in the shape that was asked for. They are JSON from the start: as trees, those of a long list
+/// The items of a list in the form that was asked for. They are JSON from the start: as trees, those of a long list
 /// would take ten times as much memory.
 struct Items {
-    kind: Kind,
-    shape: Shape,
+    form: Form,
     now_unix_seconds: i64,
-    include: Include,
     count: usize,
     json: Vec<u8>,
 }
 
 impl Items {
-    fn of(call: &Call<'_>, accepted: Accepted) -> ApiResult<Self> {
+    fn of(call: &Call<'_>) -> ApiResult<Self> {
         Ok(Self {
-            kind: call.kind(),
-            shape: accepted.shape,
+            form: Form::of(call)?,
             now_unix_seconds: call.state.clock.unix_seconds(),
-            include: match accepted.shape {
-                Shape::Table => include(&call.query)?,
-                Shape::Whole | Shape::Metadata => Include::Nothing,
-            },
             count: 0,
             json: Vec::new(),
         })
     }
 
     fn push(&mut self, object: Object) {
-        let item = match self.shape {
-            Shape::Whole => object.into_value(),
-            Shape::Metadata => content::metadata_only(&object),
-            Shape::Table => tables::row(self.kind, &object, self.now_unix_seconds, self.include),
-        };
+        let item = self.form.item(object, self.now_unix_seconds);
         if self.count > 0 {
             self.json.push(b',');
         }
@@ -188,17 +160,7 @@ impl Items {
 
     /// Returns the whole list as JSON.
     fn close(self, metadata: Value) -> Vec<u8> {
-        let list = match self.shape {
-            Shape::Whole => list_value(self.kind, metadata, Vec::new()),
-            Shape::Metadata => json!({
-                "kind": "PartialObjectMetadataList",
-                "apiVersion": "meta.k8s.io/v1",
-                "metadata": metadata,
-                "items": [],
-            }),
-            Shape::Table => tables::table(self.kind, metadata, Vec::new()),
-        };
-        let mut json = list.to_string().into_bytes();
+        let mut json = self.form.list(metadata, Vec::new()).to_string().into_bytes();
         // The last field of all of them is the list without its items.
         json.truncate(json.len() - "]}".len());
         json.extend(self.json);
@@ -207,21 +169,12 @@ impl Items {
     }
 }
 
-fn list_value(kind: Kind, metadata: Value, objects: Vec<Object>) -> Value {
-    let row = kind.row();
-    json!({
-        "kind": format!("{}List", row.name),
-        "apiVersion": row.api_version(),
-        "metadata": metadata,
-        "items": objects.into_iter().map(Object::into_value).collect::<Vec<_>>(),
-    })
-}
-
 /// Lists a kind whole, as native paths show it.
 pub(crate) fn list_objects(state: &ApiState, kind: Kind, namespace: Option<&str>) -> Value {
     let listing = state.store.list(kind, namespace);
     let metadata = json!({"resourceVersion": listing.revision.to_string()});
-    list_value(kind, metadata, listing.items.iter().map(shown).collect())
+    let items = listing.items.iter().map(|view| shown(view).into_value());
+    list_value(kind.row(), metadata, items.collect())
 }
 
 // ---------------------------------------------------------------- events of other nodes
@@ -270,12 +223,21 @@ pub(crate) async fn peer_list(
     let bytes = body.map_err(|error| error.to_string())?.to_bytes();
     let mut list: Value = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     match list["items"].take() {
-        Value::Array(items) => Ok(items.into_iter().filter_map(Object::from_value).collect()),
+        Value::Array(items) => Ok(items
+            .into_iter()
+            .filter_map(Object::from_value)
+            .map(as_kept)
+            .collect()),
         _ => Err(match list["message"].as_str() {
             Some(message) => message.to_owned(),
             None => "its answer is not a list".to_owned(),
         }),
     }
+}
+
+/// Another node answers in the form that the client asked for.
+pub(super) fn as_kept(event: Object) -> Object {
+    event::in_group(Kind::Event.row().group, event)
 }
 
 /// Asks the other nodes for one event; the first that has it answers.
@@ -301,7 +263,9 @@ pub(super) async fn peer_answer(call: &Call<'_>, method: Method, body: &Bytes) -
                 return None;
             }
             let body = Limited::new(response.into_body(), content::MAX_OBJECT_BYTES).collect();
-            serde_json::from_slice(&body.await.ok()?.to_bytes()).ok()
+            serde_json::from_slice(&body.await.ok()?.to_bytes())
+                .ok()
+                .map(as_kept)
         }
     }))
     .await;

@@ -9,21 +9,20 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt};
 use http::{HeaderValue, StatusCode, header};
-use schemas::{Kind, Object};
+use schemas::Object;
 use serde_json::{Value, json};
 use store::{Revision, Store, Views, WatchEvent, WatchScope};
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::time::{Instant, Interval};
 use tokio_util::sync::CancellationToken;
 
+use super::form::Form;
 use super::options::Beginning;
 use super::peer_events::{self, Change, PeerEvents};
-use super::read::include;
 use super::{Call, shown, shown_object};
-use crate::api::content::{self, Shape};
+use crate::api::content::Shape;
 use crate::api::selection::Selection;
 use crate::api::status::{ApiError, ApiResult};
-use crate::api::tables::{self, Include};
 
 /// A watch without `timeoutSeconds` ends after this; clients watch again.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -63,7 +62,7 @@ fn streamed(lines: impl Stream<Item = Bytes> + Send + 'static) -> Response {
 }
 
 fn begin(call: &Call<'_>) -> ApiResult<Session> {
-    let mut selection = Selection::of(call.kind(), &call.query)?;
+    let mut selection = Selection::of(call.target.row, &call.query)?;
     if let Some(name) = &call.target.name {
         selection = selection.named(name);
     }
@@ -72,9 +71,7 @@ fn begin(call: &Call<'_>) -> ApiResult<Session> {
         Some(seconds) => Duration::from_secs(seconds).min(MAX_TIMEOUT),
     };
     let writer = Writer {
-        kind: call.kind(),
-        shape: call.accepted()?.shape,
-        include: include(&call.query)?,
+        form: Form::of(call)?,
         clock: call.state.clock.clone(),
         columns_sent: false,
     };
@@ -250,7 +247,7 @@ impl Frames {
         let _ = writeln!(self.chunk, "{}", json!({"type": event, "object": object}));
     }
 
-    fn push(&mut self, event: &str, object: &Object) {
+    fn push(&mut self, event: &str, object: Object) {
         let value = self.writer.write(object);
         self.write(event, &value);
     }
@@ -262,7 +259,7 @@ impl Frames {
         {
             let object = shown(&view);
             if self.selection.matches(&object) {
-                self.push("ADDED", &object);
+                self.push("ADDED", object);
             }
         }
     }
@@ -284,13 +281,13 @@ impl Frames {
             .then(|| shown(&view))
             .filter(|object| self.selection.matches(object));
         match (matched, object) {
-            (false, Some(object)) => self.push("ADDED", &object),
-            (true, Some(object)) => self.push("MODIFIED", &object),
+            (false, Some(object)) => self.push("ADDED", object),
+            (true, Some(object)) => self.push("MODIFIED", object),
             // As it was when it matched last, at the version of its end.
             (true, None) => {
                 let mut last = previous.as_deref().map(before).unwrap_or_default();
                 last.set(&["metadata", "resourceVersion"], view.revision.to_string());
-                self.push("DELETED", &last);
+                self.push("DELETED", last);
             }
             (false, None) => {}
         }
@@ -301,16 +298,16 @@ impl Frames {
     fn pass_on(&mut self, change: Change) {
         let Change { event, mut object } = change;
         object.set(&["metadata", "resourceVersion"], self.last.to_string());
-        self.push(&event, &object);
+        self.push(&event, object);
     }
 
     fn bookmark(&mut self, initial_events_end: bool) {
-        let row = self.writer.kind.row();
+        let Form { row, shape, .. } = self.writer.form;
         let mut metadata = json!({"resourceVersion": self.last.to_string(), "creationTimestamp": null});
         if initial_events_end {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let value = match self.writer.shape {
+        let value = match shape {
             Shape::Whole => json!({"kind": row.name, "apiVersion": row.api_version(), "metadata": metadata}),
             Shape::Metadata => {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
@@ -331,36 +328,26 @@ impl Frames {
 
 /// Shows objects in the shape that the client asked for.
 struct Writer {
-    kind: Kind,
-    shape: Shape,
-    include: Include,
+    form: Form,
     clock: std::sync::Arc<dyn reconcilers::ports::Clock>,
     /// The columns come with the first row alone.
     columns_sent: bool,
 }
 
 impl Writer {
-    fn write(&mut self, object: &Object) -> Value {
-        match self.shape {
-            Shape::Whole => object.clone().into_value(),
-            Shape::Metadata => content::metadata_only(object),
-            Shape::Table => {
-                let metadata = json!({"resourceVersion": object.str_at("/metadata/resourceVersion")});
-                let row = tables::row(self.kind, object, self.clock.unix_seconds(), self.include);
-                let mut table = tables::table(self.kind, metadata, vec![row]);
-                if std::mem::replace(&mut self.columns_sent, true) {
-                    table["columnDefinitions"] = Value::Null;
-                }
-                table
-            }
+    fn write(&mut self, object: Object) -> Value {
+        let mut value = self.form.one(object, self.clock.unix_seconds());
+        if self.form.shape == Shape::Table && std::mem::replace(&mut self.columns_sent, true) {
+            value["columnDefinitions"] = Value::Null;
         }
+        value
     }
 }
 
 #[cfg(test)]
 mod tests {
     use reconcilers::ports::{Clock, Moment};
-    use schemas::ObjectKey;
+    use schemas::{Kind, ObjectKey};
     use store::{Author, MemoryDisk, NodeId, OpenOptions, Via};
 
     use super::*;
@@ -393,9 +380,7 @@ mod tests {
             namespace: None,
         };
         let writer = Writer {
-            kind,
-            shape: Shape::Whole,
-            include: Include::Metadata,
+            form: Form::whole(kind.row()),
             clock: std::sync::Arc::new(StoppedClock),
             columns_sent: false,
         };
@@ -403,7 +388,7 @@ mod tests {
             store: store.clone(),
             frames: Frames {
                 writer,
-                selection: Selection::of(kind, &Query::default()).unwrap(),
+                selection: Selection::of(kind.row(), &Query::default()).unwrap(),
                 chunk: String::new(),
                 last: store.revision(),
             },

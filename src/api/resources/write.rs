@@ -4,8 +4,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use schemas::{
-    Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, hex, manifest, patch as patches,
-    time, validate,
+    Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, event, hex, manifest,
+    patch as patches, time, validate,
 };
 use serde_json::Value;
 use store::{Author, Outcome, Precondition, Revision, Store, Via, View, WriteError};
@@ -90,6 +90,7 @@ async fn created(call: &Call<'_>, object: Object, validation: Validation) -> Api
         let key = key_of(&object, kind)?;
         check_namespace(&call.state.store, &key)?;
         let warnings = check_new(&key, &object, validation)?;
+        object = event::in_group(kind.row().group, object);
         if kind == Kind::Event {
             events::check_size(&object)?;
         }
@@ -449,7 +450,7 @@ fn parse_yaml(bytes: &[u8]) -> ApiResult<Object> {
 
 /// Checks that a body is of the kind, namespace and name that the path says, and fills them in.
 fn addressed(call: &Call<'_>, mut object: Object, key: Option<&ObjectKey>) -> ApiResult<Object> {
-    let row = call.kind().row();
+    let row = call.target.row;
     let (api_version, kind) = (object.str_at("/apiVersion"), object.str_at("/kind"));
     if !kind.is_empty() && kind != row.name {
         return Err(ApiError::bad_request(format!(

@@ -231,26 +231,40 @@ pub(super) const EVENT: &[Column] = &[
     },
 ];
 
+/// An Event of the newer kind says when in `eventTime` and `series`, and who in `reportingComponent` and `reportingInstance`.
 pub(super) fn event(object: &Object, now: Now) -> Vec<Value> {
-    let about = format!(
-        "{}/{}",
-        object.str_at("/involvedObject/kind").to_ascii_lowercase(),
-        object.str_at("/involvedObject/name")
-    );
-    let mut source = object.str_at("/source/component").to_owned();
-    if !object.str_at("/source/host").is_empty() {
-        source = format!("{source}, {}", object.str_at("/source/host"));
+    let first_of = |pointers: [&str; 2]| {
+        let said = pointers.map(|pointer| object.str_at(pointer));
+        said.into_iter().find(|text| !text.is_empty()).unwrap_or_default()
+    };
+    let first = first_of(["/firstTimestamp", "/eventTime"]);
+    let last = match first_of(["/series/lastObservedTime", "/lastTimestamp"]) {
+        "" => first,
+        last => last,
+    };
+    let count = match object.pointer("/series") {
+        Some(_) => object.i64_at("/series/count").unwrap_or_default(),
+        None => object.i64_at("/count").filter(|count| *count != 0).unwrap_or(1),
+    };
+    let mut about = object.str_at("/involvedObject/kind").to_ascii_lowercase();
+    if !object.str_at("/involvedObject/name").is_empty() {
+        about = format!("{about}/{}", object.str_at("/involvedObject/name"));
+    }
+    let mut source = first_of(["/source/component", "/reportingComponent"]).to_owned();
+    let instance = first_of(["/source/host", "/reportingInstance"]);
+    if !instance.is_empty() {
+        source = format!("{source}, {instance}");
     }
     vec![
-        json!(now.since(object.str_at("/lastTimestamp"))),
+        json!(now.since(last)),
         json!(object.str_at("/type")),
         json!(object.str_at("/reason")),
         json!(about),
         json!(object.str_at("/involvedObject/fieldPath")),
         json!(source),
         json!(object.str_at("/message").trim()),
-        json!(now.since(object.str_at("/firstTimestamp"))),
-        json!(object.i64_at("/count").unwrap_or(1).to_string()),
+        json!(now.since(first)),
+        json!(count.to_string()),
         json!(object.name()),
     ]
 }
@@ -335,6 +349,51 @@ mod tests {
     }
 
     const BORN: &str = "1970-01-01T00:00:30Z";
+
+    #[test]
+    fn events_say_when_and_who_in_either_way() {
+        let about = json!({"kind": "Pod", "name": "web", "fieldPath": "spec"});
+        let older = json!({"metadata": {"name": "web.1"}, "involvedObject": about, "type": "Normal", "reason": "Told",
+            "message": "twice\n", "source": {"component": "kubelet", "host": "n1"}, "reportingComponent": "other",
+            "firstTimestamp": BORN, "lastTimestamp": "1970-01-01T00:00:50Z", "count": 2});
+        let newer = json!({"metadata": {"name": "web.1"}, "involvedObject": {"kind": "Pod"}, "type": "Normal",
+            "reason": "Told", "message": "often", "reportingComponent": "puller", "reportingInstance": "puller-1",
+            "eventTime": "1970-01-01T00:00:30.000001Z"});
+        let mut series = newer.clone();
+        series["series"] = json!({"count": 7, "lastObservedTime": "1970-01-01T00:00:55.000001Z"});
+        let row = |values: [&str; 10]| values.map(Value::from);
+        let from = "puller, puller-1";
+        check(
+            event,
+            older,
+            &row([
+                "10s",
+                "Normal",
+                "Told",
+                "pod/web",
+                "spec",
+                "kubelet, n1",
+                "twice",
+                "30s",
+                "2",
+                "web.1",
+            ]),
+        );
+        check(
+            event,
+            newer,
+            &row([
+                "30s", "Normal", "Told", "pod", "", from, "often", "30s", "1", "web.1",
+            ]),
+        );
+        check(
+            event,
+            series,
+            &row([
+                "5s", "Normal", "Told", "pod", "", from, "often", "30s", "7", "web.1",
+            ]),
+        );
+    }
 
     #[test]
     fn services_show_ports_and_addresses() {

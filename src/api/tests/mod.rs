@@ -2,6 +2,7 @@
 
 mod backups;
 mod documentation;
+mod events;
 mod eviction;
 mod explain;
 mod fixture;

@@ -267,7 +267,7 @@ async fn logs_of_a_pod_elsewhere_come_from_its_node() {
 
 // ---------------------------------------------------------------- events
 
-fn record(name: &str, reason: &'static str) -> EventRecord {
+pub(super) fn record(name: &str, reason: &'static str) -> EventRecord {
     EventRecord {
         key: ObjectKey::new(Kind::Pod, "default", name),
         uid: "u1".into(),
