@@ -1,42 +1,62 @@
-//! What this version does with each kind and field, as Markdown for the documentation: from the kind table, the types and
-//! the table of what is acted on.
+//! The page docs/kubernetes-compatibility.md: what people say, from `compatibility.md` beside this file, and what the tables of
+//! the code say, where that has a mark for them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::acted_on::{Part, is_probe, parts_of, probe_fields};
+use crate::fields::{self, ListRule, Mark, MergeKey, PatchRule};
 use crate::schema::{Shape, TypeId};
-use crate::{FACES, KINDS, Kind, KindRow, Scope};
+use crate::selector::fields_of;
+use crate::{FACES, KINDS, Kind, KindRow, Scope, Subresource};
 
-/// Returns two tables: the served kinds, and of those that are acted on their fields.
-pub fn tables() -> String {
-    let served: Vec<&KindRow> = KINDS.iter().filter(|row| row.served).collect();
+const TEMPLATE: &str = include_str!("compatibility.md");
+
+/// What discovery says can be done.
+pub struct Verbs {
+    pub with: fn(&KindRow) -> &'static [&'static str],
+    pub behind: fn(Subresource) -> &'static [&'static str],
+}
+
+/// Returns the whole page.
+pub fn page(verbs: &Verbs) -> String {
+    let tables = [
+        ("kinds", kinds()),
+        ("verbs", verbs_of_kinds(verbs)),
+        ("subresources", subresources(verbs)),
+        ("fields", fields_acted_on()),
+        ("immutable", immutable_and_selectable()),
+        ("merging", merging()),
+    ];
+    let filled = |page: String, (name, table): &(&str, String)| {
+        page.replace(&format!("<!-- {name} -->"), table.trim_end())
+    };
+    tables.iter().fold(TEMPLATE.to_owned(), filled)
+}
+
+fn served() -> impl Iterator<Item = &'static KindRow> {
+    KINDS.iter().filter(|row| row.served)
+}
+
+fn kinds() -> String {
     let mut text = String::from("| kind | version | names | subresources | |\n|---|---|---|---|---|\n");
-    for row in &served {
+    for row in served() {
         let scope = match row.scope {
             Scope::Namespaced => "",
             Scope::Cluster => " (no namespace)",
         };
         let names: Vec<&str> = [row.plural].iter().chain(row.short_names).copied().collect();
-        let parts: Vec<String> = row
-            .subresources
-            .iter()
-            .map(|part| format!("{part:?}").to_lowercase())
-            .collect();
+        let parts: Vec<String> = row.subresources.iter().map(word).collect();
         _ = writeln!(
             text,
-            "| {}{scope} | {} | {} | {} | {} |",
+            "| {}{scope} | {} | {} | {} | {}{} |",
             row.name,
             api_versions(row),
             quoted(&names),
             quoted(&parts),
             treatment(row),
+            remark(row.kind),
         );
-    }
-    text.push_str("\n| fields of | acted on | kept, with a warning |\n|---|---|---|\n");
-    for row in &served {
-        for part in parts_of(row.kind) {
-            of_part(row.kind, part, &mut text);
-        }
     }
     text
 }
@@ -65,6 +85,185 @@ fn treatment(row: &KindRow) -> String {
         _ if idle.is_empty() => "kept".to_owned(),
         _ => format!("kept, with a warning for {}", quoted(&idle)),
     }
+}
+
+/// What more there is to say of a kind than how it is treated.
+fn remark(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Node => {
+            "; `spec.unschedulable` (cordon) acts. Labels and taints that users set are kept, without effect on placement"
+        }
+        Kind::Endpoints | Kind::EndpointSlice => {
+            " for Services with a selector; written by hand for those without"
+        }
+        Kind::Event => "; kept by the node that saw it, for an hour, at most 2,000; not replicated",
+        Kind::ConfigMap | Kind::Secret => "; pods do not get it yet",
+        Kind::Lease => "; not backed up",
+        Kind::NetworkPolicy => ". **It closes nothing**",
+        Kind::PodDisruptionBudget => " by evictions (`kubectl drain`)",
+        Kind::StatefulSet | Kind::DaemonSet | Kind::ReplicationController | Kind::Job | Kind::CronJob => {
+            ". **No pods are made for it yet**"
+        }
+        Kind::Namespace
+        | Kind::Pod
+        | Kind::Service
+        | Kind::Deployment
+        | Kind::ReplicaSet
+        | Kind::Ingress
+        | Kind::ServiceAccount
+        | Kind::PersistentVolumeClaim
+        | Kind::PersistentVolume
+        | Kind::StorageClass
+        | Kind::IngressClass
+        | Kind::PriorityClass
+        | Kind::PodTemplate
+        | Kind::ControllerRevision
+        | Kind::Member
+        | Kind::ApiToken
+        | Kind::JoinToken
+        | Kind::DnsWhitelist
+        | Kind::GitInventory => "",
+    }
+}
+
+fn word(part: &Subresource) -> String {
+    format!("{part:?}").to_lowercase()
+}
+
+/// A sentence a set of verbs; the one that most kinds have last.
+fn verbs_of_kinds(verbs: &Verbs) -> String {
+    let mut kinds: BTreeMap<&[&str], Vec<&str>> = BTreeMap::new();
+    for row in served() {
+        kinds.entry((verbs.with)(row)).or_default().push(row.name);
+    }
+    let mut sets: Vec<_> = kinds.into_iter().collect();
+    sets.sort_by_key(|(_, kinds)| kinds.len());
+    let last = sets.len() - 1;
+    let said = sets.iter().enumerate().map(|(index, (verbs, kinds))| {
+        let kinds = if index == last {
+            "All others".to_owned()
+        } else {
+            kinds.join(", ")
+        };
+        format!("* {kinds}: {}\n", quoted(verbs))
+    });
+    said.collect()
+}
+
+fn subresources(verbs: &Verbs) -> String {
+    let mut kinds: BTreeMap<String, (&[&str], Vec<&str>)> = BTreeMap::new();
+    for row in served() {
+        for part in row.subresources {
+            let entry = kinds
+                .entry(word(part))
+                .or_insert(((verbs.behind)(*part), Vec::new()));
+            entry.1.push(row.name);
+        }
+    }
+    let mut text = String::from("| subresource | verbs | of |\n|---|---|---|\n");
+    for (part, (verbs, kinds)) in kinds {
+        _ = writeln!(text, "| `{part}` | {} | {} |", quoted(verbs), kinds.join(", "));
+    }
+    text
+}
+
+fn immutable_and_selectable() -> String {
+    let mut text = String::from(
+        "| kind | cannot change | but for | selected by (`fieldSelector`) |\n|---|---|---|---|\n",
+    );
+    _ = writeln!(
+        text,
+        "| all | {} | | {} |",
+        quoted(fields::METADATA_IMMUTABLE),
+        quoted(crate::selector::COMMON_FIELDS)
+    );
+    for row in served() {
+        let (immutable, except) = fields::immutable_paths(row.kind);
+        let selectable = fields_of(row.kind);
+        if !immutable.is_empty() || !selectable.is_empty() {
+            let cells = [immutable, except, selectable].map(quoted);
+            _ = writeln!(text, "| {} | {} |", row.name, cells.join(" | "));
+        }
+    }
+    text
+}
+
+/// How lists and maps come together of which the parts are not all on their own.
+fn merging() -> String {
+    let mut text = String::from("| kind | field | apply | strategic merge patch |\n|---|---|---|---|\n");
+    let marks = |kind: Option<Kind>, name: &str, text: &mut String| {
+        let mut units = Vec::new();
+        for mark in fields::marks(kind) {
+            if is_said_elsewhere(&mark.path) {
+                continue;
+            }
+            if mark.atomic_map && mark.list.is_none() {
+                units.push(mark.path);
+            } else if let Some((merge, patch)) = how(&mark) {
+                _ = writeln!(text, "| {name} | `{}` | {merge} | {patch} |", mark.path);
+            }
+        }
+        if !units.is_empty() {
+            _ = writeln!(text, "| {name} | {} | one value | |", quoted(&units));
+        }
+    };
+    marks(None, "all", &mut text);
+    for row in served() {
+        marks(Some(row.kind), row.name, &mut text);
+    }
+    text
+}
+
+/// Pods of templates are pods, all containers are containers, and metadata is metadata.
+fn is_said_elsewhere(path: &str) -> bool {
+    let within = [
+        "template.",
+        "emplate.metadata.",
+        "initContainers.",
+        "ephemeralContainers.",
+    ];
+    within.iter().any(|name| path.contains(name))
+}
+
+fn how(mark: &Mark) -> Option<(String, String)> {
+    let keys = |keys: &[MergeKey]| {
+        let key = |key: &MergeKey| match key.default {
+            Some(default) => format!("`{}` ({default})", key.field),
+            None => format!("`{}`", key.field),
+        };
+        keys.iter().map(key).collect::<Vec<_>>().join(", ")
+    };
+    let retained = if mark.retain_keys { ", `$retainKeys`" } else { "" };
+    let Some((merge, patch)) = mark.list else {
+        return mark
+            .retain_keys
+            .then(|| ("field by field".to_owned(), "`$retainKeys`".to_owned()));
+    };
+    if (merge, patch) == (ListRule::Atomic, PatchRule::Replace) {
+        return None;
+    }
+    let merge = match merge {
+        ListRule::Keyed { keys: by } if mark.atomic_map => format!("by {}, each one value", keys(by)),
+        ListRule::Keyed { keys: by } => format!("by {}", keys(by)),
+        ListRule::Set => "a set".to_owned(),
+        ListRule::Atomic => "one value".to_owned(),
+    };
+    let patch = match patch {
+        PatchRule::MergeBy(key) => format!("by `{key}`{retained}"),
+        PatchRule::MergeValues => "added".to_owned(),
+        PatchRule::Replace => "replaced".to_owned(),
+    };
+    Some((merge, patch))
+}
+
+fn fields_acted_on() -> String {
+    let mut text = String::from("| fields of | acted on | kept, with a warning |\n|---|---|---|\n");
+    for row in served() {
+        for part in parts_of(row.kind) {
+            of_part(row.kind, part, &mut text);
+        }
+    }
+    text
 }
 
 fn quoted(names: &[impl AsRef<str>]) -> String {
@@ -153,11 +352,15 @@ mod tests {
 
     #[test]
     fn every_kind_and_every_field_of_a_pod_has_its_place() {
-        let text = tables();
-        for row in KINDS.iter().filter(|row| row.served) {
+        let text = page(&Verbs {
+            with: |_| &["get"],
+            behind: |_| &["create"],
+        });
+        for row in served() {
             assert!(text.contains(&format!("| {}", row.name)), "{}", row.name);
         }
         assert!(text.contains("| Event | v1, events.k8s.io/v1 | `events`, `ev` |"));
+        assert!(!text.contains("<!--"), "each mark has its table");
         let row = |place: &str| {
             let start = format!("| Pod `{place}` |");
             let row = text.lines().find(|line| line.starts_with(&start));
@@ -171,6 +374,14 @@ mod tests {
         assert!(row("spec.containers.securityContext").contains("`capabilities`"));
         assert!(row("spec.containers.resources.limits").contains("`cpu`, `memory` | all others"));
         assert!(row("spec.containers.livenessProbe").contains("`failureThreshold`"));
-        assert!(text.contains("| NetworkPolicy | networking.k8s.io/v1 | `networkpolicies`, `netpol` |  | kept, with a warning for `spec` |"));
+        for line in [
+            "| NetworkPolicy | networking.k8s.io/v1 | `networkpolicies`, `netpol` |  | kept, with a warning for `spec`. **It closes nothing** |",
+            "* All others: `get`",
+            "| `eviction` | `create` | Pod |",
+            "| Pod | `spec.containers.ports` | by `containerPort`, `protocol` (TCP) | by `containerPort` |",
+            "| Secret | `type` |  | `type` |",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
     }
 }

@@ -215,10 +215,10 @@ struct FieldTerm {
 }
 
 /// Fields that every kind can be selected by.
-const COMMON_FIELDS: &[&str] = &["metadata.name", "metadata.namespace"];
+pub(crate) const COMMON_FIELDS: &[&str] = &["metadata.name", "metadata.namespace"];
 
 /// Fields that a kind can be selected by, beside [`COMMON_FIELDS`].
-fn fields_of(kind: Kind) -> &'static [&'static str] {
+pub(crate) fn fields_of(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Pod => &[
             "spec.nodeName",
