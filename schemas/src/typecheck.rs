@@ -1,41 +1,74 @@
-//! Every field against the type that Kubernetes gives it: wrong types, missing fields and unknown ones, all at once.
+//! Every field against the type that Kubernetes gives it: wrong types and missing fields, all at once; and objects without
+//! the fields that no type has.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::node::{Errors, MAX_FINDINGS, Node};
 use crate::quantity::Quantity;
 use crate::schema::{Shape, TypeId};
 use crate::{Kind, time};
 
-/// What the types alone tell about an object.
-#[derive(Default)]
-pub(crate) struct Findings {
-    pub(crate) errors: Errors,
-    /// Paths of fields that the types do not have, at most [`MAX_FINDINGS`].
-    pub(crate) unknown: Vec<String>,
+/// Takes out of an object what its type does not have, at any depth, as Kubernetes' decoder does. Returns the paths, at most
+/// [`MAX_FINDINGS`]. Internal kinds have no types and stay as they are.
+pub(crate) fn prune(kind: Kind, object: &mut Map<String, Value>) -> Vec<String> {
+    let mut unknown = Vec::new();
+    if let Some(id) = TypeId::of(kind) {
+        prune_fields(object, id, "", &mut unknown);
+    }
+    unknown
+}
+
+fn prune_fields(map: &mut Map<String, Value>, id: TypeId, place: &str, unknown: &mut Vec<String>) {
+    let fields = &id.get().fields;
+    map.retain(|name, value| {
+        let path = match place {
+            "" => name.clone(),
+            _ => format!("{place}.{name}"),
+        };
+        match fields.get(name) {
+            Some(shape) => prune_value(value, shape, path, unknown),
+            None if unknown.len() < MAX_FINDINGS => unknown.push(path),
+            None => {}
+        }
+        fields.contains_key(name)
+    });
+}
+
+fn prune_value(value: &mut Value, shape: &Shape, path: String, unknown: &mut Vec<String>) {
+    match (shape, value) {
+        (Shape::Struct(id), Value::Object(map)) => prune_fields(map, *id, &path, unknown),
+        (Shape::List(item), Value::Array(list)) if item.has_fields() => {
+            for (index, value) in list.iter_mut().enumerate() {
+                prune_value(value, item, format!("{path}[{index}]"), unknown);
+            }
+        }
+        (Shape::Map(item), Value::Object(map)) if item.has_fields() => {
+            for (key, value) in map {
+                prune_value(value, item, format!("{path}[{key}]"), unknown);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Checks a whole object. Internal kinds have no types and pass.
-pub(crate) fn check(kind: Kind, root: &Node<'_>) -> Findings {
-    let mut findings = Findings::default();
+pub(crate) fn check(kind: Kind, root: &Node<'_>) -> Errors {
+    let mut errors = Errors::default();
     if let Some(id) = TypeId::of_written(kind, root.at("apiVersion").text()) {
-        findings.fields(root, id);
+        errors.fields(root, id);
     }
-    findings
+    errors
 }
 
-impl Findings {
+impl Errors {
     fn fields(&mut self, node: &Node<'_>, id: TypeId) {
         let Some(map) = node.map() else {
-            return self.errors.type_invalid(node, "object");
+            return self.type_invalid(node, "object");
         };
         let fields = id.get();
         for name in map.keys() {
-            let field = node.at(name);
-            match fields.fields.get(name) {
-                Some(shape) => self.value(&field, shape),
-                None if self.unknown.len() < MAX_FINDINGS => self.unknown.push(field.path),
-                None => {}
+            if let Some(shape) = fields.fields.get(name) {
+                self.value(&node.at(name), shape);
             }
         }
         // What controllers report is theirs to complete.
@@ -51,7 +84,7 @@ impl Findings {
                 Some(_) => !field.is_set(),
             };
             if missing {
-                self.errors.required(&field, "");
+                self.required(&field, "");
             }
         }
     }
@@ -67,7 +100,7 @@ impl Findings {
             Shape::List(item) if value.is_array() => {
                 for element in node.items() {
                     match element.value {
-                        Value::Null => self.errors.type_invalid(&element, item.name()),
+                        Value::Null => self.type_invalid(&element, item.name()),
                         _ => self.value(&element, item),
                     }
                 }
@@ -86,13 +119,13 @@ impl Findings {
             Shape::Time if time::from_rfc3339(node.text()).is_some() => return,
             Shape::Quantity if value.is_string() || value.is_number() => match Quantity::from_json(value) {
                 Ok(_) => return,
-                Err(error) => return self.errors.invalid(node, error.to_string()),
+                Err(error) => return self.invalid(node, error.to_string()),
             },
             // A number or boolean where text belongs is nearly always a missing pair of quotes.
             Shape::Text if value.is_number() || value.is_boolean() => "string (quote it)",
             other => other.name(),
         };
-        self.errors.type_invalid(node, expected);
+        self.type_invalid(node, expected);
     }
 }
 
@@ -101,6 +134,15 @@ fn is_int32(value: &Value) -> bool {
 }
 
 impl Shape {
+    /// Tells whether something in a value can be no field.
+    fn has_fields(&self) -> bool {
+        match self {
+            Shape::Struct(_) => true,
+            Shape::List(item) | Shape::Map(item) => item.has_fields(),
+            _ => false,
+        }
+    }
+
     /// Names the type as users know it.
     fn name(&self) -> &'static str {
         match self {

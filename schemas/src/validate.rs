@@ -8,8 +8,9 @@ use serde_json::Value;
 use crate::acted_on::{self, Idle};
 use crate::field_error::{FieldError, Reason};
 use crate::node::{Errors, Node};
-use crate::typecheck::{self, Findings};
-use crate::{Kind, Object, apps, batch, config, core, event, fields, meta, networking, pod, policy, storage};
+use crate::{
+    Kind, Object, apps, batch, config, core, event, fields, meta, networking, pod, policy, storage, typecheck,
+};
 
 /// Returns the object with Kubernetes' defaults in the fields that are absent or null. Idempotent; what has the wrong
 /// type stays as it is.
@@ -66,7 +67,7 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
     let Some(kind) = object.kind() else {
         return vec![unknown_kind(&written)];
     };
-    let types = typecheck::check(kind, &Node::root(&written)).errors.0;
+    let types = typecheck::check(kind, &Node::root(&written)).0;
     // The rules of Events speak of the form that is kept, as those of Kubernetes do.
     let defaulted = event::in_group(kind.row().group, defaulted(object)).into_value();
     let root = Node::root(&defaulted);
@@ -212,26 +213,23 @@ fn follow<'a>(node: &Node<'a>, path: &str) -> Node<'a> {
     path.split('.').fold(node.clone(), |node, name| node.at(name))
 }
 
-/// Returns a sentence for each field, as written, that has no effect: fields that Kubernetes does not have
-/// (`unknown field "spec.foo"`), and fields that this version does not act on. Of the latter, what is the default says
-/// nothing new, nor what `before`, the object that is being changed, has as well: clients send back what they were shown.
+/// Takes the fields out that Kubernetes does not have, at any depth, and returns their paths (`spec.foo`), up to some hundred.
+pub fn prune(object: &mut Object) -> Vec<String> {
+    let kind = object.kind();
+    kind.map_or_else(Vec::new, |kind| typecheck::prune(kind, &mut object.0))
+}
+
+/// Returns a sentence for each field, as written, that this version does not act on. What is the default says nothing new,
+/// nor what `before`, the object that is being changed, has as well: clients send back what they were shown.
 pub fn warnings(object: &Object, before: Option<&Object>) -> Vec<String> {
     let Some(kind) = object.kind() else {
         return Vec::new();
     };
     let value = Value::Object(object.0.clone());
     let root = Node::root(&value);
-    let Findings { unknown, .. } = typecheck::check(kind, &root);
-    let mut warnings: Vec<String> = unknown
-        .iter()
-        .map(|path| format!("unknown field \"{path}\""))
-        .collect();
-    let idle: Vec<Idle> = acted_on::idle_fields(kind, &root)
-        .into_iter()
-        .filter(|field| !unknown.contains(&field.path))
-        .collect();
+    let idle = acted_on::idle_fields(kind, &root);
     if idle.is_empty() {
-        return warnings;
+        return Vec::new();
     }
     let untouched = without(object, &idle);
     let says_something = |field: &&Idle| {
@@ -242,8 +240,8 @@ pub fn warnings(object: &Object, before: Option<&Object>) -> Vec<String> {
             .all(|known| known != said)
     };
     let idle = idle.iter().filter(says_something);
-    warnings.extend(idle.map(|field| format!("{}: {}", field.path, field.reason)));
-    warnings
+    idle.map(|field| format!("{}: {}", field.path, field.reason))
+        .collect()
 }
 
 /// Returns the object as if these fields had not been written.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use store::{Author, Outcome, Store, Via};
 
 use super::content::{MAX_MANIFEST_BYTES, add_warnings, read_body};
-use super::resources::{DeleteOptions, Validation, check_applied, cleaned, delete_object, tidied};
+use super::resources::{DeleteOptions, check_applied, cleaned, delete_object, pruned, tidied};
 use super::state::{ApiState, user_of};
 use super::status::{ApiError, ApiResult, Cause};
 use super::target::Query;
@@ -119,31 +119,31 @@ fn plan(store: &Store, objects: Vec<Object>, options: &ApplyOptions) -> Result<V
     let (mut refusals, mut named, mut keys) = (Vec::new(), Vec::new(), HashSet::new());
     for (index, object) in objects.into_iter().enumerate() {
         match named_object(object, &options.default_namespace) {
-            Ok((key, _)) if !keys.insert(key.clone()) => {
+            Ok((key, ..)) if !keys.insert(key.clone()) => {
                 let error = ApiError::bad_request("is in the bundle more than once");
                 refusals.push(Refusal {
                     object: title(&key),
                     error,
                 });
             }
-            Ok(pair) => named.push(pair),
+            Ok(found) => named.push(found),
             Err((title, error)) => {
                 let object = title.unwrap_or_else(|| format!("object {}", index + 1));
                 refusals.push(Refusal { object, error });
             }
         }
     }
-    named.sort_by_key(|(key, _)| key.kind != Kind::Namespace);
+    named.sort_by_key(|(key, ..)| key.kind != Kind::Namespace);
     let mut planned = Vec::new();
-    for (key, object) in named {
+    for (key, object, mut warnings) in named {
         let checked = check_bundled(store, &keys, &key).and_then(|()| {
             let after = store.apply_dry(object.clone(), &options.author, true)?;
             let before = store.get(&key);
-            let warnings = check_applied(&key, before.as_ref(), &object, &after.view, Validation::Warn)?;
-            Ok((after.outcome, warnings))
+            warnings.extend(check_applied(&key, before.as_ref(), &object, &after.view)?);
+            Ok(after.outcome)
         });
         match checked {
-            Ok((outcome, warnings)) => planned.push(Planned {
+            Ok(outcome) => planned.push(Planned {
                 key,
                 object,
                 outcome,
@@ -162,11 +162,13 @@ fn plan(store: &Store, objects: Vec<Object>, options: &ApplyOptions) -> Result<V
     }
 }
 
-/// Finds the kind of an object and fills in its namespace; what only a server can say of it goes.
+/// Finds the kind of an object and fills in its namespace; what only a server can say of it goes, and what is no field, of
+/// which warnings tell.
 fn named_object(
-    object: Object,
+    mut object: Object,
     default_namespace: &str,
-) -> Result<(ObjectKey, Object), (Option<String>, ApiError)> {
+) -> Result<(ObjectKey, Object, Vec<String>), (Option<String>, ApiError)> {
+    let warnings = pruned(&mut object);
     let mut object = tidied(object);
     let (api_version, kind) = (
         object.str_at("/apiVersion").to_owned(),
@@ -185,7 +187,7 @@ fn named_object(
     }
     let object = cleaned(kind, object);
     match object.key() {
-        Some(key) => Ok((key, object)),
+        Some(key) => Ok((key, object, warnings)),
         None => {
             let cause = Cause {
                 reason: "FieldValueRequired".into(),

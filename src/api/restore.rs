@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::content::read_body;
 use super::manifests::title;
-use super::resources::{Validation, check_namespace, check_new, delete_if};
+use super::resources::{check_namespace, check_new, delete_if};
 use super::state::{ApiState, user_of};
 use super::status::{ApiError, ApiResult};
 use super::target::Query;
@@ -144,7 +144,7 @@ impl Planner<'_> {
             if !namespaces.contains(&key.namespace) {
                 check_namespace(self.store, key).map_err(|error| error.message)?;
             }
-            check_new(key, object, Validation::Ignore).map_err(|error| error.message)?;
+            check_new(key, object).map_err(|error| error.message)?;
             return Ok((Action::Create, String::new()));
         };
         let stays = stays(key.kind);
@@ -162,7 +162,7 @@ impl Planner<'_> {
             let reason = "it is there and says something else; --replace makes it as in the backup";
             return Ok((Action::Skip, reason.to_owned()));
         }
-        check_new(key, object, Validation::Ignore).map_err(|error| error.message)?;
+        check_new(key, object).map_err(|error| error.message)?;
         let action = if stays { Action::Update } else { Action::Replace };
         Ok((action, String::new()))
     }

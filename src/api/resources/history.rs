@@ -14,7 +14,7 @@ use store::{ChangedFields, HistoryChange, HistoryError, Precondition, Via};
 
 use super::Call;
 use super::edit::{Part, confined};
-use super::write::{Validation, check_changed};
+use super::write::check_changed;
 use crate::api::content::add_warnings;
 use crate::api::state::ApiState;
 use crate::api::status::{ApiError, ApiResult, Cause};
@@ -105,8 +105,7 @@ pub(crate) async fn undo(State(state): State<ApiState>, path: Named, request: Re
         changed = store::compare(key.kind, document, &wanted);
         if wanted != *document {
             let (before, after) = (validate::defaulted(document), validate::defaulted(&wanted));
-            warnings = check_changed(&key, &before, &after, Validation::Warn)
-                .map_err(|error| not_undone(error, &key, &to))?;
+            warnings = check_changed(&key, &before, &after).map_err(|error| not_undone(error, &key, &to))?;
         }
         Ok(wanted)
     };
@@ -141,7 +140,10 @@ pub(crate) async fn undo(State(state): State<ApiState>, path: Named, request: Re
 
 /// Returns a document with what users said of it in an old one.
 fn restored(document: &Object, old: &Object) -> Object {
-    let mut wanted = confined(document, old.clone(), Part::Main, true);
+    let mut old = old.clone();
+    // Once, what is no field was kept.
+    validate::prune(&mut old);
+    let mut wanted = confined(document, old, Part::Main, true);
     for path in CONTROLLERS_FIELDS {
         match document.pointer(&format!("/{}", path.join("/"))) {
             Some(value) => wanted.set(&path, value.clone()),

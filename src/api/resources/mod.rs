@@ -4,6 +4,7 @@
 //! before in `history`. What a
 //! kind means is asked of `schemas`; nothing here knows what controllers do.
 
+mod decode;
 mod delete;
 mod edit;
 mod eviction;
@@ -40,12 +41,13 @@ use super::target::{Behind, Query, Target};
 
 use crate::caller::Caller;
 
+pub(crate) use decode::pruned;
 pub use delete::delete_if;
 pub(crate) use delete::{DeleteOptions, delete_object};
 pub(crate) use edit::{cleaned, tidied};
 pub use node::forget_node;
 pub(crate) use read::{get_object, include, list_objects, peer_list};
-pub(crate) use write::{Validation, check_applied, check_namespace, check_new};
+pub(crate) use write::{check_applied, check_namespace, check_new};
 
 /// A relayed request with this header is answered from the node's own state, without asking others.
 pub(crate) const LOCAL_ONLY: &str = "x-podman-swarm-local";

@@ -5,7 +5,8 @@ use http::StatusCode;
 use schemas::{Object, ObjectKey};
 use serde_json::{Value, json};
 
-use super::write::{Validation, change_object, check_meant, named_version, patched};
+use super::decode::Validation;
+use super::write::{change_object, check_meant, named_version, patched};
 use super::{Call, foreign, get_object, plain_answer};
 use crate::api::content::{
     self, MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body, unsupported_media,

@@ -2,26 +2,23 @@
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use schemas::{
-    Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, event, hex, manifest,
-    patch as patches, time, validate,
+    Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, event, hex, patch as patches, time,
+    validate,
 };
 use serde_json::Value;
 use store::{Author, Outcome, Precondition, Revision, Store, Via, View, WriteError};
 
+use super::decode::{self, Validation, decoded, parse_object, parse_yaml};
 use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
 use super::options::resource_version;
 use super::{Call, foreign, object_answer, shown};
-use crate::api::content::{
-    self, MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body, unsupported_media,
-};
+use crate::api::content::{self, MAX_OBJECT_BYTES, content_type, parse_value, read_body, unsupported_media};
 use crate::api::events::{self, uuid};
 use crate::api::status::{APPLIED_STATUS, ApiError, ApiResult, Cause};
 use crate::api::target::Behind;
 
-/// What is read where an object is expected.
-const OBJECT_TYPES: [&str; 3] = ["application/json", "application/yaml", PROTOBUF];
 const PATCH_TYPES: [&str; 4] = [
     "application/json-patch+json",
     "application/merge-patch+json",
@@ -30,34 +27,11 @@ const PATCH_TYPES: [&str; 4] = [
 ];
 /// How often a name is drawn for `generateName` before we give up.
 const NAME_ATTEMPTS: usize = 8;
-/// How warnings about fields that Kubernetes does not have begin.
-const UNKNOWN_FIELD: &str = "unknown field ";
 /// Where `kubectl apply` without `--server-side` writes down what it applied.
 const LAST_APPLIED: &str = "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration";
 /// As Kubernetes: a generated name has this many characters of its own, and at most 63 in all.
 const NAME_SUFFIX: usize = 5;
 const MAX_GENERATED_NAME: usize = 63;
-
-/// What happens with fields that nobody knows (`fieldValidation`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Validation {
-    Ignore,
-    Warn,
-    Strict,
-}
-
-impl Validation {
-    pub(crate) fn parse(text: &str) -> ApiResult<Self> {
-        match text {
-            "Ignore" => Ok(Self::Ignore),
-            "" | "Warn" => Ok(Self::Warn),
-            "Strict" => Ok(Self::Strict),
-            other => Err(ApiError::bad_request(format!(
-                "parameter fieldValidation: Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\""
-            ))),
-        }
-    }
-}
 
 /// Answers `POST` to a collection.
 pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
@@ -74,11 +48,12 @@ pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
             "resourceVersion should not be set on objects to be created",
         ));
     }
-    created(call, cleaned(kind, tidied(object)), validation).await
+    let (object, warnings) = decoded(object, validation)?;
+    created(call, cleaned(kind, tidied(object)), warnings).await
 }
 
-/// Creates an object and answers 201.
-async fn created(call: &Call<'_>, object: Object, validation: Validation) -> ApiResult {
+/// Creates an object and answers 201, with warnings about what was read and what has no effect.
+async fn created(call: &Call<'_>, object: Object, read: Vec<String>) -> ApiResult {
     let (kind, dry_run) = (call.kind(), call.query.dry_run()?);
     let prefix = object.str_at("/metadata/generateName").to_owned();
     let generate = object.name().is_empty() && !prefix.is_empty();
@@ -89,7 +64,7 @@ async fn created(call: &Call<'_>, object: Object, validation: Validation) -> Api
         }
         let key = key_of(&object, kind)?;
         check_namespace(&call.state.store, &key)?;
-        let warnings = check_new(&key, &object, validation)?;
+        let warnings = check_new(&key, &object)?;
         object = event::in_group(kind.row().group, object);
         if kind == Kind::Event {
             events::check_size(&object)?;
@@ -105,7 +80,7 @@ async fn created(call: &Call<'_>, object: Object, validation: Validation) -> Api
             }
         };
         let mut response = object_answer(call, StatusCode::CREATED, view)?;
-        content::add_warnings(&mut response, &warnings);
+        content::add_warnings(&mut response, &[read, warnings].concat());
         return Ok(response);
     }
     Err(ApiError::internal("no name could be generated"))
@@ -156,14 +131,15 @@ pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
     if let Some(answer) = foreign::write(call, &key, meant, &bytes).await? {
         return Ok(answer);
     }
+    let (object, read) = decoded(object, validation)?;
     let is_meant_new = meant.is_none() && call.target.behind.is_none() && is_created_by_put(key.kind);
     if is_meant_new && call.state.store.get(&key).is_none() {
-        return created(call, cleaned(key.kind, tidied(object)), validation).await;
+        return created(call, cleaned(key.kind, tidied(object)), read).await;
     }
     let change = |_: &Object| Ok(object.clone());
     let (view, warnings) = change_object(call, &key, validation, &change).await?;
     let mut response = object_answer(call, StatusCode::OK, view)?;
-    content::add_warnings(&mut response, &warnings);
+    content::add_warnings(&mut response, &[read, warnings].concat());
     Ok(response)
 }
 
@@ -185,7 +161,7 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
     }
     let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
     if media == "application/apply-patch+yaml" {
-        return apply(call, &key, &bytes, validation).await;
+        return apply(call, &key, &bytes).await;
     }
     let patch = parse_value(&call.headers, &bytes)?;
     if let Some(answer) = foreign::write(call, &key, named_version(&patch)?, &bytes).await? {
@@ -250,24 +226,28 @@ pub(super) async fn change_object(
     let before = shown(&view);
     let mut warnings = Vec::new();
     let mut step = |raw: &Object| -> ApiResult<Object> {
+        // Once, what is no field was kept.
+        let mut raw = raw.clone();
+        validate::prune(&mut raw);
         // Of a computed object the document is only what clients wrote; they see, and edit, the whole.
         let base = if key.kind.row().derived {
             before.clone()
         } else {
-            validate::defaulted(raw)
+            validate::defaulted(&raw)
         };
-        let edited = edit(&base)?;
-        check_meant(key, raw, &base, &edited)?;
+        let (edited, unknown) = decode::patched(edit(&base)?, validation)?;
+        check_meant(key, &raw, &base, &edited)?;
         check_identity(&base, &edited)?;
         let edited = tidied(confined(&base, edited, part, key.kind.has_status()));
         match part {
-            Part::Main => warnings = check_changed(key, &base, &edited, validation)?,
+            Part::Main => warnings = check_changed(key, &base, &edited)?,
             Part::Status => check_status(key, &edited)?,
         }
+        warnings.splice(..0, unknown);
         Ok(if key.kind.row().derived {
-            stored_beside(raw, &base, &edited)
+            stored_beside(&raw, &base, &edited)
         } else {
-            stored(raw, &base, &edited)
+            stored(&raw, &base, &edited)
         })
     };
     if call.query.dry_run()? {
@@ -320,7 +300,7 @@ async fn finish_deletion(call: &Call<'_>, view: View) -> ApiResult<View> {
 }
 
 /// Server-side apply by one client (`force` as it asks).
-async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Validation) -> ApiResult {
+async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes) -> ApiResult {
     if call.query.text("fieldManager").is_empty() {
         return Err(ApiError::new(
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -349,6 +329,7 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
     if let Some(answer) = foreign::write(call, key, precondition.resource_version, bytes).await? {
         return Ok(answer);
     }
+    let object = decode::typed(object)?;
     let mut object = match part {
         Part::Main => cleaned(key.kind, tidied(object)),
         Part::Status => status_alone(key, tidied(object)),
@@ -395,10 +376,10 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
     }
     let planned = planned?;
     let warnings = match part {
-        Part::Main => check_applied(key, before.as_ref(), &object, &planned.view, validation)?,
+        Part::Main => check_applied(key, before.as_ref(), &object, &planned.view)?,
         Part::Status => {
             check_status(key, &planned.view.object)?;
-            field_warnings(&object, None, validation)?
+            Vec::new()
         }
     };
     let applied = if call.query.dry_run()? {
@@ -426,27 +407,7 @@ fn is_own(error: &WriteError, before: Option<&View>, author: &Author) -> bool {
     is_applied && author.manager == "kubectl" && fields.iter().all(client_side)
 }
 
-// ---------------------------------------------------------------- reading bodies
-
-/// Reads one object in JSON, YAML or protobuf.
-fn parse_object(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Object> {
-    match content_type(headers) {
-        "" | "application/json" | PROTOBUF => Object::from_value(parse_value(headers, bytes)?)
-            .ok_or_else(|| ApiError::bad_request("the body is not an object")),
-        "application/yaml" | "application/x-yaml" | "text/yaml" => parse_yaml(bytes),
-        _ => Err(unsupported_media(&OBJECT_TYPES)),
-    }
-}
-
-/// Reads one YAML document (JSON is YAML, too).
-fn parse_yaml(bytes: &[u8]) -> ApiResult<Object> {
-    let mut objects = manifest::parse(bytes)
-        .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
-    match (objects.pop(), objects.is_empty()) {
-        (Some(object), true) => Ok(object),
-        _ => Err(ApiError::bad_request("the body is not one object")),
-    }
-}
+// ---------------------------------------------------------------- what is meant
 
 /// Checks that a body is of the kind, namespace and name that the path says, and fills them in.
 fn addressed(call: &Call<'_>, mut object: Object, key: Option<&ObjectKey>) -> ApiResult<Object> {
@@ -612,56 +573,17 @@ fn refused(key: &ObjectKey, errors: Vec<FieldError>) -> ApiResult<()> {
     Err(ApiError::invalid(key.kind, &key.name, field_causes(errors)))
 }
 
-/// Warnings about what a client sent (to change `before`, if that is there); unknown fields are refused
-/// when it asked for that.
-fn field_warnings(
-    object: &Object,
-    before: Option<&Object>,
-    validation: Validation,
-) -> ApiResult<Vec<String>> {
-    let all = validate::warnings(object, before);
-    let (unknown, other): (Vec<_>, Vec<_>) = all
-        .iter()
-        .cloned()
-        .partition(|text| text.starts_with(UNKNOWN_FIELD));
-    // Kubernetes leaves the group out of what it says.
-    let version = object
-        .str_at("/apiVersion")
-        .rsplit('/')
-        .next()
-        .unwrap_or_default();
-    match validation {
-        Validation::Ignore => Ok(other),
-        Validation::Warn => Ok(all),
-        Validation::Strict if unknown.is_empty() => Ok(other),
-        Validation::Strict => Err(ApiError::bad_request(format!(
-            "{} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
-            object.str_at("/kind"),
-            version,
-            object.str_at("/kind"),
-            unknown.join(", ")
-        ))),
-    }
-}
-
 /// Checks an object that is to be made.
-pub(crate) fn check_new(key: &ObjectKey, object: &Object, validation: Validation) -> ApiResult<Vec<String>> {
-    let warnings = field_warnings(object, None, validation)?;
+pub(crate) fn check_new(key: &ObjectKey, object: &Object) -> ApiResult<Vec<String>> {
     refused(key, validate::validate(object))?;
-    Ok(warnings)
+    Ok(validate::warnings(object, None))
 }
 
-pub(super) fn check_changed(
-    key: &ObjectKey,
-    old: &Object,
-    new: &Object,
-    validation: Validation,
-) -> ApiResult<Vec<String>> {
-    let warnings = field_warnings(new, Some(old), validation)?;
+pub(super) fn check_changed(key: &ObjectKey, old: &Object, new: &Object) -> ApiResult<Vec<String>> {
     let mut errors = validate::validate(new);
     errors.extend(validate::validate_update(old, new));
     refused(key, errors)?;
-    Ok(warnings)
+    Ok(validate::warnings(new, Some(old)))
 }
 
 /// Checks the types of a status; what is wrong elsewhere does not keep it from being written.
@@ -677,15 +599,13 @@ pub(crate) fn check_applied(
     before: Option<&View>,
     sent: &Object,
     planned: &View,
-    validation: Validation,
 ) -> ApiResult<Vec<String>> {
-    // What is sent is what the user wrote, each time.
-    let warnings = field_warnings(sent, None, validation)?;
     let after = shown(planned);
     let mut errors = validate::validate(&after);
     if let Some(before) = before {
         errors.extend(validate::validate_update(&shown(before), &after));
     }
     refused(key, errors)?;
-    Ok(warnings)
+    // What is sent is what the user wrote, each time.
+    Ok(validate::warnings(sent, None))
 }

@@ -186,7 +186,7 @@ async fn kinds_and_fields(kubectl: &Kubectl) {
             refusal(
                 "apply -f -",
                 colour,
-                &["Error from server (BadRequest): error when ", "strict decoding error: unknown field \"spec.colour\""],
+                &["The Deployment \"web\" is invalid: patch: Invalid value: strict decoding error: unknown field \"spec.colour\""],
             ),
             refusal(
                 "create -f -",

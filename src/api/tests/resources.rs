@@ -92,8 +92,7 @@ async fn unknown_fields_are_warned_about_or_refused_as_asked() {
         "{:?}",
         created.warnings()
     );
-    // It is kept.
-    assert_eq!(api.get(WEB).await.json()["spec"]["colour"], "red");
+    assert_eq!(api.get(WEB).await.json()["spec"]["colour"], Value::Null);
     object["metadata"]["name"] = "strict".into();
     let refused = api
         .post(&format!("{DEPLOYMENTS}?fieldValidation=Strict"), object.clone())
@@ -108,27 +107,76 @@ async fn unknown_fields_are_warned_about_or_refused_as_asked() {
 }
 
 #[tokio::test]
-async fn unknown_fields_beside_spec_are_kept_however_they_come() {
+async fn unknown_fields_are_not_stored_however_they_come() {
     let api = Api::open().await;
-    let common = json!({"a": [1], "b": {"c": "d"}});
+    let unknown = [
+        "x-common",
+        "metadata.colour",
+        "spec.colour",
+        "spec.template.spec.containers[0].colour",
+    ];
     let named = |name: &str| {
         let mut object = deployment(name, 1);
-        object["x-common"] = common.clone();
+        object["x-common"] = json!({"a": [1]});
+        object["metadata"]["colour"] = json!("red");
+        object["spec"]["colour"] = json!({"b": {"c": "d"}});
+        object["spec"]["template"]["spec"]["containers"][0]["colour"] = json!(1);
         object
     };
     let path = |name: &str| format!("{DEPLOYMENTS}/{name}");
-    api.post(DEPLOYMENTS, named("created")).await.expect(201);
-    let applied = format!("{}?fieldManager=test", path("applied"));
-    api.apply(&applied, named("applied")).await.expect(201);
-    api.post("/api/v1/manifests", named("bundled")).await.expect(200);
-    for kind in ["merge", "strategic-merge"] {
-        api.post(DEPLOYMENTS, deployment(kind, 1)).await.expect(201);
-        let patch = json!({"x-common": common});
-        api.patch(&path(kind), kind, patch).await.expect(200);
+    let warned = |answer: Answer| {
+        for path in unknown {
+            let text = format!("unknown field \"{path}\"");
+            let warnings = answer.warnings();
+            assert!(
+                warnings
+                    .iter()
+                    .any(|warning| warning.contains(&text.replace('"', "\\\""))),
+                "{text}: {warnings:?}"
+            );
+        }
+    };
+    warned(api.post(DEPLOYMENTS, named("created")).await.expect(201));
+    warned(api.post("/api/v1/manifests", named("bundled")).await.expect(200));
+    for name in ["updated", "merge", "strategic-merge"] {
+        api.post(DEPLOYMENTS, deployment(name, 1)).await.expect(201);
     }
-    for name in ["created", "applied", "bundled", "merge", "strategic-merge"] {
+    warned(api.put(&path("updated"), named("updated")).await.expect(200));
+    for kind in ["merge", "strategic-merge"] {
+        warned(api.patch(&path(kind), kind, named(kind)).await.expect(200));
+        let strict = format!("{}?fieldValidation=Strict", path(kind));
+        let refused = api.patch(&strict, kind, named(kind)).await.expect(422).json();
+        let message = refused["message"].as_str().unwrap();
+        assert!(
+            message.contains("patch: Invalid value: strict decoding error: "),
+            "{message}"
+        );
+        let silent = format!("{}?fieldValidation=Ignore", path(kind));
+        let answer = api.patch(&silent, kind, named(kind)).await.expect(200);
+        assert_eq!(answer.warnings(), Vec::<&str>::new());
+    }
+    for name in ["created", "bundled", "updated", "merge", "strategic-merge"] {
         let shown = api.get(&path(name)).await.expect(200).json();
-        assert_eq!(shown["x-common"], common, "{name}");
+        let stored = shown.to_string();
+        assert!(
+            !stored.contains("colour") && !stored.contains("x-common"),
+            "{name}: {stored}"
+        );
+    }
+    // Nobody can own what does not exist.
+    for validation in ["Ignore", "Warn", "Strict"] {
+        let applied = format!(
+            "{}?fieldManager=test&fieldValidation={validation}",
+            path("applied")
+        );
+        let refused = api.apply(&applied, named("applied")).await.expect(400).json();
+        let message = refused["message"].as_str().unwrap();
+        assert!(
+            message.starts_with(
+                "failed to create typed patch object (default/applied; apps/v1, Kind=Deployment): "
+            ) && message.contains(".spec.colour: field not declared in schema"),
+            "{message}"
+        );
     }
 }
 
