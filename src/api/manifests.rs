@@ -162,12 +162,12 @@ fn plan(store: &Store, objects: Vec<Object>, options: &ApplyOptions) -> Result<V
     }
 }
 
+/// An object with its key and warnings about what was left out of it.
+type Named = (ObjectKey, Object, Vec<String>);
+
 /// Finds the kind of an object and fills in its namespace; what only a server can say of it goes, and what is no field, of
 /// which warnings tell.
-fn named_object(
-    mut object: Object,
-    default_namespace: &str,
-) -> Result<(ObjectKey, Object, Vec<String>), (Option<String>, ApiError)> {
+fn named_object(mut object: Object, default_namespace: &str) -> Result<Named, (Option<String>, ApiError)> {
     let warnings = pruned(&mut object);
     let mut object = tidied(object);
     let (api_version, kind) = (
