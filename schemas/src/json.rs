@@ -1,4 +1,4 @@
-//! JSON read strictly: duplicate keys, depth and number of values are checked, with positions.
+//! JSON read strictly: depth and number of values are checked, with positions, and duplicate keys are refused or noted.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -6,13 +6,15 @@ use std::fmt;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::manifest::{Document, MAX_DEPTH, MAX_VALUES, ManifestError, Problem};
+use crate::manifest::{Document, Duplicates, MAX_DEPTH, MAX_VALUES, ManifestError, Problem};
 
-/// Reads one JSON value after the other.
-pub(crate) fn documents(text: &str) -> Result<Vec<Document>, ManifestError> {
+/// Reads one JSON value after the other. Of duplicate keys that are noted, the last counts.
+pub(crate) fn documents(text: &str, duplicates: &mut Duplicates) -> Result<Vec<Document>, ManifestError> {
     let state = RefCell::new(State {
         values: 0,
         problem: None,
+        duplicates,
+        path: Vec::new(),
     });
     let mut documents = Vec::new();
     let mut rest = text;
@@ -70,15 +72,42 @@ fn advance(line: &mut usize, column: &mut usize, text: &str) {
     *column += last_line.chars().count();
 }
 
-struct State {
+struct State<'a> {
     values: usize,
     /// What was found, beside the text that serde's errors carry.
     problem: Option<Problem>,
+    duplicates: &'a mut Duplicates,
+    /// Where the reader is.
+    path: Vec<Step>,
+}
+
+enum Step {
+    Key(String),
+    Index(usize),
+}
+
+impl State<'_> {
+    /// Notes that a key is there again, unless that is refused.
+    fn repeated(&mut self, key: &str) -> bool {
+        let mut path = String::new();
+        for step in &self.path {
+            match step {
+                Step::Key(name) if path.is_empty() => path.push_str(name),
+                Step::Key(name) => path.extend([".", name]),
+                Step::Index(index) => path.push_str(&format!("[{index}]")),
+            }
+        }
+        if !path.is_empty() {
+            path.push('.');
+        }
+        self.duplicates
+            .note(|| format!("duplicate field \"{path}{key}\""))
+    }
 }
 
 #[derive(Clone, Copy)]
 struct Strict<'a> {
-    state: &'a RefCell<State>,
+    state: &'a RefCell<State<'a>>,
     depth: usize,
 }
 
@@ -157,20 +186,27 @@ impl<'de> Visitor<'de> for Strict<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut source: A) -> Result<Value, A::Error> {
         let inner = self.inner()?;
         let mut list = Vec::new();
-        while let Some(value) = source.next_element_seed(inner)? {
-            list.push(value);
+        loop {
+            self.state.borrow_mut().path.push(Step::Index(list.len()));
+            let value = source.next_element_seed(inner)?;
+            self.state.borrow_mut().path.pop();
+            match value {
+                Some(value) => list.push(value),
+                None => return Ok(Value::Array(list)),
+            }
         }
-        Ok(Value::Array(list))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut source: A) -> Result<Value, A::Error> {
         let inner = self.inner()?;
         let mut map = Map::new();
         while let Some(key) = source.next_key::<String>()? {
-            if map.contains_key(&key) {
+            if map.contains_key(&key) && !self.state.borrow_mut().repeated(&key) {
                 return Err(self.fail(Problem::DuplicateKey(key)));
             }
+            self.state.borrow_mut().path.push(Step::Key(key.clone()));
             let value = source.next_value_seed(inner)?;
+            self.state.borrow_mut().path.pop();
             map.insert(key, value);
         }
         Ok(Value::Object(map))

@@ -126,6 +126,33 @@ impl Problem {
     }
 }
 
+/// What becomes of keys that are in one map more than once.
+pub(crate) enum Duplicates {
+    /// The place is an error.
+    Refused,
+    /// The last counts; a sentence for each, at most [`MAX_ERRORS`].
+    Noted(Vec<String>),
+}
+
+impl Duplicates {
+    /// Takes note of one. False: it is refused.
+    pub(crate) fn note(&mut self, sentence: impl FnOnce() -> String) -> bool {
+        match self {
+            Duplicates::Refused => return false,
+            Duplicates::Noted(notes) if notes.len() < MAX_ERRORS => notes.push(sentence()),
+            Duplicates::Noted(_) => {}
+        }
+        true
+    }
+
+    fn notes(self) -> Vec<String> {
+        match self {
+            Duplicates::Refused => Vec::new(),
+            Duplicates::Noted(notes) => notes,
+        }
+    }
+}
+
 /// One document of a manifest and where it begins.
 pub(crate) struct Document {
     pub(crate) value: Value,
@@ -168,7 +195,7 @@ pub fn parse_all(bytes: &[u8]) -> Parsed {
             };
         }
     };
-    let (documents, unreadable) = documents(text);
+    let (documents, unreadable) = documents(text, &mut Duplicates::Refused);
     let mut parsed = Parsed::default();
     for document in documents {
         let (mut problems, room) = (Vec::new(), MAX_ERRORS - parsed.errors.len());
@@ -187,6 +214,57 @@ pub fn parse_all(bytes: &[u8]) -> Parsed {
     }
     parsed.errors.extend(unreadable);
     parsed
+}
+
+/// Reads the objects of a body, and what a strict decoder says of keys that are there twice, of which the last counts: as
+/// Kubernetes, which leaves it to clients whether that is refused.
+///
+/// # Errors
+/// The first thing that cannot be read.
+pub fn parse_last_wins(bytes: &[u8]) -> Result<(Vec<Object>, Vec<String>), ManifestError> {
+    let text = checked_text(bytes)?;
+    let mut duplicates = Duplicates::Noted(Vec::new());
+    let (documents, unreadable) = documents(text, &mut duplicates);
+    if let Some(error) = unreadable {
+        return Err(error);
+    }
+    let mut objects = Vec::new();
+    for document in documents {
+        let mut problems = Vec::new();
+        flatten(document.value, &mut objects, &mut problems);
+        if let Some(problem) = problems.into_iter().next() {
+            return Err(ManifestError {
+                document: document.number,
+                line: document.line,
+                column: document.column,
+                problem,
+            });
+        }
+    }
+    Ok((objects, duplicates.notes()))
+}
+
+/// [`parse_last_wins`] for one value in JSON, whatever it is.
+///
+/// # Errors
+/// What cannot be read, and a second value.
+pub fn json_last_wins(bytes: &[u8]) -> Result<(Value, Vec<String>), ManifestError> {
+    let mut duplicates = Duplicates::Noted(Vec::new());
+    let mut documents = json::documents(checked_text(bytes)?, &mut duplicates)?.into_iter();
+    let error = |place: Option<Document>, text: &str| {
+        let (line, column) = place.map_or((1, 1), |document| (document.line, document.column));
+        ManifestError {
+            document: 1,
+            line,
+            column,
+            problem: Problem::Syntax(text.to_owned()),
+        }
+    };
+    match (documents.next(), documents.next()) {
+        (Some(document), None) => Ok((document.value, duplicates.notes())),
+        (None, _) => Err(error(None, "EOF while parsing a value")),
+        (_, more) => Err(error(more, "trailing characters")),
+    }
 }
 
 fn checked_text(bytes: &[u8]) -> Result<&str, ManifestError> {
@@ -216,24 +294,29 @@ fn checked_text(bytes: &[u8]) -> Result<&str, ManifestError> {
 
 /// Returns the documents up to the first that cannot be read. JSON where it is JSON (its strings have escapes that YAML
 /// reads otherwise), else YAML.
-fn documents(text: &str) -> (Vec<Document>, Option<ManifestError>) {
+fn documents(text: &str, duplicates: &mut Duplicates) -> (Vec<Document>, Option<ManifestError>) {
     if !text.trim_start().starts_with(['{', '[']) {
-        return yaml_documents(text);
+        return yaml_documents(text, duplicates);
     }
-    match json::documents(text) {
+    match json::documents(text, duplicates) {
         Ok(documents) => (documents, None),
         // YAML's flow style looks like JSON; if it is neither, the message about JSON is what helps.
-        Err(error) if matches!(error.problem, Problem::Syntax(_)) => match yaml_documents(text) {
-            (_, Some(yaml)) if matches!(yaml.problem, Problem::Syntax(_)) => (Vec::new(), Some(error)),
-            result => result,
-        },
+        Err(error) if matches!(error.problem, Problem::Syntax(_)) => {
+            if let Duplicates::Noted(notes) = duplicates {
+                notes.clear();
+            }
+            match yaml_documents(text, duplicates) {
+                (_, Some(yaml)) if matches!(yaml.problem, Problem::Syntax(_)) => (Vec::new(), Some(error)),
+                result => result,
+            }
+        }
         Err(error) => (Vec::new(), Some(error)),
     }
 }
 
-fn yaml_documents(text: &str) -> (Vec<Document>, Option<ManifestError>) {
+fn yaml_documents(text: &str, duplicates: &mut Duplicates) -> (Vec<Document>, Option<ManifestError>) {
     let mut documents = Vec::new();
-    for document in Documents::new(text) {
+    for document in Documents::new(text, duplicates) {
         match document {
             Ok(document) => documents.push(document),
             Err(error) => return (documents, Some(error)),
@@ -389,6 +472,28 @@ mod tests {
         assert_eq!(
             (error.line, &error.problem),
             (2, &Problem::DuplicateKey("kind".to_owned()))
+        );
+    }
+
+    #[test]
+    fn the_last_of_duplicate_keys_can_win() {
+        let text = r#"{"a": 1, "list": [0, {"b": {"c": 1, "c": 2, "c": 3}}], "a": {"d": 4}}"#;
+        let (value, notes) = json_last_wins(text.as_bytes()).unwrap();
+        assert_eq!(value, json!({"a": {"d": 4}, "list": [0, {"b": {"c": 3}}]}));
+        let again = "duplicate field \"list[1].b.c\"";
+        assert_eq!(notes, [again, again, "duplicate field \"a\""]);
+        let (objects, notes) = parse_last_wins(format!("{HEAD}spec:\n  a: 1\n  a: 2\n").as_bytes()).unwrap();
+        assert_eq!(objects[0].i64_at("/spec/a"), Some(2));
+        assert_eq!(notes, ["line 5: key \"a\" already set in map"]);
+        let many = format!("{{{}\"a\": 1}}", "\"a\": 0, ".repeat(MAX_ERRORS * 2));
+        assert_eq!(json_last_wins(many.as_bytes()).unwrap().1.len(), MAX_ERRORS);
+        for text in ["", "{} {}", "{\"a\": }", "[1,]"] {
+            let _ = json_last_wins(text.as_bytes()).expect_err(text);
+        }
+        let deep = format!("{}{}", "[".repeat(MAX_DEPTH + 1), "]".repeat(MAX_DEPTH + 1));
+        assert_eq!(
+            json_last_wins(deep.as_bytes()).unwrap_err().problem,
+            Problem::TooDeep
         );
     }
 

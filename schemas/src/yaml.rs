@@ -1,5 +1,5 @@
 //! YAML to JSON trees, as kubectl reads it: anchors, aliases and merge keys applied, scalars of YAML 1.1, duplicate keys
-//! refused.
+//! refused or noted.
 //!
 //! The syntax is saphyr-parser's. One deliberate difference from kubectl: a key beside `<<` always wins over
 //! the merged one, as YAML says, also if it stands before it.
@@ -9,11 +9,14 @@ use std::collections::HashMap;
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput, Tag};
 use serde_json::{Map, Number, Value};
 
-use crate::manifest::{Document, MAX_ALIASED_BYTES, MAX_DEPTH, MAX_VALUES, ManifestError, Problem};
+use crate::manifest::{
+    Document, Duplicates, MAX_ALIASED_BYTES, MAX_DEPTH, MAX_VALUES, ManifestError, Problem,
+};
 
 /// The documents of a stream, one by one; ends after the first error.
 pub(crate) struct Documents<'a> {
     parser: Parser<'a, StrInput<'a>>,
+    duplicates: &'a mut Duplicates,
     document: usize,
     anchors: HashMap<usize, Anchored>,
     values: usize,
@@ -72,9 +75,10 @@ impl Iterator for Documents<'_> {
 }
 
 impl<'a> Documents<'a> {
-    pub(crate) fn new(text: &'a str) -> Self {
+    pub(crate) fn new(text: &'a str, duplicates: &'a mut Duplicates) -> Self {
         Self {
             parser: Parser::new_from_str(text),
+            duplicates,
             document: 0,
             anchors: HashMap::new(),
             values: 0,
@@ -230,7 +234,9 @@ impl<'a> Documents<'a> {
                     return self.fail(key_span, Problem::KeyNotScalar);
                 }
             };
-            if map.contains_key(&key) {
+            let line = key_span.start.line();
+            let note = || format!("line {line}: key \"{key}\" already set in map");
+            if map.contains_key(&key) && !self.duplicates.note(note) {
                 return self.fail(key_span, Problem::DuplicateKey(key));
             }
             map.insert(key, value);
@@ -355,7 +361,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Value, ManifestError> {
-        Documents::new(text)
+        Documents::new(text, &mut Duplicates::Refused)
             .next()
             .unwrap()
             .map(|document| document.value)

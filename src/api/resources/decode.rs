@@ -2,7 +2,8 @@
 //! who asks for it (`fieldValidation`) hears of it, or is refused.
 
 use http::HeaderMap;
-use schemas::{Kind, Object, manifest, validate};
+use schemas::{Kind, Object, ObjectKey, manifest, validate};
+use serde_json::Value;
 
 use crate::api::content::{PROTOBUF, content_type, parse_value, unsupported_media};
 use crate::api::status::{ApiError, ApiResult, Cause};
@@ -52,9 +53,9 @@ pub(crate) fn pruned(object: &mut Object) -> Vec<String> {
 /// Reads what a client made: returns the object as it can be stored, and warnings.
 ///
 /// # Errors
-/// 400 for what is no field, to who asked for that.
-pub(super) fn decoded(mut object: Object, validation: Validation) -> ApiResult<(Object, Vec<String>)> {
-    let found = pruned(&mut object);
+/// 400 for what is no field and what is there twice, to who asked for that.
+pub(super) fn decoded((mut object, duplicates): Sent, validation: Validation) -> ApiResult<Sent> {
+    let found = [duplicates, pruned(&mut object)].concat();
     match validation.judge(found) {
         Ok(warnings) => Ok((object, warnings)),
         Err(problem) => Err(undecodable(&object, &problem)),
@@ -65,7 +66,7 @@ pub(super) fn decoded(mut object: Object, validation: Validation) -> ApiResult<(
 ///
 /// # Errors
 /// 422, as in Kubernetes; without the object, which may be a Secret.
-pub(super) fn patched(mut object: Object, validation: Validation) -> ApiResult<(Object, Vec<String>)> {
+pub(super) fn patched(mut object: Object, validation: Validation) -> ApiResult<Sent> {
     let found = pruned(&mut object);
     match (validation.judge(found), object.kind()) {
         (Ok(warnings), _) => Ok((object, warnings)),
@@ -83,18 +84,21 @@ fn unpatchable(kind: Kind, name: &str, problem: String) -> ApiError {
     ApiError::invalid(kind, name, vec![cause])
 }
 
-/// Reads what is to be applied. Who owns a field that does not exist cannot be said, so that it is refused whatever the client
-/// asks for.
+/// Reads what is to be applied: returns the object as it can be stored, and warnings. Who owns a field that does not exist
+/// cannot be said, so that it is refused whatever the client asks for.
 ///
 /// # Errors
-/// 400 (in Kubernetes, in these words, 500, after which clients try again).
-pub(super) fn typed(mut object: Object) -> ApiResult<Object> {
+/// 400 (for such a field, Kubernetes says this with 500, after which clients try again).
+pub(super) fn typed((mut object, duplicates): Sent, validation: Validation) -> ApiResult<Sent> {
+    let warnings = validation
+        .judge(duplicates)
+        .map_err(|problem| ApiError::bad_request(format!("error strict decoding YAML: {problem}")))?;
     let unknown = validate::prune(&mut object).into_iter();
     let problems: Vec<String> = unknown
         .map(|path| format!(".{path}: field not declared in schema"))
         .collect();
     if problems.is_empty() {
-        return Ok(object);
+        return Ok((object, warnings));
     }
     Err(ApiError::bad_request(format!(
         "failed to create typed patch object ({}/{}; {}, Kind={}): {}",
@@ -118,22 +122,60 @@ fn undecodable(object: &Object, problem: &str) -> ApiError {
 
 // ---------------------------------------------------------------- bodies
 
+/// An object as it was sent, and what a strict decoder says of keys that are there twice.
+pub(super) type Sent = (Object, Vec<String>);
+
 /// Reads one object in JSON, YAML or protobuf.
-pub(super) fn parse_object(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Object> {
-    match content_type(headers) {
-        "" | "application/json" | PROTOBUF => Object::from_value(parse_value(headers, bytes)?)
-            .ok_or_else(|| ApiError::bad_request("the body is not an object")),
-        "application/yaml" | "application/x-yaml" | "text/yaml" => parse_yaml(bytes),
-        _ => Err(unsupported_media(&OBJECT_TYPES)),
-    }
+pub(super) fn parse_object(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Sent> {
+    let (value, duplicates) = match content_type(headers) {
+        PROTOBUF => (parse_value(headers, bytes)?, Vec::new()),
+        "" | "application/json" => parse_json(bytes)?,
+        "application/yaml" | "application/x-yaml" | "text/yaml" => return parse_yaml(bytes),
+        _ => return Err(unsupported_media(&OBJECT_TYPES)),
+    };
+    let object =
+        Object::from_value(value).ok_or_else(|| ApiError::bad_request("the body is not an object"))?;
+    Ok((object, duplicates))
+}
+
+/// Reads one value in JSON; of keys that are there twice the last counts.
+fn parse_json(bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
+    manifest::json_last_wins(bytes)
+        .map_err(|error| ApiError::bad_request(format!("the body is not JSON that can be read: {error}")))
 }
 
 /// Reads one YAML document (JSON is YAML, too).
-pub(super) fn parse_yaml(bytes: &[u8]) -> ApiResult<Object> {
-    let mut objects = manifest::parse(bytes)
+pub(super) fn parse_yaml(bytes: &[u8]) -> ApiResult<Sent> {
+    let (mut objects, mut duplicates) = manifest::parse_last_wins(bytes)
         .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
+    if duplicates.first().is_some_and(|text| text.starts_with("line ")) {
+        duplicates = vec![format!("yaml: unmarshal errors:\n  {}", duplicates.join("\n  "))];
+    }
     match (objects.pop(), objects.is_empty()) {
-        (Some(object), true) => Ok(object),
+        (Some(object), true) => Ok((object, duplicates)),
         _ => Err(ApiError::bad_request("the body is not one object")),
+    }
+}
+
+/// Reads a patch of the media type `media`, and returns warnings about it.
+///
+/// # Errors
+/// 400 for what is no JSON; 422 for keys that are there twice, to who asked for that.
+pub(super) fn parse_patch(
+    key: &ObjectKey,
+    media: &str,
+    bytes: &[u8],
+    validation: Validation,
+) -> ApiResult<(Value, Vec<String>)> {
+    let (patch, mut duplicates) = parse_json(bytes)?;
+    if media == "application/json-patch+json" {
+        duplicates = duplicates
+            .iter()
+            .map(|text| format!("json patch {text}"))
+            .collect();
+    }
+    match validation.judge(duplicates) {
+        Ok(warnings) => Ok((patch, warnings)),
+        Err(problem) => Err(unpatchable(key.kind, &key.name, problem)),
     }
 }

@@ -14,7 +14,7 @@ use super::decode::{self, Validation, decoded, parse_object, parse_yaml};
 use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
 use super::options::resource_version;
 use super::{Call, foreign, object_answer, shown};
-use crate::api::content::{self, MAX_OBJECT_BYTES, content_type, parse_value, read_body, unsupported_media};
+use crate::api::content::{self, MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
 use crate::api::events::{self, uuid};
 use crate::api::status::{APPLIED_STATUS, ApiError, ApiResult, Cause};
 use crate::api::target::Behind;
@@ -42,13 +42,14 @@ pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
         return Err(ApiError::method_not_allowed());
     }
     let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
-    let object = addressed(call, parse_object(&call.headers, &bytes)?, None)?;
+    let (object, duplicates) = parse_object(&call.headers, &bytes)?;
+    let object = addressed(call, object, None)?;
     if !object.str_at("/metadata/resourceVersion").is_empty() {
         return Err(ApiError::bad_request(
             "resourceVersion should not be set on objects to be created",
         ));
     }
-    let (object, warnings) = decoded(object, validation)?;
+    let (object, warnings) = decoded((object, duplicates), validation)?;
     created(call, cleaned(kind, tidied(object)), warnings).await
 }
 
@@ -126,12 +127,13 @@ pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
     let key = call.key()?;
     let validation = Validation::parse(call.query.text("fieldValidation"))?;
     let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
-    let object = addressed(call, parse_object(&call.headers, &bytes)?, Some(&key))?;
+    let (object, duplicates) = parse_object(&call.headers, &bytes)?;
+    let object = addressed(call, object, Some(&key))?;
     let meant = precondition(&object)?.resource_version;
     if let Some(answer) = foreign::write(call, &key, meant, &bytes).await? {
         return Ok(answer);
     }
-    let (object, read) = decoded(object, validation)?;
+    let (object, read) = decoded((object, duplicates), validation)?;
     let is_meant_new = meant.is_none() && call.target.behind.is_none() && is_created_by_put(key.kind);
     if is_meant_new && call.state.store.get(&key).is_none() {
         return created(call, cleaned(key.kind, tidied(object)), read).await;
@@ -161,16 +163,16 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
     }
     let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
     if media == "application/apply-patch+yaml" {
-        return apply(call, &key, &bytes).await;
+        return apply(call, &key, &bytes, validation).await;
     }
-    let patch = parse_value(&call.headers, &bytes)?;
+    let (patch, read) = decode::parse_patch(&key, &media, &bytes, validation)?;
     if let Some(answer) = foreign::write(call, &key, named_version(&patch)?, &bytes).await? {
         return Ok(answer);
     }
     let change = |object: &Object| patched(&media, object, &patch);
     let (view, warnings) = change_object(call, &key, validation, &change).await?;
     let mut response = object_answer(call, StatusCode::OK, view)?;
-    content::add_warnings(&mut response, &warnings);
+    content::add_warnings(&mut response, &[read, warnings].concat());
     Ok(response)
 }
 
@@ -300,7 +302,7 @@ async fn finish_deletion(call: &Call<'_>, view: View) -> ApiResult<View> {
 }
 
 /// Server-side apply by one client (`force` as it asks).
-async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes) -> ApiResult {
+async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Validation) -> ApiResult {
     if call.query.text("fieldManager").is_empty() {
         return Err(ApiError::new(
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -318,7 +320,8 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes) -> ApiResult {
     if key.kind == Kind::Event {
         return Err(ApiError::method_not_allowed());
     }
-    let object = addressed(call, parse_yaml(bytes)?, Some(key))?;
+    let (object, duplicates) = parse_yaml(bytes)?;
+    let object = addressed(call, object, Some(key))?;
     if object
         .pointer("/metadata/managedFields")
         .is_some_and(|fields| !fields.is_null())
@@ -329,7 +332,7 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes) -> ApiResult {
     if let Some(answer) = foreign::write(call, key, precondition.resource_version, bytes).await? {
         return Ok(answer);
     }
-    let object = decode::typed(object)?;
+    let (object, read) = decode::typed((object, duplicates), validation)?;
     let mut object = match part {
         Part::Main => cleaned(key.kind, tidied(object)),
         Part::Status => status_alone(key, tidied(object)),
@@ -392,7 +395,7 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes) -> ApiResult {
         Outcome::Configured | Outcome::Unchanged => StatusCode::OK,
     };
     let mut response = object_answer(call, code, shown(&applied.view))?;
-    content::add_warnings(&mut response, &warnings);
+    content::add_warnings(&mut response, &[read, warnings].concat());
     Ok(response)
 }
 

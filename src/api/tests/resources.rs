@@ -181,6 +181,73 @@ async fn unknown_fields_are_not_stored_however_they_come() {
 }
 
 #[tokio::test]
+async fn of_a_key_that_is_there_twice_the_last_counts() {
+    let api = Api::open().await;
+    let twice = |name: &str| {
+        let text = deployment(name, 1).to_string();
+        let twice = text.replacen("\"replicas\":1", "\"replicas\":1,\"replicas\":2", 1);
+        assert_ne!(twice, text);
+        twice
+    };
+    let yaml = |name: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata:\n  a: b\n  a: c\n")
+    };
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let json_field = "duplicate field \\\"spec.replicas\\\"";
+    let yaml_line = "yaml: unmarshal errors:  line 6: key \\\"a\\\" already set in map";
+    let merge = "application/merge-patch+json";
+    let strategic = "application/strategic-merge-patch+json";
+    let json_patch = r#"[{"op":"add","path":"/spec/replicas","value":5,"value":2}]"#;
+    let apply = "application/apply-patch+yaml";
+    for (method, path, media, body, code, said) in [
+        (
+            "POST",
+            DEPLOYMENTS,
+            "application/json",
+            twice("web"),
+            400,
+            json_field,
+        ),
+        ("PUT", WEB, "application/json", twice("web"), 400, json_field),
+        ("PATCH", WEB, merge, twice("web"), 422, json_field),
+        ("PATCH", WEB, strategic, twice("web"), 422, json_field),
+        (
+            "PATCH",
+            WEB,
+            "application/json-patch+json",
+            json_patch.to_owned(),
+            422,
+            "json patch duplicate field \\\"[0].value\\\"",
+        ),
+        ("POST", maps, "application/yaml", yaml("a"), 400, yaml_line),
+        ("PATCH", &format!("{maps}/b"), apply, yaml("b"), 400, yaml_line),
+    ] {
+        let ask = |validation: &str| {
+            let path = format!("{path}?fieldManager=test&fieldValidation={validation}");
+            let (api, body) = (&api, body.clone());
+            async move { api.call(method, &path, &[("content-type", media)], body).await }
+        };
+        let refused = ask("Strict").await.expect(code);
+        let text = refused.text.replace("\\n", "");
+        assert!(
+            text.contains("strict decoding") && text.contains(said),
+            "{method} {media}: {text}"
+        );
+        let warned = ask("Warn").await;
+        let warnings = warned.warnings().join("\n");
+        assert!(
+            warned.code.is_success() && warnings.contains(said),
+            "{method} {media}: {warnings} {}",
+            warned.text
+        );
+    }
+    assert_eq!(api.get(WEB).await.json()["spec"]["replicas"], 2);
+    for name in ["a", "b"] {
+        assert_eq!(api.get(&format!("{maps}/{name}")).await.json()["data"]["a"], "c");
+    }
+}
+
+#[tokio::test]
 async fn a_change_is_not_warned_about_for_what_it_leaves() {
     let api = Api::open().await;
     let mut object = deployment("web", 1);
