@@ -118,6 +118,22 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
     errors
 }
 
+/// Returns what Kubernetes' decoder cannot read into the object's types, and refuses before it looks at any rule: values of
+/// wrong types, and quantities that are none.
+pub fn undecodable(object: &Object) -> Vec<FieldError> {
+    let Some(kind) = object.kind() else {
+        return Vec::new();
+    };
+    let written = Value::Object(object.0.clone());
+    let mut errors = typecheck::check(kind, &Node::root(&written)).0;
+    // What is missing, also in a list, is Go's zero value to the decoder.
+    errors.retain(|error| error.reason != Reason::Required && !error.value.is_null());
+    if kind.row().confidential {
+        errors.iter_mut().for_each(hide);
+    }
+    errors
+}
+
 /// Takes what a Secret holds out of an error.
 fn hide(error: &mut FieldError) {
     if error.path.starts_with("data") || error.path.starts_with("stringData") {

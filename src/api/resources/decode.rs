@@ -53,8 +53,13 @@ pub(crate) fn pruned(object: &mut Object) -> Vec<String> {
 /// Reads what a client made: returns the object as it can be stored, and warnings.
 ///
 /// # Errors
-/// 400 for what is no field and what is there twice, to who asked for that.
+/// 400 for values of wrong types, and for what is no field or there twice to who asked for that.
 pub(super) fn decoded((mut object, duplicates): Sent, validation: Validation) -> ApiResult<Sent> {
+    let wrong = validate::undecodable(&object);
+    if !wrong.is_empty() {
+        let problems: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        return Err(undecodable(&object, &problems.join(", ")));
+    }
     let found = [duplicates, pruned(&mut object)].concat();
     match validation.judge(found) {
         Ok(warnings) => Ok((object, warnings)),
@@ -88,14 +93,16 @@ fn unpatchable(kind: Kind, name: &str, problem: String) -> ApiError {
 /// cannot be said, so that it is refused whatever the client asks for.
 ///
 /// # Errors
-/// 400 (for such a field, Kubernetes says this with 500, after which clients try again).
+/// 400 (for such a field and for a wrong type, Kubernetes says this with 500, after which clients try again).
 pub(super) fn typed((mut object, duplicates): Sent, validation: Validation) -> ApiResult<Sent> {
     let warnings = validation
         .judge(duplicates)
         .map_err(|problem| ApiError::bad_request(format!("error strict decoding YAML: {problem}")))?;
+    let wrong = validate::undecodable(&object).into_iter();
     let unknown = validate::prune(&mut object).into_iter();
     let problems: Vec<String> = unknown
         .map(|path| format!(".{path}: field not declared in schema"))
+        .chain(wrong.map(|error| format!(".{error}")))
         .collect();
     if problems.is_empty() {
         return Ok((object, warnings));

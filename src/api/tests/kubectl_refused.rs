@@ -191,8 +191,17 @@ async fn kinds_and_fields(kubectl: &Kubectl) {
             refusal(
                 "create -f -",
                 WEB.replace("replicas: 1", "replicas: many").replace("name: web}", "name: other}"),
-                // Kubernetes answers 400 with what its decoder says: `json: cannot unmarshal string into Go struct field …`.
-                &["The Deployment \"other\" is invalid: spec.replicas: Invalid value: \"many\": must be of type integer"],
+                &["Error from server (BadRequest): error when creating \"STDIN\": Deployment in version \"v1\" cannot be handled as a Deployment: spec.replicas: Invalid value: \"many\": must be of type integer"],
+            ),
+            refusal(
+                "replace -f -",
+                WEB.replace("replicas: 1", "replicas: many"),
+                &["Error from server (BadRequest): error when replacing \"STDIN\": Deployment in version \"v1\" cannot be handled as a Deployment: spec.replicas: "],
+            ),
+            refusal(
+                "apply --server-side -f -",
+                WEB.replace("replicas: 1", "replicas: many"),
+                &["Error from server (BadRequest): failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.replicas: Invalid value: \"many\": must be of type integer"],
             ),
             refusal(
                 "patch deploy web -p {\"spec\":{\"replicas\":\"many\"}}",
