@@ -256,6 +256,46 @@ impl Kind {
         self.row().subresources.contains(&Subresource::Status)
     }
 
+    /// Tells whether `metadata.generation` counts the changes of objects of this kind, as Kubernetes' strategies have it: by
+    /// those of others no controller asks which of them was observed.
+    pub fn has_generation(self) -> bool {
+        match self {
+            Kind::Pod
+            | Kind::Deployment
+            | Kind::ReplicaSet
+            | Kind::Ingress
+            | Kind::EndpointSlice
+            | Kind::IngressClass
+            | Kind::NetworkPolicy
+            | Kind::PodDisruptionBudget
+            | Kind::PriorityClass
+            | Kind::StatefulSet
+            | Kind::DaemonSet
+            | Kind::ReplicationController
+            | Kind::PodTemplate
+            | Kind::Job
+            | Kind::CronJob => true,
+            Kind::Namespace
+            | Kind::Node
+            | Kind::Service
+            | Kind::Endpoints
+            | Kind::Event
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::ServiceAccount
+            | Kind::PersistentVolumeClaim
+            | Kind::PersistentVolume
+            | Kind::StorageClass
+            | Kind::Lease
+            | Kind::ControllerRevision
+            | Kind::Member
+            | Kind::ApiToken
+            | Kind::JoinToken
+            | Kind::DnsWhitelist
+            | Kind::GitInventory => false,
+        }
+    }
+
     /// Tells whether objects of this kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
         self.row().scope == Scope::Namespaced

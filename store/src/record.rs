@@ -246,7 +246,9 @@ pub(crate) fn show(key: &ObjectKey, uid: String, record: &Record, tree: Object) 
         fields.insert("uid".to_owned(), uid.into());
         let created = time::to_rfc3339(record.created_unix_seconds);
         fields.insert("creationTimestamp".to_owned(), created.into());
-        fields.insert("generation".to_owned(), record.generation.into());
+        if key.kind.has_generation() {
+            fields.insert("generation".to_owned(), record.generation.into());
+        }
     }
     object.0.insert("metadata".to_owned(), metadata);
     for (name, value) in tree.0 {
