@@ -134,6 +134,11 @@ pub(crate) fn default_template(map: &mut Tree) {
     }
 }
 
+/// Puts the default into a ControllerRevision: Go's zero value, which Kubernetes shows.
+pub(crate) fn default_revision(root: &mut Tree) {
+    defaults::set(root, "revision", 0);
+}
+
 /// Checks a Deployment.
 pub(crate) fn validate_deployment(root: &Node<'_>, errors: &mut Errors) {
     let spec = root.at("spec");

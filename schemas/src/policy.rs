@@ -12,6 +12,8 @@ const SYSTEM_PREFIX: &str = "system-";
 /// Puts the defaults into a PriorityClass.
 pub(crate) fn default_priority_class(root: &mut Tree) {
     defaults::set_text(root, "preemptionPolicy", "PreemptLowerPriority");
+    // Go's zero value, which Kubernetes shows.
+    defaults::set(root, "value", 0);
 }
 
 /// Checks the spec of a PodDisruptionBudget.

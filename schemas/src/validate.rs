@@ -43,6 +43,7 @@ pub fn defaulted(object: &Object) -> Object {
         Kind::IngressClass => networking::default_ingress_class(root),
         Kind::NetworkPolicy => networking::default_policy(root),
         Kind::PriorityClass => policy::default_priority_class(root),
+        Kind::ControllerRevision => apps::default_revision(root),
         Kind::Node
         | Kind::Event
         | Kind::Ingress
@@ -50,7 +51,6 @@ pub fn defaulted(object: &Object) -> Object {
         | Kind::ServiceAccount
         | Kind::PodDisruptionBudget
         | Kind::Lease
-        | Kind::ControllerRevision
         | Kind::Member
         | Kind::ApiToken
         | Kind::JoinToken
@@ -67,10 +67,11 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
     let Some(kind) = object.kind() else {
         return vec![unknown_kind(&written)];
     };
-    let types = typecheck::check(kind, &Node::root(&written)).0;
+    let mut types = typecheck::check(kind, &Node::root(&written)).0;
     // The rules of Events speak of the form that is kept, as those of Kubernetes do.
     let defaulted = event::in_group(kind.row().group, defaulted(object)).into_value();
     let root = Node::root(&defaulted);
+    types.retain(|error| error.reason != Reason::Required || !follow(&root, &error.path).is_set());
     let mut errors = Errors::default();
     meta::validate(kind, &root.at("metadata"), &mut errors);
     match kind {

@@ -156,6 +156,7 @@ fn replication_controllers_templates_and_revisions() {
         &["template.spec.containers: Required value"],
     );
     check("ControllerRevision", "revision: 1\ndata: {a: 1}", &[]);
+    check("ControllerRevision", "data: {a: 1}", &[]);
     check(
         "ControllerRevision",
         "revision: -1",
@@ -277,7 +278,10 @@ fn cron_jobs() {
         &format!("{OF}, schedule: '61 * * * *'"),
         &["spec.schedule: Invalid value: \"61 * * * *\": minute `61`: it must be from 0 to 59"],
     );
-    for zone in ["Local", "", "Europe/", "../etc"] {
+    for zone in ["UTC", "Europe/Kiev", "US/Pacific", "Etc/GMT+5"] {
+        check(&format!("{OF}, schedule: '@daily', timeZone: '{zone}'"), &[]);
+    }
+    for zone in ["Local", "", "Europe/", "../etc", "Europe/Kyyiv", "europe/kyiv"] {
         let error = format!("spec.timeZone: Invalid value: \"{zone}\": unknown time zone {zone}");
         check(
             &format!("{OF}, schedule: '@daily', timeZone: '{zone}'"),
