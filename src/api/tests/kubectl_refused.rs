@@ -535,6 +535,41 @@ async fn malformed(kubectl: &Kubectl) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_has_one_source() {
+    with_newest(one_source).await;
+}
+
+/// kubectl says which members of a volume stay (`$retainKeys`); a patch without that leaves two sources, which are refused, as
+/// in Kubernetes.
+async fn one_source(kubectl: &Kubectl) {
+    let volume = |source: &str| {
+        let volumes = format!("      volumes: [{{name: data, {source}}}]\n      containers:");
+        WEB.replace("      containers:", &volumes)
+    };
+    let source = "get deploy web -o jsonpath='{range .spec.template.spec.volumes[*]}{.emptyDir.medium}{.configMap.name}{.secret.secretName}{end}'";
+    let apply = ["apply", "-f", "-"];
+    kubectl.run(&apply, &volume("emptyDir: {medium: Memory}")).await;
+    assert_eq!(kubectl.ok(source).await, "Memory");
+    kubectl.run(&apply, &volume("configMap: {name: settings}")).await;
+    assert_eq!(kubectl.ok(source).await, "settings");
+    check(
+        kubectl,
+        vec![refusal(
+            "patch deploy web --type=strategic -p {\"spec\":{\"template\":{\"spec\":{\"volumes\":[{\"name\":\"data\",\"secret\":{\"secretName\":\"s\"}}]}}}}",
+            "",
+            &["The Deployment \"web\" is invalid: spec.template.spec.volumes[0].secret: Forbidden: may not specify more than 1 volume type"],
+        )],
+    )
+    .await;
+    let whole = "{\"$retainKeys\":[\"name\",\"secret\"],\"name\":\"data\",\"secret\":{\"secretName\":\"s\"}}";
+    let patch = format!("{{\"spec\":{{\"template\":{{\"spec\":{{\"volumes\":[{whole}]}}}}}}}}");
+    kubectl
+        .ok(&format!("patch deploy web --type=strategic -p {patch}"))
+        .await;
+    assert_eq!(kubectl.ok(source).await, "s");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_is_none() {
     let Some(session) = Session::start().await else {
         return;
