@@ -102,9 +102,14 @@ impl<'a> Target<'a> {
 
     fn not_found(&self, name: &str) -> ApiError {
         let plural = self.resource.kind.to_lowercase();
+        // As metrics-server says it.
+        let name = match self.namespace {
+            Some(namespace) => format!("{namespace}/{name}"),
+            None => name.to_owned(),
+        };
         let message = format!("{plural}.{GROUP} \"{name}\" not found");
         let mut error = ApiError::new(StatusCode::NOT_FOUND, "NotFound", message);
-        error.details.name = name.to_owned();
+        error.details.name = name;
         error.details.group = GROUP.to_owned();
         error.details.kind = plural;
         error

@@ -164,8 +164,11 @@ async fn what_is_not_measured_is_not_found_and_nothing_is_watched_or_written() {
     let [api, _other] = two_nodes(false).await;
     let pods = |name: &str| format!("/apis/metrics.k8s.io/v1beta1/namespaces/default/pods/{name}");
     for (path, message) in [
-        (pods("none"), "podmetrics.metrics.k8s.io \"none\" not found"),
-        (pods("new"), "podmetrics.metrics.k8s.io \"new\" not found"),
+        (
+            pods("none"),
+            "podmetrics.metrics.k8s.io \"default/none\" not found",
+        ),
+        (pods("new"), "podmetrics.metrics.k8s.io \"default/new\" not found"),
         (
             format!("{NODES}/none"),
             "nodemetrics.metrics.k8s.io \"none\" not found",
@@ -333,7 +336,7 @@ async fn kubectl_top_shows_nodes_pods_and_containers() {
         );
         contains(
             &kubectl.fails("top pod none").await,
-            &["podmetrics.metrics.k8s.io \"none\" not found"],
+            &["podmetrics.metrics.k8s.io \"default/none\" not found"],
         );
         contains(
             &kubectl.ok("get podmetrics -A").await,
