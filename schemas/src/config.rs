@@ -7,6 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
 use crate::defaults::{self, Tree};
+use crate::manifest::MAX_OBJECT_BYTES;
 use crate::names;
 use crate::node::{Errors, Node};
 use crate::{Kind, Object};
@@ -98,8 +99,10 @@ pub(crate) fn validate_secret(root: &Node<'_>, errors: &mut Errors) {
         validate_key(key, &value, errors);
         bytes += decoded_bytes(&value, errors);
     }
-    if bytes > MAX_DATA_BYTES {
-        errors.too_long(&data, MAX_DATA_BYTES);
+    // `stringData` is shorter than what it becomes.
+    let size = serde_json::to_vec(root.value).map_or(0, |json| json.len());
+    if bytes > MAX_DATA_BYTES || size > MAX_OBJECT_BYTES {
+        errors.too_long(&data, MAX_OBJECT_BYTES / 4 * 3);
     }
     let required = |key: &str, errors: &mut Errors| {
         if !data.map().is_some_and(|data| data.contains_key(key)) {

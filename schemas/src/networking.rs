@@ -129,7 +129,14 @@ fn validate_policy_peer(peer: &Node<'_>, errors: &mut Errors) {
     if has_selector {
         errors.forbidden(peer, "may not specify both ipBlock and another peer");
     }
-    let exceptions = block.at("except");
+    let (exceptions, whole) = (block.at("except"), range(block.at("cidr").text()));
+    for exception in exceptions.items() {
+        if let (Some(whole), Some(part)) = (whole, range(exception.text()))
+            && !is_part(part, whole)
+        {
+            errors.invalid(&exception, "must be a strict subset of `cidr`");
+        }
+    }
     for range in [block.at("cidr")].into_iter().chain(exceptions.items()) {
         if range.text().is_empty() {
             errors.required(&range, "");
@@ -144,15 +151,30 @@ fn validate_policy_peer(peer: &Node<'_>, errors: &mut Errors) {
 
 /// `address/bits`
 fn is_range(text: &str) -> bool {
-    let Some((address, bits)) = text.split_once('/') else {
-        return false;
+    range(text).is_some()
+}
+
+fn range(text: &str) -> Option<(IpAddr, u8)> {
+    let (address, bits) = text.split_once('/')?;
+    let (address, bits) = (address.parse().ok()?, bits.parse().ok()?);
+    let most = match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
     };
-    let most = match address.parse() {
-        Ok(IpAddr::V4(_)) => 32,
-        Ok(IpAddr::V6(_)) => 128,
-        Err(_) => return false,
+    (bits <= most).then_some((address, bits))
+}
+
+/// Tells whether a range lies in another that is larger.
+fn is_part((part, part_bits): (IpAddr, u8), (whole, whole_bits): (IpAddr, u8)) -> bool {
+    // To the left, so that the network's bits come first in both families.
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()) << 96,
+        IpAddr::V6(address) => address.to_bits(),
     };
-    bits.parse::<u8>().is_ok_and(|bits| bits <= most)
+    let differing = number(part) ^ number(whole);
+    part.is_ipv4() == whole.is_ipv4()
+        && part_bits > whole_bits
+        && differing.leading_zeros() >= u32::from(whole_bits)
 }
 
 /// Checks a label selector that is there.

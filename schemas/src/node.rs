@@ -174,13 +174,17 @@ impl Errors {
     /// Checks text that is there against the values it may have.
     pub(crate) fn one_of(&mut self, node: &Node<'_>, supported: &[&str]) {
         if node.is_set() && !supported.contains(&node.text()) {
-            let supported: Vec<String> = supported.iter().map(|value| format!("\"{value}\"")).collect();
-            self.add(
-                node,
-                Reason::NotSupported,
-                format!("supported values: {}", supported.join(", ")),
-            );
+            self.not_supported(node, supported);
         }
+    }
+
+    pub(crate) fn not_supported(&mut self, node: &Node<'_>, supported: &[&str]) {
+        let supported: Vec<String> = supported.iter().map(|value| format!("\"{value}\"")).collect();
+        self.add(
+            node,
+            Reason::NotSupported,
+            format!("supported values: {}", supported.join(", ")),
+        );
     }
 
     /// Checks that a number that is there is not below `minimum`.

@@ -25,24 +25,44 @@ pub(crate) fn default_spec(spec: &mut Tree) {
     );
     defaults::set_text(spec, "schedulerName", "default-scheduler");
     defaults::set(spec, "securityContext", Tree::new());
-    defaults::set(spec, "enableServiceLinks", true);
-    let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
     for list in ["initContainers", "containers"] {
-        defaults::each(spec, list).for_each(|container| default_container(container, host_network));
+        defaults::each(spec, list).for_each(default_container);
     }
     defaults::each(spec, "volumes").for_each(default_volume);
 }
 
-fn default_container(container: &mut Tree, host_network: bool) {
+/// Puts the defaults into a pod's own spec; templates do not have all of them (`SetDefaults_Pod`).
+pub(crate) fn default_pod(spec: &mut Tree) {
+    default_spec(spec);
+    defaults::set(spec, "enableServiceLinks", true);
+    let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
+    for list in ["initContainers", "containers"] {
+        for container in defaults::each(spec, list) {
+            for port in defaults::each(container, "ports").filter(|_| host_network) {
+                if let Some(number) = port.get("containerPort").cloned() {
+                    defaults::set(port, "hostPort", number);
+                }
+            }
+            // A limit without a request is the request too.
+            if let Some(resources) = defaults::map(container, "resources")
+                && let Some(Value::Object(limits)) = resources.get("limits").cloned()
+                && let Some(requests) = defaults::make(resources, "requests")
+            {
+                limits
+                    .into_iter()
+                    .for_each(|(name, limit)| defaults::set(requests, &name, limit));
+            }
+        }
+    }
+}
+
+fn default_container(container: &mut Tree) {
     defaults::set_text(container, "terminationMessagePath", "/dev/termination-log");
     defaults::set_text(container, "terminationMessagePolicy", "File");
     let policy = default_pull_policy(defaults::text(container, "image"));
     defaults::set_text(container, "imagePullPolicy", policy);
     for port in defaults::each(container, "ports") {
         defaults::set_text(port, "protocol", "TCP");
-        if let (true, Some(number)) = (host_network, port.get("containerPort").cloned()) {
-            defaults::set(port, "hostPort", number);
-        }
     }
     for variable in defaults::each(container, "env") {
         let source = defaults::map(variable, "valueFrom");
@@ -50,16 +70,7 @@ fn default_container(container: &mut Tree, host_network: bool) {
             defaults::set_text(reference, "apiVersion", "v1");
         }
     }
-    if let Some(resources) = defaults::make(container, "resources") {
-        // A limit without a request is the request too.
-        if let Some(Value::Object(limits)) = resources.get("limits").cloned()
-            && let Some(requests) = defaults::make(resources, "requests")
-        {
-            limits
-                .into_iter()
-                .for_each(|(name, limit)| defaults::set(requests, &name, limit));
-        }
-    }
+    defaults::set(container, "resources", Tree::new());
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(probe) = defaults::map(container, probe) {
             for (field, value) in [

@@ -2,6 +2,7 @@
 
 use crate::apps::validate_count_or_percent;
 use crate::defaults::{self, Tree};
+use crate::int_or_string;
 use crate::networking::validate_selector;
 use crate::node::{Errors, Node};
 
@@ -22,8 +23,12 @@ pub(crate) fn validate_budget(spec: &Node<'_>, errors: &mut Errors) {
     if least.is_set() && most.is_set() {
         errors.invalid(spec, "minAvailable and maxUnavailable cannot be both set");
     }
-    validate_count_or_percent(&least, errors);
-    validate_count_or_percent(&most, errors);
+    for amount in [&least, &most] {
+        validate_count_or_percent(amount, errors);
+        if int_or_string::percent(amount.text()).is_some_and(|percent| percent > 100) {
+            errors.invalid(amount, "must not be greater than 100%");
+        }
+    }
     validate_selector(&spec.at("selector"), errors);
     errors.one_of(
         &spec.at("unhealthyPodEvictionPolicy"),

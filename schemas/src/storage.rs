@@ -79,10 +79,11 @@ pub(crate) fn validate_claim(spec: &Node<'_>, errors: &mut Errors) {
 pub(crate) fn validate_volume(spec: &Node<'_>, errors: &mut Errors) {
     validate_access_modes(&spec.at("accessModes"), errors);
     let capacity = spec.at("capacity");
-    if capacity.map().is_none_or(|capacity| capacity.is_empty()) {
-        errors.required(&capacity, "");
-    } else {
-        validate_storage(&capacity.at("storage"), errors);
+    let names: Vec<&String> = capacity.map().into_iter().flat_map(|map| map.keys()).collect();
+    match names.as_slice() {
+        [] => errors.required(&capacity, ""),
+        [name] if *name == "storage" => validate_storage(&capacity.at("storage"), errors),
+        _ => errors.not_supported(&capacity, &["storage"]),
     }
     errors.one_of(&spec.at("volumeMode"), VOLUME_MODES);
     errors.one_of(
@@ -114,15 +115,27 @@ pub(crate) fn validate_class(root: &Node<'_>, errors: &mut Errors) {
     );
 }
 
-/// Checks a change of a claim's spec.
+/// Checks a change of a claim.
 pub(crate) fn validate_claim_update(old: &Node<'_>, new: &Node<'_>, errors: &mut Errors) {
+    let is_bound = new.at("status").at("phase").text() == "Bound";
+    let (old, new) = (&old.at("spec"), &new.at("spec"));
     // A volume and a class, once they are said.
     let keeps = |name: &str| match name {
         "volumeName" => !old.at(name).text().is_empty(),
         "storageClassName" => old.at(name).is_set(),
+        "volumeAttributesClassName" => !is_bound,
+        "resources" => false,
         _ => is_fixed(Kind::PersistentVolumeClaim, name),
     };
-    if part(old, keeps) != part(new, keeps) {
+    // A volume that is there can grow.
+    let amounts = |node: &Node<'_>| {
+        let mut amounts = node.at("resources").value.clone();
+        if let (true, Some(Value::Object(requests))) = (is_bound, amounts.get_mut("requests")) {
+            requests.remove("storage");
+        }
+        amounts
+    };
+    if part(old, keeps) != part(new, keeps) || amounts(old) != amounts(new) {
         errors.forbidden(
             new,
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
@@ -145,6 +158,11 @@ pub(crate) fn validate_volume_update(old: &Node<'_>, new: &Node<'_>, errors: &mu
     let keeps = |name: &str| is_fixed(Kind::PersistentVolume, name);
     if part(old, keeps) != part(new, keeps) {
         errors.forbidden(new, "spec.persistentvolumesource is immutable after creation");
+    }
+    // It can be said later, and not again.
+    let (old, new) = (old.at("nodeAffinity"), new.at("nodeAffinity"));
+    if old.is_set() && old.value != new.value {
+        errors.invalid(&new, "field is immutable");
     }
 }
 

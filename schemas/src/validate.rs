@@ -21,7 +21,7 @@ pub fn defaulted(object: &Object) -> Object {
     match kind {
         Kind::Pod => {
             if let Some(spec) = crate::defaults::make(root, "spec") {
-                pod::default_spec(spec);
+                pod::default_pod(spec);
             }
         }
         Kind::Deployment => apps::default_deployment(root),
@@ -202,7 +202,7 @@ pub fn validate_update(old: &Object, new: &Object) -> Vec<FieldError> {
             return errors.0;
         }
         Kind::PersistentVolumeClaim => {
-            storage::validate_claim_update(&old.at("spec"), &new.at("spec"), &mut errors);
+            storage::validate_claim_update(&old, &new, &mut errors);
             return errors.0;
         }
         Kind::PersistentVolume => {

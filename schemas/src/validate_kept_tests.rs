@@ -205,6 +205,11 @@ fn volumes_claims_and_classes() {
         )),
         &["spec: Forbidden: may not specify more than 1 volume type"],
     );
+    check(
+        "PersistentVolume",
+        &spec("accessModes: [ReadWriteOnce], capacity: {storage: 1Gi, cpu: 1}, hostPath: {path: /x}"),
+        &["spec.capacity: Unsupported value: {\"storage\":\"1Gi\",\"cpu\":1}: supported values: \"storage\""],
+    );
     check("StorageClass", "provisioner: x", &[]);
     check(
         "StorageClass",
@@ -224,11 +229,15 @@ fn volumes_claims_and_classes() {
     let larger = claim.replace("1Gi", "2Gi");
     for (old, new, expected) in [
         (claim, claim, vec![]),
-        (claim, &larger, vec![]),
+        // Only the volume of a bound one can grow.
+        (claim, &larger, vec![fixed]),
         (
             &larger,
             claim,
-            vec!["spec.resources.requests.storage: Forbidden: field can not be less than previous value"],
+            vec![
+                fixed,
+                "spec.resources.requests.storage: Forbidden: field can not be less than previous value",
+            ],
         ),
         (claim, &format!("{claim}, volumeName: v"), vec![]),
         (
@@ -246,6 +255,26 @@ fn volumes_claims_and_classes() {
     ] {
         assert_eq!(change("PersistentVolumeClaim", old, new), expected, "{old} {new}");
     }
+    let bound = |text: &str| {
+        let mut claim = read("PersistentVolumeClaim", &spec(text));
+        claim.set(&["status", "phase"], "Bound");
+        claim
+    };
+    let grown = format!("{larger}, volumeAttributesClassName: fast");
+    assert_eq!(validate_update(&bound(claim), &bound(&grown)), []);
+    let limited = claim.replace("requests:", "limits: {storage: 9Gi}, requests:");
+    let errors = validate_update(&bound(claim), &bound(&limited));
+    assert_eq!(
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [fixed]
+    );
+    let anywhere = format!("{volume}, hostPath: {{path: /x}}");
+    let near = format!("{anywhere}, nodeAffinity: {{required: {{nodeSelectorTerms: [{{}}]}}}}");
+    assert_eq!(change("PersistentVolume", &anywhere, &near), Vec::<String>::new());
+    assert_eq!(
+        change("PersistentVolume", &near, &anywhere),
+        ["spec.nodeAffinity: Invalid value: null: field is immutable"]
+    );
     assert_eq!(
         change(
             "PersistentVolume",
@@ -281,6 +310,19 @@ fn network_policies_and_ingress_classes() {
             "spec.ingress[0].from[1]: Required value: must specify a peer",
         ],
     );
+    check(
+        "NetworkPolicy",
+        "spec: {podSelector: {}, ingress: [{from: [\
+         {ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 10.0.0.0/8, 11.0.0.0/16, 'fd00::/16']}}, \
+         {ipBlock: {cidr: 'fd00::/8', except: ['fd01::/16', 'fe00::/16']}}, \
+         {ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8]}}]}]}",
+        &[
+            "spec.ingress[0].from[0].ipBlock.except[1]: Invalid value: \"10.0.0.0/8\": must be a strict subset of `cidr`",
+            "spec.ingress[0].from[0].ipBlock.except[2]: Invalid value: \"11.0.0.0/16\": must be a strict subset of `cidr`",
+            "spec.ingress[0].from[0].ipBlock.except[3]: Invalid value: \"fd00::/16\": must be a strict subset of `cidr`",
+            "spec.ingress[0].from[1].ipBlock.except[1]: Invalid value: \"fe00::/16\": must be a strict subset of `cidr`",
+        ],
+    );
     check("IngressClass", "spec: {controller: example.com/c}", &[]);
     check(
         "IngressClass",
@@ -304,6 +346,11 @@ fn budgets_priorities_and_leases() {
         &[
             "spec: Invalid value: {\"minAvailable\":1,\"maxUnavailable\":\"50%\"}: minAvailable and maxUnavailable cannot be both set",
         ],
+    );
+    check(
+        "PodDisruptionBudget",
+        "spec: {maxUnavailable: 101%}",
+        &["spec.maxUnavailable: Invalid value: \"101%\": must not be greater than 100%"],
     );
     check(
         "PriorityClass",
@@ -348,4 +395,37 @@ fn who_writes_what_nothing_acts_on_is_told_once() {
     ] {
         assert_eq!(warnings(&read(kind, rest), None), Vec::<String>::new(), "{kind}");
     }
+}
+
+#[test]
+fn what_is_not_said_is_gos_zero_value_or_the_default() {
+    check("PriorityClass", "description: x", &[]);
+    let class = defaulted(&read("PriorityClass", "description: x"));
+    assert_eq!(class.pointer("/value"), Some(&json!(0)));
+    // Of a Secret that is put without a type, Kubernetes fills in the default first, and compares then.
+    let tls = read(
+        "Secret",
+        "type: kubernetes.io/tls\ndata: {tls.crt: '', tls.key: ''}",
+    );
+    let untyped = read("Secret", "data: {tls.crt: '', tls.key: ''}");
+    let errors = validate_update(&tls, &untyped);
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(errors, ["type: Invalid value: \"Opaque\": field is immutable"]);
+    let opaque = read("Secret", "type: Opaque\ndata: {a: ''}");
+    assert_eq!(validate_update(&opaque, &read("Secret", "data: {b: ''}")), []);
+}
+
+#[test]
+fn a_secret_is_not_larger_than_what_can_be_put_back() {
+    let secret = |base64_bytes: usize| {
+        let mut secret = read("Secret", "type: Opaque");
+        secret.set(&["data", "a"], "A".repeat(base64_bytes));
+        let errors = validate(&secret);
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(secret(1_000_000), Vec::<String>::new());
+    assert_eq!(
+        secret(1 << 20),
+        ["data: Too long: may not be more than 786432 bytes"]
+    );
 }

@@ -86,10 +86,7 @@ fn deployments_get_kubernetes_defaults() {
     let container = &pod["containers"][0];
     assert_eq!(container["imagePullPolicy"], "IfNotPresent");
     assert_eq!(container["ports"][0]["protocol"], "TCP");
-    assert_eq!(
-        container["resources"]["requests"],
-        json!({"cpu": 1, "memory": "128Mi"})
-    );
+    assert_eq!(container["resources"]["requests"], json!({"cpu": 1}));
     assert_eq!(
         container["readinessProbe"],
         json!({"httpGet": {"port": "http", "path": "/", "scheme": "HTTP"}, "timeoutSeconds": 1, "periodSeconds": 10,
@@ -134,6 +131,31 @@ fn empty_texts_are_absent_ones() {
         check(&text, &[]);
         assert_eq!(defaulted(&read(&text)).str_at(path), expected, "{path}");
     }
+}
+
+#[test]
+fn some_defaults_are_of_pods_and_not_of_templates() {
+    let spec = "{hostNetwork: true, containers: [{name: a, image: b:1, resources: {limits: {cpu: 1}}, ports: [{containerPort: 80}]}]}";
+    let at = |object: &Object, prefix: &str| {
+        let paths = [
+            "/containers/0/resources/requests/cpu",
+            "/containers/0/ports/0/hostPort",
+            "/enableServiceLinks",
+        ];
+        paths.map(|path| object.pointer(&format!("{prefix}{path}")).cloned())
+    };
+    let pod = defaulted(&read(&pod(spec)));
+    assert_eq!(
+        at(&pod, "/spec"),
+        [Some(json!(1)), Some(json!(80)), Some(json!(true))]
+    );
+    let mut template = read(DEPLOYMENT);
+    let spec: Value = serde_yaml::from_str(spec).unwrap();
+    template.set(&["spec", "template", "spec"], spec);
+    assert_eq!(
+        at(&defaulted(&template), "/spec/template/spec"),
+        [None, None, None]
+    );
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn examples() -> Vec<(&'static str, Value, Value)> {
                 "PersistentVolumeClaim",
                 json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
             ),
-            json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}}),
+            json!({"spec": {"volumeName": "v"}}),
         ),
         (
             "/api/v1/persistentvolumes",
@@ -342,10 +342,14 @@ async fn a_generation_is_shown_of_the_kinds_that_have_one() {
     let api = Api::open().await;
     let core = "/api/v1/namespaces/default";
     let map = json!({"metadata": {"name": "a"}, "data": {"a": "b"}});
-    let created = api.post(&format!("{core}/configmaps"), map).await.expect(201).json();
-    assert_eq!(created["metadata"]["generation"], serde_json::Value::Null);
+    let created = api
+        .post(&format!("{core}/configmaps"), map)
+        .await
+        .expect(201)
+        .json();
+    assert_eq!(created["metadata"]["generation"], Value::Null);
     let account = api.get(&format!("{core}/serviceaccounts/default")).await.json();
-    assert_eq!(account["metadata"]["generation"], serde_json::Value::Null);
+    assert_eq!(account["metadata"]["generation"], Value::Null);
     let class = json!({"metadata": {"name": "high"}, "value": 1});
     let path = "/apis/scheduling.k8s.io/v1/priorityclasses";
     let created = api.post(path, class).await.expect(201).json();
