@@ -1,6 +1,7 @@
 //! The API over a real store: requests through the router, and a real kubectl and kube-rs through the listener.
 
 mod backups;
+mod decoding;
 mod documentation;
 mod events;
 mod eviction;
