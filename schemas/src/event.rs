@@ -85,7 +85,10 @@ pub(crate) fn validate_strictly(root: &Node<'_>, errors: &mut Errors) {
     }
     let kind = root.at("type");
     if !matches!(kind.text(), "Normal" | "Warning") {
-        errors.invalid(&nameless(&kind), format!("has invalid value: {}", kind.text()));
+        errors.invalid(
+            &without_value(&kind),
+            format!("has invalid value: {}", kind.text()),
+        );
     }
     let source = root.at("source");
     let is_said = |field: &Node<'_>| match field.value {
@@ -104,7 +107,7 @@ pub(crate) fn validate_strictly(root: &Node<'_>, errors: &mut Errors) {
         ),
     ] {
         if said {
-            errors.invalid(&nameless(&root.at(field)), "needs to be unset");
+            errors.invalid(&without_value(&root.at(field)), "needs to be unset");
         }
     }
 }
@@ -147,14 +150,14 @@ fn check(root: &Node<'_>, controller: &str, errors: &mut Errors) {
 fn bounded(field: &Node<'_>, max_bytes: usize, errors: &mut Errors) {
     if field.text().len() > max_bytes {
         errors.invalid(
-            &nameless(field),
+            &without_value(field),
             format!("can have at most {max_bytes} characters"),
         );
     }
 }
 
-/// The field with an empty value, as Kubernetes shows it where it does not say what it refuses.
-fn nameless(field: &Node<'_>) -> Node<'static> {
+/// The field with an empty value, as Kubernetes shows it where it does not repeat what it refuses.
+fn without_value(field: &Node<'_>) -> Node<'static> {
     static NOTHING: Value = Value::String(String::new());
     Node {
         path: field.path.clone(),

@@ -69,7 +69,7 @@ async fn events_of(client: &Client, object: &Value) -> Result<Vec<Value>, CliErr
         .and_then(Value::as_array_mut)
         .map(std::mem::take)
         .unwrap_or_default();
-    events.sort_by_key(|event| text(event, "/lastTimestamp"));
+    events.sort_by_key(last_seen);
     Ok(events)
 }
 
@@ -79,6 +79,19 @@ fn text(value: &Value, pointer: &str) -> String {
         .and_then(Value::as_str)
         .unwrap_or_default()
         .to_owned()
+}
+
+/// When an event happened last: clients of `events.k8s.io/v1` say it otherwise than nodes do.
+fn last_seen(event: &Value) -> String {
+    first_of(
+        event,
+        &["/series/lastObservedTime", "/lastTimestamp", "/eventTime"],
+    )
+}
+
+fn first_of(value: &Value, pointers: &[&str]) -> String {
+    let mut said = pointers.iter().map(|pointer| text(value, pointer));
+    said.find(|text| !text.is_empty()).unwrap_or_default()
 }
 
 /// Draws an object: the metadata that people look for, then spec, status and the rest, then events.
@@ -121,17 +134,17 @@ fn describe(object: &Value, events: &[Value]) -> String {
         );
         for event in events {
             let count = event
-                .get("count")
+                .pointer("/series/count")
+                .or_else(|| event.get("count"))
                 .and_then(Value::as_i64)
                 .filter(|count| *count > 1);
-            let seen =
-                text(event, "/lastTimestamp") + &count.map(|count| format!(" x{count}")).unwrap_or_default();
+            let seen = last_seen(event) + &count.map(|count| format!(" x{count}")).unwrap_or_default();
             let _ = writeln!(
                 out,
                 "  {:<9}{:<22}{seen:<28}{:<24}{}",
                 text(event, "/type"),
                 text(event, "/reason"),
-                text(event, "/source/component"),
+                first_of(event, &["/source/component", "/reportingComponent"]),
                 text(event, "/message").replace('\n', " ")
             );
         }
@@ -280,6 +293,22 @@ mod tests {
             ),
         ] {
             let drawn = describe(&object, &[]);
+            assert!(drawn.contains(needle), "{needle:?} in\n{drawn}");
+        }
+        let events = [
+            json!({"type": "Normal", "reason": "Told", "lastTimestamp": "2027-01-15T08:00:00Z", "count": 2,
+                "source": {"component": "kubelet"}, "message": "twice"}),
+            json!({"type": "Normal", "reason": "Told", "eventTime": "2027-01-15T08:00:00.000001Z",
+                "reportingComponent": "puller", "message": "once"}),
+            json!({"type": "Normal", "reason": "Told", "eventTime": "2027-01-15T08:00:00.000001Z",
+                "series": {"count": 7, "lastObservedTime": "2027-01-15T08:00:09.000001Z"}, "message": "often"}),
+        ];
+        let drawn = describe(&object, &events);
+        for needle in [
+            "2027-01-15T08:00:00Z x2     kubelet                 twice",
+            "2027-01-15T08:00:00.000001Z puller                  once",
+            "2027-01-15T08:00:09.000001Z x7                        often",
+        ] {
             assert!(drawn.contains(needle), "{needle:?} in\n{drawn}");
         }
         assert_eq!(title("containerPort"), "Container Port");
