@@ -20,6 +20,13 @@ pub const DELETION_FIELDS: [&str; 2] = ["deletionTimestamp", "deletionGracePerio
 /// What an object is found by. Clients say it, and it never changes.
 pub const NAME_FIELDS: [&str; 2] = ["name", "namespace"];
 
+/// Entries of `managedFields`: Kubernetes keeps ten updaters, and few objects have as many appliers.
+pub const MANAGED_FIELDS_MAX: usize = 64;
+/// What follows the name of a manager that applies a status: as in Kubernetes, who applies both halves owns each apart, and an
+/// apply of one drops nothing of the other.
+pub const STATUS_MANAGER: &str = "/status";
+/// The longest name of a field manager.
+pub const MANAGER_MAX_BYTES: usize = 128;
 /// All keys and values of an object's annotations together.
 const ANNOTATIONS_MAX_BYTES: usize = 256 << 10;
 
@@ -46,7 +53,24 @@ pub(crate) fn validate(kind: Kind, metadata: &Node<'_>, errors: &mut Errors) {
             false => errors.forbidden(&namespace, "not allowed on this type"),
         }
     }
+    validate_managed(&metadata.at("managedFields"), errors);
     validate_of_template(metadata, errors);
+}
+
+/// Checks what a client says of who owns what. What no API server could read changes nothing, and is not refused.
+fn validate_managed(entries: &Node<'_>, errors: &mut Errors) {
+    if entries.items().count() > MANAGED_FIELDS_MAX {
+        errors.invalid(entries, format!("must have at most {MANAGED_FIELDS_MAX} items"));
+    }
+    for entry in entries.items() {
+        let manager = entry.at("manager");
+        if manager.text().len() > MANAGER_MAX_BYTES {
+            errors.too_long(&manager, MANAGER_MAX_BYTES);
+        }
+        if manager.text().chars().any(char::is_control) {
+            errors.invalid(&manager, "should only contain printable characters");
+        }
+    }
 }
 
 /// Checks what metadata of objects and of pod templates have in common.

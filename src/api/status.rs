@@ -2,11 +2,14 @@
 //!
 //! Messages, reasons and codes are those of Kubernetes, since clients act on them (`kubectl`, informers).
 
+use std::collections::BTreeMap;
+
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use schemas::{Kind, KindRow, ObjectKey};
+use schemas::meta::STATUS_MANAGER;
 use serde_json::{Map, Value, json};
-use store::{CommitError, WriteError};
+use store::{CommitError, OwnedField, WriteError};
 
 /// One entry of `details.causes`: what is wrong with which field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -333,57 +336,43 @@ impl From<WriteError> for ApiError {
     }
 }
 
-/// What follows the name of a manager that applies a status: as in Kubernetes, who applies both halves owns each apart, and an
-/// apply of one drops nothing of the other.
-pub(crate) const APPLIED_STATUS: &str = "/status";
-
-/// Server-side apply met fields of other managers: each is named with its manager.
-fn owned(key: &ObjectKey, fields: &[(String, String)]) -> ApiError {
-    let plural = if fields.len() == 1 {
-        "conflict"
-    } else {
-        "conflicts"
+/// Server-side apply met fields of other managers: each is named with its manager, in Kubernetes' words.
+fn owned(key: &ObjectKey, fields: &[OwnedField]) -> ApiError {
+    let manager = |field: &OwnedField| match (field.by_update, field.manager.strip_suffix(STATUS_MANAGER)) {
+        (true, _) => format!("\"{}\" using {}", field.manager, key.kind.row().api_version()),
+        (false, Some(manager)) => format!("\"{manager}\" with subresource \"status\""),
+        (false, None) => format!("\"{}\"", field.manager),
     };
-    let list: Vec<String> = fields
-        .iter()
-        .map(|(path, manager)| format!("conflict with {}: {}", quoted(manager), dotted(path)))
-        .collect();
-    let list = match list.as_slice() {
-        [one] => one.clone(),
-        many => format!("\n- {}", many.join("\n- ")),
+    let list = match fields {
+        [field] => format!("1 conflict: conflict with {}: {}", manager(field), field.path),
+        fields => {
+            let mut by_manager: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            for field in fields {
+                let paths = by_manager.entry(manager(field)).or_default();
+                paths.push(format!("\n- {}", field.path));
+            }
+            let managers: Vec<String> = by_manager
+                .into_iter()
+                .map(|(manager, paths)| format!("conflicts with {manager}:{}", paths.concat()))
+                .collect();
+            format!("{} conflicts: {}", fields.len(), managers.join("\n"))
+        }
     };
     let mut error = ApiError::new(
         StatusCode::CONFLICT,
         "Conflict",
-        format!("Apply failed with {} {plural}: {list}", fields.len()),
+        format!("Apply failed with {list}"),
     )
     .about(key);
     error.details.causes = fields
         .iter()
-        .map(|(path, manager)| Cause {
+        .map(|field| Cause {
             reason: "FieldManagerConflict".into(),
-            message: format!("conflict with {}", quoted(manager)),
-            field: dotted(path),
+            message: format!("conflict with {}", manager(field)),
+            field: field.path.clone(),
         })
         .collect();
     error
-}
-
-/// Names a manager as Kubernetes does; one that applied a status is kept apart with a suffix.
-fn quoted(manager: &str) -> String {
-    match manager.strip_suffix(APPLIED_STATUS) {
-        Some(manager) => format!("\"{manager}\" with subresource \"status\""),
-        None => format!("\"{manager}\""),
-    }
-}
-
-/// Field paths of managed fields begin with a dot in Kubernetes' texts.
-fn dotted(path: &str) -> String {
-    if path.starts_with('.') {
-        path.to_owned()
-    } else {
-        format!(".{path}")
-    }
 }
 
 /// The `Status` of something that went well (a deletion).
@@ -440,12 +429,30 @@ mod tests {
     #[test]
     fn apply_conflicts_name_each_manager() {
         let key = ObjectKey::new(Kind::Deployment, "default", "web");
-        let fields = vec![("spec.replicas".to_owned(), "kubectl-edit".to_owned())];
-        let error = ApiError::from(WriteError::Owned { key, fields });
+        let field = |path: &str, manager: &str, by_update| OwnedField {
+            path: path.to_owned(),
+            manager: manager.to_owned(),
+            by_update,
+        };
+        let fields = vec![field(".spec.replicas", "kubectl-edit", true)];
+        let error = ApiError::from(WriteError::Owned {
+            key: key.clone(),
+            fields,
+        });
         assert_eq!(error.code, StatusCode::CONFLICT);
         assert_eq!(
             error.message,
-            "Apply failed with 1 conflict: conflict with \"kubectl-edit\": .spec.replicas"
+            "Apply failed with 1 conflict: conflict with \"kubectl-edit\" using apps/v1: .spec.replicas"
+        );
+        let fields = vec![
+            field(".a", "two", false),
+            field(".b", "one", false),
+            field(".c", "two", false),
+        ];
+        let error = ApiError::from(WriteError::Owned { key, fields });
+        assert_eq!(
+            error.message,
+            "Apply failed with 3 conflicts: conflicts with \"one\":\n- .b\nconflicts with \"two\":\n- .a\n- .c"
         );
         assert_eq!(error.details.causes[0].reason, "FieldManagerConflict");
     }

@@ -147,6 +147,12 @@ async fn objects(
             writeln!(out, "{resource}/{}", item.name())?;
         }
     } else {
+        // As kubectl: who owns what is long, and nobody reads it here.
+        for metadata in items.iter_mut().filter_map(|item| item.get_mut("metadata")) {
+            metadata
+                .as_object_mut()
+                .map(|metadata| metadata.remove("managedFields"));
+        }
         let single = targets.len() == 1 && targets.iter().all(|target| target.names.len() == 1);
         let whole = match (single, items.len()) {
             (true, 1) => items.remove(0),

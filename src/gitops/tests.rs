@@ -77,6 +77,7 @@ impl Applier for MemoryCluster {
                     key,
                     object: Arc::new(object),
                     revision: Revision(1),
+                    managed: None,
                     stored: true,
                 },
             }

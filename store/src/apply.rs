@@ -10,12 +10,11 @@ use automerge::ScalarValue;
 use schemas::Kind;
 use schemas::fields::{self, ListRule};
 
+use crate::field_set;
 use crate::leaves::{Leaves, below, is_marker};
 use crate::owners::{Operation, Owner, Owners};
 use crate::path::{self, Role, Token};
-
-/// A field that another owner has with another value: its path and that owner's manager.
-pub(crate) type Owned = (String, String);
+use crate::types::OwnedField;
 
 /// Returns the owners after `manager` has changed `before` to `after` by an update: what it changed is its own.
 pub(crate) fn owners_after_update(before: &Leaves, after: &Leaves, owners: &Owners, manager: &str) -> Owners {
@@ -43,8 +42,9 @@ pub(crate) fn apply(
     named: Leaves,
     manager: &str,
     force: bool,
-) -> Result<(Leaves, Owners), Vec<Owned>> {
+) -> Result<(Leaves, Owners), Vec<OwnedField>> {
     let applier = &Owner::new(Operation::Apply, manager);
+    let owners = &before_first_apply(existing, owners);
     let dropped = Dropped::find(kind, existing, owners, &named, applier);
     let named = without_needless_markers(existing, &dropped, named);
     let hidden: BTreeSet<&String> = hidden_by(existing, &named).collect();
@@ -65,7 +65,7 @@ pub(crate) fn apply(
         }
     }
     if !force && !conflicts.found.is_empty() {
-        return Err(conflicts.found.into_iter().collect());
+        return Err(conflicts.fields(kind, existing));
     }
 
     let mut leaves: Leaves = existing
@@ -88,7 +88,7 @@ pub(crate) fn apply(
     }
     for (path, value) in named.iter().filter(|(path, _)| path::role(path) != Role::Order) {
         let mut new = match existing.get(path) {
-            Some(old) if old == value => owners.of(path).clone(),
+            Some(old) if old == value => owners.named(path).cloned().collect(),
             Some(_) | None => BTreeSet::new(),
         };
         new.insert(applier.clone());
@@ -97,10 +97,30 @@ pub(crate) fn apply(
     Ok((leaves, result))
 }
 
+/// Who owns what was there when nobody's fields are applied to, as in Kubernetes.
+const BEFORE_FIRST_APPLY: &str = "before-first-apply";
+
+/// Returns the owners that an apply meets: where all were taken away, one that stands for all that was before.
+fn before_first_apply(existing: &Leaves, owners: &Owners) -> Owners {
+    let mut owners = owners.clone();
+    let owned: Vec<&String> = existing
+        .keys()
+        .filter(|path| path::role(path) != Role::Order)
+        .collect();
+    if owned.iter().all(|path| owners.named(path).next().is_none()) {
+        let before = BTreeSet::from([Owner::new(Operation::Update, BEFORE_FIRST_APPLY)]);
+        for path in owned {
+            owners.set(path, before.clone());
+        }
+    }
+    owners
+}
+
 struct Conflicts<'a> {
     owners: &'a Owners,
     applier: &'a Owner,
-    found: BTreeMap<String, String>,
+    /// By leaf.
+    found: BTreeMap<String, Owner>,
 }
 
 impl Conflicts<'_> {
@@ -108,9 +128,19 @@ impl Conflicts<'_> {
         if path::role(path) == Role::Order {
             return;
         }
-        if let Some(other) = self.owners.of(path).iter().find(|owner| *owner != self.applier) {
-            self.found.insert(path::display(path), other.manager.clone());
+        if let Some(other) = self.owners.named(path).find(|owner| *owner != self.applier) {
+            self.found.insert(path.to_owned(), other.clone());
         }
+    }
+
+    fn fields(self, kind: Kind, existing: &Leaves) -> Vec<OwnedField> {
+        let mut shown = field_set::display(kind, existing, |leaf| self.found.contains_key(leaf));
+        let fields = self.found.into_iter().map(|(leaf, owner)| OwnedField {
+            path: shown.remove(&leaf).unwrap_or_else(|| path::display(&leaf)),
+            manager: owner.manager,
+            by_update: owner.operation == Operation::Update,
+        });
+        fields.collect()
     }
 }
 
@@ -166,7 +196,7 @@ impl Dropped {
             {
                 continue;
             }
-            if owners.of(path).len() > 1 {
+            if owners.named(path).count() > 1 {
                 dropped.shared.insert(path.clone());
             } else if role == Role::Presence {
                 presences.push(path);

@@ -16,7 +16,7 @@ use crate::frame::{Going, Header};
 use crate::incarnation::{Incarnation, Tombstone, Uids};
 use crate::json;
 use crate::leaves::compact_map;
-use crate::packed::{Packed, Recent};
+use crate::packed::{Packed, Recent, SharedTexts};
 use crate::quarantine::Quarantine;
 use crate::record::{Record, Stored};
 use crate::rescue::{RescueId, Sight, Waiting};
@@ -87,6 +87,7 @@ impl PackedView {
     fn with(self, object: Arc<Object>) -> View {
         View {
             key: self.key,
+            managed: self.object.managed.clone(),
             object,
             revision: self.revision,
             stored: self.stored,
@@ -195,6 +196,7 @@ impl Change {
 pub(crate) struct Index {
     entries: BTreeMap<ObjectKey, Entry>,
     recent: Arc<Recent>,
+    managed: SharedTexts,
     tombstones: BTreeMap<ObjectKey, Tombstone>,
     pub(crate) quarantine: Quarantine,
     pub(crate) rescued: Waiting,
@@ -220,6 +222,7 @@ impl Index {
         Self {
             entries: BTreeMap::new(),
             recent: Arc::default(),
+            managed: SharedTexts::default(),
             tombstones: BTreeMap::new(),
             quarantine: Quarantine::default(),
             rescued: Waiting::default(),
@@ -501,7 +504,8 @@ impl Index {
                 let entry = self.entries.entry(key.clone()).or_default();
                 entry.record = Some(stored.record);
                 self.toggle_digest(&key);
-                self.show(&key, Some(stored.object));
+                let managed = stored.managed.map(|text| self.managed.copy(text));
+                self.show(&key, Some((stored.object, managed)));
                 self.get(&key)
             }
             Change::Bury { key, removed } => {
@@ -601,16 +605,21 @@ impl Index {
         }
         let written = entry.written();
         entry.projection = projection.map(Arc::new);
-        self.show(key, written.map(|written| written.tree()));
+        self.show(
+            key,
+            written.map(|written| (written.tree(), written.shown.managed.clone())),
+        );
     }
 
     /// Makes the view of a key anew from its document and projection; if that changes it, it is a new revision.
-    fn show(&mut self, key: &ObjectKey, document: Option<Arc<Object>>) {
+    fn show(&mut self, key: &ObjectKey, document: Option<(Arc<Object>, Option<Arc<str>>)>) {
         let next = Revision::new(self.counter + 1, self.tag);
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
         entry.covered = Map::new();
+        let (document, managed) = document.unzip();
+        let managed = managed.flatten();
         let object = match (document, &entry.projection) {
             (Some(document), None) => Some(Arc::unwrap_or_clone(document)),
             (Some(document), Some(projection)) => {
@@ -635,13 +644,13 @@ impl Index {
             (Some(mut object), before) => {
                 if let Some((before, revision)) = before {
                     set_resource_version(&mut object, *revision);
-                    if before.is(&object) {
+                    if before.is(&object, managed.as_ref()) {
                         return;
                     }
                 }
                 set_resource_version(&mut object, next);
                 let object = Arc::new(Object(compact_map(object.0)));
-                Some(Arc::new(Packed::new(&object, &self.recent)))
+                Some(Arc::new(Packed::new(&object, managed, &self.recent)))
             }
             (None, Some(_)) => None,
             (None, None) => {

@@ -13,6 +13,7 @@ mod digest;
 mod disk;
 mod document;
 mod epoch;
+mod field_set;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -24,6 +25,7 @@ mod index;
 mod journal;
 mod json;
 mod leaves;
+mod managed;
 mod memory_disk;
 mod open;
 mod order;
@@ -62,6 +64,6 @@ pub use store::Store;
 pub use types::{
     Applied, Author, ChangedFields, CommitError, Conflict, ConflictSide, Difference, DiskState, Exchange,
     FieldChange, Gone, History, HistoryChange, HistoryError, Listing, NodeId, OpenError, OpenOptions,
-    Outcome, Precondition, Push, Received, Revision, Shortage, Standing, SyncError, Via, View, Views,
-    WatchEvent, WatchScope, WriteError,
+    Outcome, OwnedField, Precondition, Push, Received, Revision, Shortage, Standing, SyncError, Via, View,
+    Views, WatchEvent, WatchScope, WriteError,
 };

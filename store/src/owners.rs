@@ -40,6 +40,15 @@ impl Owner {
         }
     }
 
+    /// Returns who stands for nobody: what was taken from its owners belongs to nobody, and not to the creators again.
+    pub(crate) fn nobody() -> Self {
+        Self::new(Operation::Update, "")
+    }
+
+    pub(crate) fn is_nobody(&self) -> bool {
+        *self == Self::nobody()
+    }
+
     /// Writes this owner as two tokens of a path.
     pub(crate) fn to_text(&self) -> String {
         let operation = match self.operation {
@@ -91,7 +100,12 @@ impl Owners {
         self.explicit.get(path).unwrap_or(&self.creators)
     }
 
-    /// Sets the owners of a leaf.
+    /// Returns the owners of a leaf by name: none, if it is nobody's.
+    pub(crate) fn named<'a>(&'a self, path: &str) -> impl Iterator<Item = &'a Owner> + use<'a> {
+        self.of(path).iter().filter(|owner| !owner.is_nobody())
+    }
+
+    /// Sets the owners of a leaf; none are the creators.
     pub(crate) fn set(&mut self, path: &str, owners: BTreeSet<Owner>) {
         if owners == self.creators || owners.is_empty() {
             self.explicit.remove(path);

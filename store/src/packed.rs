@@ -2,7 +2,7 @@
 //!
 //! A tree takes ten to twenty times its JSON in memory (each map has a table and entries of a hundred bytes).
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use schemas::Object;
@@ -11,6 +11,9 @@ use crate::json;
 
 /// JSON of the trees that are kept for the next reader: all of a small cluster, and in memory ten times as much.
 pub(crate) const RECENT_BYTES: usize = 1 << 20;
+
+/// Texts that are kept without looking whether anybody has them.
+const MIN_TEXTS: usize = 64;
 
 /// The trees that were made or read last.
 #[derive(Default, Debug)]
@@ -29,8 +32,34 @@ struct Trees {
 #[derive(Debug)]
 pub(crate) struct Packed {
     json: Box<[u8]>,
+    /// `metadata.managedFields` as JSON, which is not in the tree: few read it.
+    pub(crate) managed: Option<Arc<str>>,
     recent: Arc<Recent>,
     tree: Mutex<Weak<Object>>,
+}
+
+/// Texts that many objects have in common: the pods of one ReplicaSet have the same fields of the same owners.
+#[derive(Default, Debug)]
+pub(crate) struct SharedTexts {
+    texts: HashSet<Arc<str>>,
+    /// So many may there be before those that nobody has any more are dropped.
+    room: usize,
+}
+
+impl SharedTexts {
+    /// Returns the one copy of a text.
+    pub(crate) fn copy(&mut self, text: Arc<str>) -> Arc<str> {
+        if let Some(text) = self.texts.get(&text) {
+            return text.clone();
+        }
+        if self.texts.len() >= self.room {
+            self.texts.retain(|text| Arc::strong_count(text) > 1);
+            // Twice what is there: looking through them costs each text once or twice.
+            self.room = MIN_TEXTS.max(2 * self.texts.len());
+        }
+        self.texts.insert(text.clone());
+        text
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,19 +84,20 @@ impl Recent {
 }
 
 impl Packed {
-    pub(crate) fn new(object: &Arc<Object>, recent: &Arc<Recent>) -> Self {
+    pub(crate) fn new(object: &Arc<Object>, managed: Option<Arc<str>>, recent: &Arc<Recent>) -> Self {
         let json = json::to_box(&**object);
         recent.keep(object.clone(), json.len());
         Self {
             json,
+            managed,
             recent: recent.clone(),
             tree: Mutex::new(Arc::downgrade(object)),
         }
     }
 
     /// Tells whether this is that object, without making a tree.
-    pub(crate) fn is(&self, object: &Object) -> bool {
-        json::is(object, &self.json)
+    pub(crate) fn is(&self, object: &Object, managed: Option<&Arc<str>>) -> bool {
+        self.managed.as_ref() == managed && json::is(object, &self.json)
     }
 
     /// Returns what it takes while nobody has its tree.
@@ -108,11 +138,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn equal_texts_are_one_and_go_with_the_last_who_has_them() {
+        let mut shared = SharedTexts::default();
+        let kept: Vec<Arc<str>> = (0..2).map(|_| shared.copy(Arc::from("kept"))).collect();
+        assert!(Arc::ptr_eq(&kept[0], &kept[1]));
+        for number in 0..10 * MIN_TEXTS {
+            shared.copy(Arc::from(number.to_string()));
+            assert!(shared.texts.len() <= MIN_TEXTS, "{}", shared.texts.len());
+        }
+        assert!(shared.texts.contains("kept"));
+    }
+
+    #[test]
     fn a_tree_is_shared_while_it_is_used_and_made_anew_after() {
         let recent = Arc::new(Recent::default());
         let float = json!({"a": {"b": [1.0, 0.1, 1e300, u64::MAX, 2.225_073_858_507_201_4e-308]}});
         let object = Arc::new(Object::from_value(float).unwrap());
-        let packed = Packed::new(&object, &recent);
+        let packed = Packed::new(&object, None, &recent);
         assert!(Arc::ptr_eq(&packed.tree(), &object));
         let expected = Object::clone(&object);
         drop(object);

@@ -45,6 +45,15 @@ pub(crate) struct Element<'a> {
     pub(crate) number: Option<u32>,
 }
 
+impl Element<'_> {
+    /// Returns the values of the merge keys; None, if it is an element of a set.
+    pub(crate) fn key_values(&self) -> Option<Vec<String>> {
+        let (inner, _) = self.identity.strip_prefix('[')?.rsplit_once(']')?;
+        let values = inner.split(',').map(|value| Some(unescape(value)?.into_owned()));
+        values.collect()
+    }
+}
+
 /// Tells whether a path has more tokens than any of ours: a tree of it could be too deep for the stack.
 pub(crate) fn is_too_deep(path: &str) -> bool {
     path.split('/').nth(MAX_LEVELS).is_some()
@@ -257,6 +266,8 @@ mod tests {
                     panic!("{token}")
                 };
                 assert_eq!((element.identity, element.number), (identity.as_str(), number));
+                let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
+                assert_eq!(element.key_values(), Some(values));
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::epoch::Epoch;
 use crate::incarnation::{Incarnation, Tombstone, Uids};
 use crate::index::{Change, PackedView, set_resource_version};
 use crate::leaves::{self, Leaves};
+use crate::managed;
 use crate::owners::{Operation, Owners};
 use crate::record::{Record, Standing, Stored, document_key, show, tombstone_key};
 use crate::rescue::{Lost, MARK, Rescued, UNSEEN};
@@ -34,6 +35,16 @@ impl Prepared {
         change.is_none_or(|change| change.has_fields)
     }
 }
+
+/// Whether an update says who owns what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ownership {
+    /// By `managedFields`, which it sees.
+    Said,
+    Unsaid,
+}
+
+const MANAGED_FIELDS: [&str; 2] = ["metadata", "managedFields"];
 
 /// The longest key: namespace and name have 253 characters each at most, and the longest resource 60.
 const MAX_KEY_BYTES: usize = 1024;
@@ -183,19 +194,30 @@ impl Shared {
         key: &ObjectKey,
         precondition: &Precondition,
         author: &Author,
+        ownership: Ownership,
         mut change: impl FnMut(&Object) -> Result<Object, E>,
     ) -> Result<Option<Prepared>, E> {
         let loaded = self.load_current(key, precondition)?;
-        let current = loaded.object(&self.uids);
-        let changed = change(&current)?;
-        let (before, after) = (stripped(&current), stripped(&changed));
-        if before == after {
-            return Ok(None);
+        let mut current = loaded.object(&self.uids);
+        if ownership == Ownership::Said {
+            managed::show_in(&mut current, key.kind, &loaded.contents);
         }
-        leaves::check_limits(&changed).map_err(|reason| invalid(key, reason))?;
+        let mut changed = change(&current)?;
         let Contents {
             leaves: old, owners, ..
         } = &loaded.contents;
+        let said = changed.remove(&MANAGED_FIELDS);
+        let said = said.filter(|said| {
+            ownership == Ownership::Said && current.pointer("/metadata/managedFields") != Some(said)
+        });
+        let owners = &said
+            .and_then(|said| managed::assigned(key.kind, old, owners, &said))
+            .unwrap_or_else(|| owners.clone());
+        let (before, after) = (stripped(&current), stripped(&changed));
+        if before == after && *owners == loaded.contents.owners {
+            return Ok(None);
+        }
+        leaves::check_limits(&changed).map_err(|reason| invalid(key, reason))?;
         let leaves = leaves::flatten(key.kind, &after, old);
         let owners = apply::owners_after_update(old, &leaves, owners, &author.manager);
         Ok(self.write(loaded, leaves, &owners, author)?)
@@ -378,6 +400,7 @@ impl Shared {
         let Change::Put { key, stored, .. } = prepared.change else {
             return None;
         };
+        let managed = stored.managed;
         let revision = self
             .index()
             .get(&key)
@@ -388,6 +411,7 @@ impl Shared {
         Some(View {
             key,
             object: object.into(),
+            managed,
             revision,
             stored: true,
         })

@@ -20,6 +20,7 @@ use crate::document::{BadBytes, Birth, Contents, Document, FirstChange};
 use crate::epoch::Epoch;
 use crate::incarnation::Incarnation;
 use crate::leaves;
+use crate::managed;
 use crate::seal::Seal;
 
 /// Version of all that is kept on disk and of how objects are laid out in leaves: it is one higher with each change of the
@@ -226,6 +227,8 @@ pub(crate) struct Stored {
     pub(crate) record: Arc<Record>,
     /// With key, uid, creationTimestamp and generation, and without resourceVersion.
     pub(crate) object: Arc<Object>,
+    /// `metadata.managedFields` as JSON.
+    pub(crate) managed: Option<Arc<str>>,
 }
 
 impl Stored {
@@ -234,6 +237,7 @@ impl Stored {
         Self {
             record: Arc::new(record),
             object: Arc::new(object),
+            managed: managed::shown(key.kind, contents),
         }
     }
 }

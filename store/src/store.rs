@@ -16,7 +16,7 @@ use crate::index::Written;
 use crate::memory_disk::MemoryDisk;
 use crate::open;
 use crate::owners::Operation;
-use crate::prepare::{self, Prepared};
+use crate::prepare::{self, Ownership, Prepared};
 use crate::quarantine;
 use crate::shared::Shared;
 use crate::sled_disk::SledDisk;
@@ -242,13 +242,41 @@ impl Store {
         key: &ObjectKey,
         precondition: &Precondition,
         author: Author,
+        change: impl FnMut(&Object) -> Result<Object, E> + Send,
+    ) -> Result<View, E> {
+        self.updated(key, precondition, author, Ownership::Unsaid, change)
+            .await
+    }
+
+    /// [`Store::update`] by a client that sees `metadata.managedFields` and can say them anew: `change` gets them in the object,
+    /// and what it makes of them says who owns what before its other changes. None, or what cannot be read, says nothing.
+    ///
+    /// # Errors
+    /// As [`Store::update`].
+    pub async fn update_with_managed_fields<E: From<WriteError>>(
+        &self,
+        key: &ObjectKey,
+        precondition: &Precondition,
+        author: Author,
+        change: impl FnMut(&Object) -> Result<Object, E> + Send,
+    ) -> Result<View, E> {
+        self.updated(key, precondition, author, Ownership::Said, change)
+            .await
+    }
+
+    async fn updated<E: From<WriteError>>(
+        &self,
+        key: &ObjectKey,
+        precondition: &Precondition,
+        author: Author,
+        ownership: Ownership,
         mut change: impl FnMut(&Object) -> Result<Object, E> + Send,
     ) -> Result<View, E> {
         loop {
             let (permit, claim) = self.claim_to_write(key).await?;
             let prepared = self
                 .shared
-                .prepare_update(key, precondition, &author, &mut change)?;
+                .prepare_update(key, precondition, &author, ownership, &mut change)?;
             let Some(prepared) = prepared else {
                 return Ok(self.get(key).ok_or_else(|| WriteError::NotFound(key.clone()))?);
             };

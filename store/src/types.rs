@@ -67,6 +67,8 @@ impl fmt::Display for Revision {
 pub struct View {
     pub key: ObjectKey,
     pub object: Arc<Object>,
+    /// `metadata.managedFields` as JSON: not in the object, since few read it. None, if nobody owns any of its fields.
+    pub managed: Option<Arc<str>>,
     pub revision: Revision,
     /// False for an object that is computed alone (a Node, an EndpointSlice).
     pub stored: bool,
@@ -191,6 +193,16 @@ pub struct Applied {
     pub view: View,
 }
 
+/// A field that another manager owns with another value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OwnedField {
+    /// As Kubernetes writes it: `.spec.template.spec.containers[name="web"].image`.
+    pub path: String,
+    pub manager: String,
+    /// The manager changed it, and did not apply it.
+    pub by_update: bool,
+}
+
 /// Why a store could not be opened. Nothing was overwritten.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -219,11 +231,12 @@ pub enum WriteError {
     NotFound(ObjectKey),
     #[error("{key} was changed meanwhile: {reason}")]
     Conflict { key: ObjectKey, reason: String },
-    /// Server-side apply without force: each field with the manager that owns it.
-    #[error("{key}: fields are owned by other managers: {}", fields.iter().map(|(path, manager)| format!("{path} ({manager})")).collect::<Vec<_>>().join(", "))]
+    /// Server-side apply without force.
+    #[error("{key}: fields are owned by other managers: {}", fields.iter().map(|field| format!("{} ({})", field.path, field.manager)).collect::<Vec<_>>().join(", "))]
     Owned {
         key: ObjectKey,
-        fields: Vec<(String, String)>,
+        /// Ordered by path.
+        fields: Vec<OwnedField>,
     },
     /// The record of this key cannot be read, and nothing has replaced it yet.
     #[error(

@@ -61,9 +61,15 @@ impl Past {
     /// Returns what readers are told; reads trees from JSON, if nobody did lately.
     pub(crate) fn event(&self) -> WatchEvent {
         let before = self.before.as_ref().map(|(before, _)| before.tree());
+        let last = self
+            .after
+            .as_ref()
+            .or(self.before.as_ref().map(|(before, _)| before));
+        let managed = last.and_then(|last| last.managed.clone());
         let view = |object| View {
             key: self.key.clone(),
             object,
+            managed: managed.clone(),
             revision: self.revision,
             stored: self.stored,
         };
@@ -250,7 +256,7 @@ mod tests {
 
     fn packed(bytes: usize) -> Arc<Packed> {
         let object = Object::from_value(json!({"text": "x".repeat(bytes)})).unwrap();
-        Arc::new(Packed::new(&Arc::new(object), &Arc::new(Recent::default())))
+        Arc::new(Packed::new(&Arc::new(object), None, &Arc::new(Recent::default())))
     }
 
     fn change(kind: Kind, namespace: &str, counter: u64) -> Past {

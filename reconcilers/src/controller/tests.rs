@@ -23,6 +23,7 @@ fn view(name: &str) -> View {
         object: Arc::new(Object::new(&key)),
         key,
         revision: Revision(1),
+        managed: None,
         stored: true,
     }
 }

@@ -13,7 +13,7 @@ use store::{Author, Precondition, Revision, View};
 
 use super::form::list_value;
 use super::read::peer_answer;
-use super::{Call, foreign, node, object_answer, plain_answer, shown};
+use super::{Call, answered, foreign, node, object_answer, plain_answer, shown};
 use crate::api::content::{MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
@@ -72,14 +72,16 @@ pub(super) async fn delete(call: &Call<'_>, body: Body) -> ApiResult {
         deleted => deleted?,
     };
     match deleted {
-        Deleted::Terminating(view) => object_answer(call, StatusCode::OK, shown(&view)),
+        Deleted::Terminating(view) => object_answer(call, StatusCode::OK, answered(&view)),
         Deleted::GivenUp => Ok(plain_answer(
             call,
             StatusCode::OK,
             &status::success(call.target.row, &key.name, ""),
         )),
         // As Kubernetes: what a grace was possible for is shown, anything else is reported.
-        Deleted::Removed(view) if key.kind == Kind::Pod => object_answer(call, StatusCode::OK, shown(&view)),
+        Deleted::Removed(view) if key.kind == Kind::Pod => {
+            object_answer(call, StatusCode::OK, answered(&view))
+        }
         Deleted::Removed(view) => Ok(plain_answer(
             call,
             StatusCode::OK,
@@ -100,7 +102,7 @@ pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<
         .store
         .list(call.kind(), call.target.namespace.as_deref());
     let row = call.target.row;
-    let whole = |view: &View| event::in_group(row.group, shown(view)).into_value();
+    let whole = |view: &View| event::in_group(row.group, answered(view)).into_value();
     let mut items = Vec::new();
     for view in listing
         .items

@@ -36,8 +36,13 @@ pub(super) fn confined(base: &Object, mut edited: Object, part: Part, has_status
         }
         return whole;
     }
+    // Who owns what can be said anew; by nothing, nothing is said.
+    let said = edited.remove(&["metadata", "managedFields"]);
     for field in meta::NAME_FIELDS.into_iter().chain(meta::SERVER_FIELDS) {
         keep(&mut edited, &["metadata", field]);
+    }
+    if let Some(said) = said.filter(|said| !said.is_null()) {
+        edited.set(&["metadata", "managedFields"], said);
     }
     if has_status {
         keep(&mut edited, &["status"]);

@@ -27,7 +27,9 @@ use axum::response::Response;
 use http::request::Parts;
 use http::{HeaderMap, Method, Uri, header};
 use hyper::upgrade::OnUpgrade;
+use schemas::meta::MANAGER_MAX_BYTES;
 use schemas::{Ending, Kind, Object, ObjectKey, Subresource};
+use serde_json::Value;
 use store::{NodeId, View};
 use tokio_util::sync::CancellationToken;
 
@@ -51,8 +53,6 @@ pub(crate) use write::{check_applied, check_namespace, check_new};
 
 /// A relayed request with this header is answered from the node's own state, without asking others.
 pub(crate) const LOCAL_ONLY: &str = "x-podman-swarm-local";
-/// As Kubernetes bounds the name of a field manager.
-const MAX_MANAGER_BYTES: usize = 128;
 
 /// A request of the Kubernetes API, read but for its body.
 pub(crate) struct Call<'a> {
@@ -153,9 +153,9 @@ impl<'a> Call<'a> {
     /// The field manager of a write: as the client names it, else its program's name.
     fn manager(&self) -> ApiResult<String> {
         let named = self.query.text("fieldManager");
-        if named.len() > MAX_MANAGER_BYTES {
+        if named.len() > MANAGER_MAX_BYTES {
             return Err(ApiError::bad_request(format!(
-                "parameter fieldManager: may not be more than {MAX_MANAGER_BYTES} bytes"
+                "parameter fieldManager: may not be more than {MANAGER_MAX_BYTES} bytes"
             )));
         }
         if !named.is_empty() {
@@ -166,7 +166,7 @@ impl<'a> Call<'a> {
             .get(header::USER_AGENT)
             .and_then(|value| value.to_str().ok());
         let program = agent.unwrap_or_default().split('/').next().unwrap_or_default();
-        let short: String = program.chars().take(MAX_MANAGER_BYTES / 4).collect();
+        let short: String = program.chars().take(MANAGER_MAX_BYTES / 4).collect();
         Ok(if short.is_empty() {
             "unknown".to_owned()
         } else {
@@ -219,6 +219,20 @@ pub(crate) fn relayed(path: &str, user: &str, accept: Option<&'static str>) -> A
 /// not yet.
 pub(crate) fn shown(view: &View) -> Object {
     shown_object(view.key.kind, &view.object)
+}
+
+/// What the API answers of a view: [`shown`], with `metadata.managedFields`.
+fn answered(view: &View) -> Object {
+    with_managed(shown(view), view)
+}
+
+fn with_managed(mut object: Object, view: &View) -> Object {
+    if let Some(managed) = &view.managed {
+        // The store's own JSON can be read.
+        let managed: Value = serde_json::from_str(managed).unwrap_or_default();
+        object.set(&["metadata", "managedFields"], managed);
+    }
+    object
 }
 
 /// [`shown`] for an earlier state of a view.

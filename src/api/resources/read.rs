@@ -14,8 +14,8 @@ use store::{NodeId, Views};
 
 use super::form::{Form, list_value};
 use super::options::{Continue, ListOptions, State};
-use super::{Call, foreign, object_answer, shown};
-use crate::api::content;
+use super::{Call, answered, foreign, object_answer, shown, with_managed};
+use crate::api::content::{self, Shape};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
 use crate::api::status::{ApiError, ApiResult};
@@ -30,15 +30,17 @@ const MAX_PEER_LIST_BYTES: usize = 8 * 1024 * 1024;
 /// Answers `GET` of one object.
 pub(super) async fn get(call: &Call<'_>) -> ApiResult {
     let key = call.key()?;
-    match get_object(call.state, &key) {
-        Ok(object) => object_answer(call, StatusCode::OK, object),
+    match call.state.store.get(&key) {
+        Some(view) => object_answer(call, StatusCode::OK, answered(&view)),
         // Another node may have seen it.
-        Err(error) if key.kind == Kind::Event && !call.is_local_only() => peer_event(call).await.ok_or(error),
-        Err(error) => Err(error),
+        None if key.kind == Kind::Event && !call.is_local_only() => {
+            peer_event(call).await.ok_or_else(|| ApiError::not_found(&key))
+        }
+        None => Err(ApiError::not_found(&key)),
     }
 }
 
-/// Returns an object as the API shows it.
+/// Returns an object as the API shows it, without `managedFields`.
 pub(crate) fn get_object(state: &ApiState, key: &ObjectKey) -> ApiResult<Object> {
     let view = state.store.get(key).ok_or_else(|| ApiError::not_found(key))?;
     Ok(shown(&view))
@@ -89,8 +91,12 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
             continue;
         }
         if items.count < limit {
+            items.push(match accepted.shape {
+                Shape::Whole | Shape::Metadata => with_managed(object, &view),
+                // Nobody reads them there.
+                Shape::Table => object,
+            });
             last = Some(view.key);
-            items.push(object);
             continue;
         }
         if let Some(last) = &last {

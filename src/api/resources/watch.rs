@@ -11,7 +11,7 @@ use futures::stream::{self, Stream, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use schemas::Object;
 use serde_json::{Value, json};
-use store::{Revision, Store, Views, WatchEvent, WatchScope};
+use store::{Revision, Store, View, Views, WatchEvent, WatchScope};
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::time::{Instant, Interval};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::form::Form;
 use super::options::Beginning;
 use super::peer_events::{self, Change, PeerEvents};
-use super::{Call, shown, shown_object};
+use super::{Call, shown, shown_object, with_managed};
 use crate::api::content::Shape;
 use crate::api::selection::Selection;
 use crate::api::status::{ApiError, ApiResult};
@@ -252,6 +252,15 @@ impl Frames {
         self.write(event, &value);
     }
 
+    /// [`Frames::push`] with `managedFields`, where somebody reads them.
+    fn push_view(&mut self, event: &str, object: Object, view: &View) {
+        let object = match self.writer.form.shape {
+            Shape::Whole | Shape::Metadata => with_managed(object, view),
+            Shape::Table => object,
+        };
+        self.push(event, object);
+    }
+
     /// Shows a part of what was there at the beginning.
     fn initial(&mut self, objects: &mut Views) {
         while !self.is_full()
@@ -259,7 +268,7 @@ impl Frames {
         {
             let object = shown(&view);
             if self.selection.matches(&object) {
-                self.push("ADDED", object);
+                self.push_view("ADDED", object, &view);
             }
         }
     }
@@ -281,13 +290,13 @@ impl Frames {
             .then(|| shown(&view))
             .filter(|object| self.selection.matches(object));
         match (matched, object) {
-            (false, Some(object)) => self.push("ADDED", object),
-            (true, Some(object)) => self.push("MODIFIED", object),
+            (false, Some(object)) => self.push_view("ADDED", object, &view),
+            (true, Some(object)) => self.push_view("MODIFIED", object, &view),
             // As it was when it matched last, at the version of its end.
             (true, None) => {
                 let mut last = previous.as_deref().map(before).unwrap_or_default();
                 last.set(&["metadata", "resourceVersion"], view.revision.to_string());
-                self.push("DELETED", last);
+                self.push_view("DELETED", last, &view);
             }
             (false, None) => {}
         }

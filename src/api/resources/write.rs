@@ -7,16 +7,17 @@ use schemas::{
     Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, event, hex, patch as patches, time,
     validate,
 };
+use schemas::meta::STATUS_MANAGER;
 use serde_json::Value;
-use store::{Author, Outcome, Precondition, Revision, Store, Via, View, WriteError};
+use store::{Author, Outcome, OwnedField, Precondition, Revision, Store, Via, View, WriteError};
 
 use super::decode::{self, Validation, decoded, parse_object, parse_yaml};
 use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
 use super::options::resource_version;
-use super::{Call, foreign, object_answer, shown};
+use super::{Call, answered, foreign, object_answer, shown, with_managed};
 use crate::api::content::{self, MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
 use crate::api::events::{self, uuid};
-use crate::api::status::{APPLIED_STATUS, ApiError, ApiResult, Cause};
+use crate::api::status::{ApiError, ApiResult, Cause};
 use crate::api::target::Behind;
 
 const PATCH_TYPES: [&str; 4] = [
@@ -77,7 +78,7 @@ async fn created(call: &Call<'_>, object: Object, read: Vec<String>) -> ApiResul
         } else {
             match call.state.store.create(object, call.author()?).await {
                 Err(store::WriteError::Exists(_)) if generate && attempt < NAME_ATTEMPTS => continue,
-                result => shown(&result?),
+                result => answered(&result?),
             }
         };
         let mut response = object_answer(call, StatusCode::CREATED, view)?;
@@ -253,7 +254,7 @@ pub(super) async fn change_object(
         })
     };
     if call.query.dry_run()? {
-        let document = step(&view.object)?;
+        let document = step(&with_managed(Object::clone(&view.object), &view))?;
         let result = if view.stored {
             validate::defaulted(&document)
         } else {
@@ -264,14 +265,17 @@ pub(super) async fn change_object(
     let author = call.author()?;
     let changed = if view.stored {
         let anything = Precondition::default();
-        call.state.store.update(key, &anything, author, step).await?
+        let store = &call.state.store;
+        store
+            .update_with_managed_fields(key, &anything, author, step)
+            .await?
     } else {
         // A computed object without a document gets one, of what this request changes.
         let document = step(&Object::new(key))?;
         call.state.store.create(document, author).await?
     };
     let changed = finish_deletion(call, changed).await?;
-    Ok((shown(&changed), warnings))
+    Ok((answered(&changed), warnings))
 }
 
 /// An object whose deletion waited for its finalizers goes with the last of them. Pods that are placed are finished by
@@ -367,7 +371,7 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
         ..call.author()?
     };
     if part == Part::Status {
-        author.manager += APPLIED_STATUS;
+        author.manager += STATUS_MANAGER;
     }
     let mut planned = call.state.store.apply_dry(object.clone(), &author, force);
     if planned
@@ -394,7 +398,7 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
         Outcome::Created => StatusCode::CREATED,
         Outcome::Configured | Outcome::Unchanged => StatusCode::OK,
     };
-    let mut response = object_answer(call, code, shown(&applied.view))?;
+    let mut response = object_answer(call, code, answered(&applied.view))?;
     content::add_warnings(&mut response, &[read, warnings].concat());
     Ok(response)
 }
@@ -406,7 +410,7 @@ fn is_own(error: &WriteError, before: Option<&View>, author: &Author) -> bool {
         return false;
     };
     let is_applied = before.is_some_and(|view| view.object.pointer(LAST_APPLIED).is_some());
-    let client_side = |(_, manager): &(String, String)| manager == "kubectl-client-side-apply";
+    let client_side = |field: &OwnedField| field.manager == "kubectl-client-side-apply";
     is_applied && author.manager == "kubectl" && fields.iter().all(client_side)
 }
 

@@ -18,6 +18,7 @@ mod kubectl_programs;
 mod kubectl_refused;
 mod kubectl_words;
 mod listener;
+mod managed;
 mod metrics;
 mod native;
 mod nodes;

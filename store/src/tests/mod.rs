@@ -7,6 +7,7 @@ mod disjoint;
 mod durability;
 mod generated;
 mod history;
+mod managed;
 mod properties;
 mod quarantine;
 mod replicas;

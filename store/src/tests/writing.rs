@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::commit::QUEUE_CHANGES;
-use crate::{Outcome, Revision};
+use crate::{Outcome, OwnedField, Revision};
 
 #[tokio::test]
 async fn an_object_comes_back_as_it_was_written() {
@@ -200,7 +200,12 @@ async fn apply_names_the_owners_of_what_it_would_take() {
     let Err(WriteError::Owned { fields, .. }) = refused else {
         panic!("{refused:?}")
     };
-    assert_eq!(fields, [("spec.replicas".to_owned(), "test".to_owned())]);
+    let replicas = OwnedField {
+        path: ".spec.replicas".to_owned(),
+        manager: "test".to_owned(),
+        by_update: true,
+    };
+    assert_eq!(fields, [replicas]);
     let forced = store.apply(deployment("web"), author("git"), true).await.unwrap();
     assert_eq!(forced.view.object.i64_at("/spec/replicas"), Some(3));
     // Now it is ours alone.

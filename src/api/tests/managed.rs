@@ -1,0 +1,326 @@
+//! `metadata.managedFields` over HTTP and with a real kubectl.
+
+use axum::body::Body;
+use http::StatusCode;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use super::fixture::{Answer, Api, deployment};
+use super::kubectl::{Kubectl, Session, contains};
+
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+const WEB: &str = "/apis/apps/v1/namespaces/default/deployments/web";
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const MAP: &str = "/api/v1/namespaces/default/configmaps/a";
+
+fn map(data: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data})
+}
+
+fn entry(operation: &str, manager: &str, fields: Value) -> Value {
+    json!({"manager": manager, "operation": operation, "apiVersion": "v1", "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:data": fields}})
+}
+
+fn fields(object: &Value) -> &Value {
+    &object["metadata"]["managedFields"]
+}
+
+/// Operation and manager of each entry.
+fn managers(object: &Value) -> Vec<String> {
+    let entries = fields(object).as_array().into_iter().flatten();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    entries
+        .map(|entry| text(&entry["operation"]) + " " + &text(&entry["manager"]))
+        .collect()
+}
+
+#[tokio::test]
+async fn every_answer_tells_who_owns_what() {
+    let api = Api::open().await;
+    let made = entry("Update", "maker", json!({"f:a": {}}));
+    let made = json!([made]);
+    let created = api
+        .post(&format!("{MAPS}?fieldManager=maker"), map(json!({"a": "1"})))
+        .await;
+    assert_eq!(*fields(&created.expect(201).json()), made);
+    assert_eq!(*fields(&api.get(MAP).await.expect(200).json()), made);
+    let list = api.get(MAPS).await.expect(200).json();
+    assert_eq!(*fields(&list["items"][0]), made);
+    let metadata = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+    let metadata = api.call("GET", MAP, &[("accept", metadata)], Body::empty()).await;
+    assert_eq!(*fields(&metadata.expect(200).json()), made);
+    let table = "application/json;as=Table;g=meta.k8s.io;v=v1";
+    let table = api.call("GET", MAPS, &[("accept", table)], Body::empty()).await;
+    let table = table.expect(200).json();
+    assert_eq!(*fields(&table["rows"][0]["object"]), Value::Null);
+
+    let watch = http::Request::get(format!("{MAPS}?watch=true")).body(Body::empty());
+    let mut watch = api.send(watch.unwrap()).await.into_body();
+    let first = watch.frame().await.unwrap().unwrap().into_data().unwrap();
+    let first: Value = serde_json::from_slice(&first).unwrap();
+    assert_eq!(*fields(&first["object"]), made);
+
+    let patch = json!({"data": {"b": "2"}});
+    let patched = api
+        .patch(&format!("{MAP}?fieldManager=other"), "merge", patch)
+        .await;
+    assert_eq!(
+        *fields(&patched.expect(200).json()),
+        json!([made[0], entry("Update", "other", json!({"f:b": {}}))])
+    );
+    let applied = api
+        .apply(
+            &format!("{MAP}?fieldManager=git&dryRun=All"),
+            map(json!({"b": "2"})),
+        )
+        .await;
+    let expected = ["Apply git", "Update maker", "Update other"];
+    assert_eq!(managers(&applied.expect(200).json()), expected);
+    let deleted = api.delete(MAPS).await.expect(200).json();
+    assert_eq!(managers(&deleted["items"][0]), ["Update maker", "Update other"]);
+}
+
+#[tokio::test]
+async fn what_a_client_says_of_owners_counts() {
+    let api = Api::open().await;
+    let apply = async |data: Value| api.apply(&format!("{MAP}?fieldManager=git"), map(data)).await;
+    let applied = apply(json!({"a": "1", "b": "2"})).await.expect(201).json();
+    // Sent back, and left out, it says nothing new.
+    let same = api.put(MAP, applied.clone()).await.expect(200).json();
+    assert_eq!(same, applied);
+    let mut without = applied.clone();
+    without["metadata"] = json!({"name": "a"});
+    assert_eq!(api.put(MAP, without).await.expect(200).json(), applied);
+    let removed = json!([{"op": "remove", "path": "/metadata/managedFields"}]);
+    assert_eq!(api.patch(MAP, "json", removed).await.expect(200).json(), applied);
+
+    // A JSON patch as client-go's csaupgrade sends it.
+    let said = json!([
+        entry("Apply", "other", json!({"f:a": {}})),
+        entry("Update", "x", json!({"f:b": {}}))
+    ]);
+    let patch = json!([
+        {"op": "replace", "path": "/metadata/managedFields", "value": said},
+        {"op": "replace", "path": "/metadata/resourceVersion", "value": applied["metadata"]["resourceVersion"]},
+    ]);
+    let moved = api.patch(MAP, "json", patch.clone()).await.expect(200).json();
+    assert_eq!(*fields(&moved), said);
+    let dry = api
+        .patch(&format!("{MAP}?dryRun=All"), "json", patch.clone())
+        .await;
+    assert_eq!(dry.code, StatusCode::CONFLICT);
+    assert_eq!(
+        api.patch(MAP, "json", patch).await.code,
+        StatusCode::CONFLICT,
+        "a version that is not the newest"
+    );
+
+    for reset in [json!([]), json!([{}])] {
+        apply(json!({"a": "1"})).await.expect(200);
+        let patch = json!({"metadata": {"managedFields": reset}});
+        let reset = api.patch(MAP, "merge", patch).await.expect(200).json();
+        assert_eq!(*fields(&reset), Value::Null);
+        assert_eq!(reset["data"], json!({"a": "1", "b": "2"}));
+    }
+    let refused = apply(json!({"a": "2"})).await.expect(409).json();
+    assert_eq!(
+        refused["message"],
+        "Apply failed with 1 conflict: conflict with \"before-first-apply\" using v1: .data.a"
+    );
+}
+
+#[tokio::test]
+async fn what_is_no_list_of_owners_is_refused_or_changes_nothing() {
+    let api = Api::open().await;
+    let made = api.post(MAPS, map(json!({"a": "1"}))).await.expect(201).json();
+    let patched = async |said: Value| -> Answer {
+        let patch = json!({"metadata": {"managedFields": said}});
+        api.patch(MAP, "merge", patch).await
+    };
+    let with = |field: &str, value: Value| {
+        let mut entry = fields(&made)[0].clone();
+        entry[field] = value;
+        json!([entry])
+    };
+    for (said, field) in [
+        (json!("x"), "metadata.managedFields"),
+        (json!({"a": 1}), "metadata.managedFields"),
+        (json!(["x"]), "metadata.managedFields[0]"),
+        (with("manager", json!(1)), "metadata.managedFields[0].manager"),
+        (
+            with("manager", json!("x".repeat(129))),
+            "metadata.managedFields[0].manager",
+        ),
+        (
+            with("manager", json!("a\u{1f}b")),
+            "metadata.managedFields[0].manager",
+        ),
+        (
+            Value::from(vec![with("time", Value::Null)[0].clone(); 65]),
+            "metadata.managedFields",
+        ),
+    ] {
+        let refused = patched(said.clone()).await.expect(422).json();
+        assert_eq!(refused["details"]["causes"][0]["field"], field, "{said}");
+    }
+    for said in [
+        Value::Null,
+        with("operation", json!("Own")),
+        with("fieldsType", json!("FieldsV2")),
+        with("fieldsV1", json!({"a": 1})),
+        with("fieldsV1", json!({"f:a": {"k:": {}}})),
+    ] {
+        assert_eq!(patched(said).await.expect(200).json(), made);
+    }
+    let mut applied = map(json!({"a": "1"}));
+    applied["metadata"]["managedFields"] = json!([]);
+    let refused = api.apply(&format!("{MAP}?fieldManager=git"), applied).await;
+    assert_eq!(
+        refused.expect(400).json()["message"],
+        "metadata.managedFields must be nil"
+    );
+}
+
+#[tokio::test]
+async fn defaults_and_what_is_computed_belong_to_nobody() {
+    let api = Api::open().await;
+    let made = api
+        .post(DEPLOYMENTS, deployment("web", 2))
+        .await
+        .expect(201)
+        .json();
+    let spec = &fields(&made)[0]["fieldsV1"]["f:spec"];
+    assert_eq!(spec["f:replicas"], json!({}));
+    assert_eq!(spec["f:strategy"], Value::Null);
+    let read = api.get(WEB).await.expect(200).json();
+    assert_eq!(read["spec"]["strategy"]["type"], "RollingUpdate");
+    assert_eq!(fields(&read), fields(&made));
+}
+
+const SETTINGS: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\n";
+
+async fn with_each(check: impl AsyncFn(&Kubectl)) {
+    let Some(session) = Session::start().await else {
+        return;
+    };
+    for kubectl in session.oldest_and_newest() {
+        check(&kubectl).await;
+        kubectl.ok("delete cm,deploy --all").await;
+    }
+}
+
+async fn shown(kubectl: &Kubectl, object: &str) -> Value {
+    let text = kubectl
+        .ok(&format!("get {object} -o json --show-managed-fields"))
+        .await;
+    serde_json::from_str(&text).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_goes_over_to_server_side_apply_owns_what_the_client_side_owned() {
+    with_each(async |kubectl| {
+        let server = ["apply", "--server-side", "-f", "-"];
+        let applied = kubectl
+            .run(
+                &["apply", "-f", "-"],
+                &format!("{SETTINGS}data: {{a: '1', b: '1'}}\n"),
+            )
+            .await;
+        assert_eq!(applied, "configmap/settings created\n");
+        let before = shown(kubectl, "cm settings").await;
+        assert_eq!(managers(&before), ["Update kubectl-client-side-apply"]);
+        kubectl
+            .ok("patch cm settings -p {\"data\":{\"by\":\"hand\"}}")
+            .await;
+        let (code, text, errors) = kubectl.ran("get cm settings -o yaml", "").await;
+        assert_eq!((code, errors.as_str()), (Some(0), ""));
+        assert!(!text.contains("managedFields"), "{text}");
+
+        let output = kubectl
+            .output(&server, &format!("{SETTINGS}data: {{a: '2'}}\n"))
+            .await;
+        assert_eq!(
+            String::from_utf8_lossy(&output.stderr),
+            "",
+            "no warning of a migration that failed"
+        );
+        assert_eq!(
+            kubectl.ok("get cm settings -o jsonpath={.data}").await,
+            r#"{"a":"2","by":"hand"}"#
+        );
+        let after = shown(kubectl, "cm settings").await;
+        let expected = [
+            "Apply kubectl",
+            "Apply kubectl-last-applied",
+            "Update kubectl-patch",
+        ];
+        assert_eq!(managers(&after), expected);
+        assert_eq!(fields(&after)[0]["fieldsV1"], json!({"f:data": {"f:a": {}}}));
+        let yaml = kubectl.ok("get cm settings -o yaml --show-managed-fields").await;
+        contains(
+            &yaml,
+            &["fieldsV1:\n      f:data:\n        f:a: {}\n    manager: kubectl\n    operation: Apply\n"],
+        );
+        // And again, without a second migration.
+        kubectl
+            .run(&server, &format!("{SETTINGS}data: {{c: '1'}}\n"))
+            .await;
+        assert_eq!(
+            kubectl.ok("get cm settings -o jsonpath={.data}").await,
+            r#"{"by":"hand","c":"1"}"#
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_word_of_kubectl_is_a_manager() {
+    with_each(async |kubectl| {
+        kubectl.ok("create deploy web --image=web:1").await;
+        kubectl.ok("label deploy web tier=front").await;
+        kubectl.ok("annotate deploy web note=a").await;
+        kubectl.ok("set image deploy/web web=web:2").await;
+        kubectl.ok("rollout pause deploy/web").await;
+        kubectl.ok("patch deploy web -p {\"spec\":{\"minReadySeconds\":1}}").await;
+        let edited = kubectl
+            .command(&["edit", "deploy", "web"])
+            .env("KUBE_EDITOR", "sed -i s/revisionHistoryLimit:.*/revisionHistoryLimit:\\ 3/")
+            .output()
+            .await
+            .unwrap();
+        assert!(edited.status.success(), "{edited:?}");
+        let web = shown(kubectl, "deploy web").await;
+        assert_eq!(
+            managers(&web),
+            [
+                "Update kubectl-annotate",
+                "Update kubectl-create",
+                "Update kubectl-edit",
+                "Update kubectl-label",
+                "Update kubectl-patch",
+                "Update kubectl-rollout",
+                "Update kubectl-set",
+            ]
+        );
+        let of = |manager: &str| {
+            let entries = fields(&web).as_array().unwrap();
+            let entry = entries.iter().find(|entry| entry["manager"] == manager);
+            entry.unwrap()["fieldsV1"].clone()
+        };
+        assert_eq!(of("kubectl-label"), json!({"f:metadata": {"f:labels": {"f:tier": {}}}}));
+        assert_eq!(of("kubectl-edit"), json!({"f:spec": {"f:revisionHistoryLimit": {}}}));
+        assert_eq!(
+            of("kubectl-set"),
+            json!({"f:spec": {"f:template": {"f:spec": {"f:containers":
+                {"k:{\"name\":\"web\"}": {"f:image": {}}}}}}})
+        );
+        let applied = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {template: {spec: {containers: [{name: web, image: 'web:3'}]}}, minReadySeconds: 4}\n";
+        let output = kubectl.output(&["apply", "--server-side", "-f", "-"], applied).await;
+        contains(
+            &String::from_utf8_lossy(&output.stderr),
+            &["Apply failed with 2 conflicts: conflicts with \"kubectl-patch\" using apps/v1:\n- .spec.minReadySeconds\nconflicts with \"kubectl-set\" using apps/v1:\n- .spec.template.spec.containers[name=\"web\"].image\n"],
+        );
+    })
+    .await;
+}

@@ -1,0 +1,275 @@
+//! `metadata.managedFields`: what is shown, and what clients make of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::generated::{any_kind, small_object};
+use super::properties::cases;
+use super::*;
+use crate::document::{Birth, Contents};
+use crate::field_set::fields_of;
+use crate::leaves::{self, Leaves};
+use crate::managed;
+use crate::owners::{Operation, Owner, Owners};
+
+fn fields(view: &View) -> Value {
+    let text = view.managed.as_deref().unwrap_or("null");
+    serde_json::from_str(text).unwrap()
+}
+
+/// Manager and operation of each entry.
+fn managers(view: &View) -> Vec<String> {
+    let fields = fields(view);
+    let entries = fields.as_array().into_iter().flatten();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    entries
+        .map(|entry| text(&entry["operation"]) + " " + &text(&entry["manager"]))
+        .collect()
+}
+
+/// An edit by a client that sees `managedFields`.
+async fn edit_all(store: &Store, key: &ObjectKey, change: impl Fn(&mut Object) + Send + Sync) -> View {
+    let any = Precondition::default();
+    let changed = |object: &Object| {
+        let mut changed = object.clone();
+        change(&mut changed);
+        Ok(changed)
+    };
+    let result: Result<View, WriteError> = store
+        .update_with_managed_fields(key, &any, author("test"), changed)
+        .await;
+    result.unwrap()
+}
+
+async fn assign(store: &Store, key: &ObjectKey, said: Value) -> View {
+    edit_all(store, key, |object| {
+        object.set(&["metadata", "managedFields"], said.clone())
+    })
+    .await
+}
+
+fn config(data: Value) -> Object {
+    object(json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "a", "namespace": "default"}, "data": data}))
+}
+
+async fn apply(store: &Store, manager: &str, data: Value) -> Result<View, WriteError> {
+    let applied = store.apply(config(data), author(manager), false).await;
+    applied.map(|applied| applied.view)
+}
+
+#[tokio::test]
+async fn entries_tell_who_owns_what_applies_first() {
+    let store = store("a");
+    let view = store
+        .create(config(json!({"a": "1", "b": "2"})), author("maker"))
+        .await
+        .unwrap();
+    assert_eq!(
+        view.managed.as_deref(),
+        Some(
+            r#"[{"manager":"maker","operation":"Update","apiVersion":"v1","fieldsType":"FieldsV1","fieldsV1":{"f:data":{"f:a":{},"f:b":{}}}}]"#
+        )
+    );
+    let edited = edit(&store, &view.key, |object| object.set(&["data", "b"], "3")).await;
+    assert_eq!(managers(&edited), ["Update maker", "Update test"]);
+    let applied = apply(&store, "z", json!({"b": "3", "c": "4"})).await.unwrap();
+    assert_eq!(managers(&applied), ["Apply z", "Update maker", "Update test"]);
+    assert_eq!(
+        fields(&applied)[0]["fieldsV1"],
+        json!({"f:data": {"f:b": {}, "f:c": {}}})
+    );
+    assert_eq!(applied.object.pointer("/metadata/managedFields"), None);
+    assert_eq!(fields(&store.get(&view.key).unwrap()), fields(&applied));
+}
+
+#[tokio::test]
+async fn who_comes_to_own_a_field_makes_a_new_version() {
+    let store = store("a");
+    let first = apply(&store, "a", json!({"a": "1"})).await.unwrap();
+    let second = apply(&store, "b", json!({"a": "1"})).await.unwrap();
+    assert!(second.revision > first.revision);
+    assert_eq!(managers(&second), ["Apply a", "Apply b"]);
+    let same = apply(&store, "b", json!({"a": "1"})).await.unwrap();
+    assert_eq!(same.revision, second.revision);
+}
+
+#[tokio::test]
+async fn what_a_client_side_apply_owned_can_be_given_to_a_server_side_apply() {
+    let store = store("a");
+    let made = config(json!({"a": "1", "b": "2", "other": "x"}));
+    let view = store.create(made, author("client")).await.unwrap();
+    edit(&store, &view.key, |object| object.set(&["data", "other"], "y")).await;
+    let applied = apply(&store, "server", json!({"a": "1"})).await.unwrap();
+    assert_eq!(
+        managers(&applied),
+        ["Apply server", "Update client", "Update test"]
+    );
+    // As csaupgrade does: the union of both.
+    let mut said = fields(&applied);
+    said[0]["fieldsV1"] = json!({"f:data": {"f:a": {}, "f:b": {}}});
+    said.as_array_mut().unwrap().remove(1);
+    let moved = assign(&store, &view.key, said.clone()).await;
+    assert_eq!(fields(&moved), said);
+    assert_eq!(moved.object.generation(), applied.object.generation());
+    let applied = apply(&store, "server", json!({"a": "1"})).await.unwrap();
+    assert_eq!(applied.object.0["data"], json!({"a": "1", "other": "y"}));
+}
+
+#[tokio::test]
+async fn what_nobody_is_said_to_own_is_free() {
+    let store = store("a");
+    let view = apply(&store, "a", json!({"a": "1", "b": "2"})).await.unwrap();
+    let mut said = fields(&view);
+    said[0]["fieldsV1"] = json!({"f:data": {"f:b": {}}});
+    let given_up = assign(&store, &view.key, said.clone()).await;
+    assert_eq!(fields(&given_up), said);
+    // No conflict, and who named it does not drop it.
+    let taken = apply(&store, "b", json!({"a": "3"})).await.unwrap();
+    assert_eq!(managers(&taken), ["Apply a", "Apply b"]);
+    let refused = apply(&store, "c", json!({"b": "3"})).await;
+    assert!(matches!(refused, Err(WriteError::Owned { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn managed_fields_can_be_reset() {
+    for reset in [json!([]), json!([{}]), json!([{"manager": "", "time": null}])] {
+        let store = store("a");
+        let view = apply(&store, "a", json!({"a": "1", "b": "2"})).await.unwrap();
+        let empty = assign(&store, &view.key, reset.clone()).await;
+        assert_eq!(fields(&empty), Value::Null, "{reset}");
+        let refused = apply(&store, "a", json!({"a": "2"})).await;
+        let Err(WriteError::Owned { fields, .. }) = refused else {
+            panic!("{refused:?}")
+        };
+        let others: Vec<_> = fields.iter().map(|field| field.manager.as_str()).collect();
+        assert_eq!(others, ["before-first-apply"]);
+        let applied = apply(&store, "a", json!({"a": "1"})).await.unwrap();
+        assert_eq!(managers(&applied), ["Apply a", "Update before-first-apply"]);
+        assert_eq!(applied.object.0["data"], json!({"a": "1", "b": "2"}));
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_understood_changes_nothing() {
+    let store = store("a");
+    let view = apply(&store, "a", json!({"a": "1"})).await.unwrap();
+    let entry = fields(&view)[0].clone();
+    let with = |field: &str, value: Value| {
+        let mut entry = entry.clone();
+        entry[field] = value;
+        json!([entry])
+    };
+    for said in [
+        Value::Null,
+        json!("x"),
+        json!([1]),
+        json!([null]),
+        json!([{}, {}]),
+        with("operation", json!("Own")),
+        with("apiVersion", json!("")),
+        with("fieldsType", json!("FieldsV2")),
+        with("fieldsV1", json!({"a": {}})),
+        with("fieldsV1", json!("f:a")),
+        with("manager", json!("x".repeat(1025))),
+        Value::from(vec![entry.clone(); 65]),
+    ] {
+        let after = assign(&store, &view.key, said.clone()).await;
+        assert_eq!(after.managed, view.managed, "{said}");
+        assert_eq!(after.revision, view.revision, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn an_edit_beside_managed_fields_is_owned_by_who_made_it() {
+    let store = store("a");
+    let view = apply(&store, "a", json!({"a": "1", "b": "2"})).await.unwrap();
+    let after = edit_all(&store, &view.key, |object| {
+        object.set(&["data", "b"], "3");
+        object.remove(&["metadata", "managedFields"]);
+    })
+    .await;
+    assert_eq!(managers(&after), ["Apply a", "Update test"], "none is as before");
+    let reset = edit_all(&store, &view.key, |object| {
+        object.set(&["data", "c"], "3");
+        object.set(&["metadata", "managedFields"], json!([]));
+    })
+    .await;
+    assert_eq!(managers(&reset), ["Update test"]);
+}
+
+#[tokio::test]
+async fn what_was_reset_is_so_on_other_nodes_and_after_a_restart() {
+    let disk = MemoryDisk::default();
+    let (here, there) = (
+        Store::open_in_memory(disk.clone(), options("a")).unwrap(),
+        store("b"),
+    );
+    let view = apply(&here, "a", json!({"a": "1"})).await.unwrap();
+    exchange(&here, &there).await;
+    assert_eq!(there.get(&view.key).unwrap().managed, view.managed);
+    assign(&here, &view.key, json!([])).await;
+    exchange(&here, &there).await;
+    assert_eq!(there.get(&view.key).unwrap().managed, None);
+    here.close().await;
+    let again = Store::open_in_memory(disk, options("a")).unwrap();
+    assert_eq!(again.get(&view.key).unwrap().managed, None);
+}
+
+fn owner() -> impl Strategy<Value = BTreeSet<Owner>> {
+    let one =
+        (any::<bool>(), prop::sample::select(vec!["a", "b/c", "ключ"])).prop_map(|(applies, manager)| {
+            let operation = if applies {
+                Operation::Apply
+            } else {
+                Operation::Update
+            };
+            Owner::new(operation, manager)
+        });
+    prop::collection::btree_set(one, 1..4)
+}
+
+proptest! {
+    #![proptest_config(cases(128))]
+
+    /// What is shown, sent back, says the same.
+    #[test]
+    fn managed_fields_survive_a_client(
+        (kind, object) in any_kind().prop_flat_map(|kind| (Just(kind), small_object(kind))),
+        drawn in prop::collection::vec(owner(), 1..8),
+    ) {
+        let leaves = leaves::flatten(kind, &object, &Leaves::new());
+        let mut owners = Owners { creators: drawn[0].clone(), ..Owners::default() };
+        for (path, owner) in leaves.keys().zip(drawn.iter().cycle()) {
+            owners.set(path, owner.clone());
+        }
+        let mut steps: BTreeMap<Vec<String>, BTreeSet<String>> = BTreeMap::new();
+        fields_of(kind, &leaves, &mut |leaf, path| {
+            steps.entry(path.to_vec()).or_default().insert(leaf.to_owned());
+        });
+        let mut contents = Contents { leaves, owners, birth: Birth::default(), ..Contents::default() };
+        let shown = managed::shown(kind, &contents);
+        let said = serde_json::from_str(shown.as_deref().unwrap_or("[]")).unwrap();
+        let assigned = managed::assigned(kind, &contents.leaves, &contents.owners, &said).unwrap();
+        // Elements of one key, and what is one value with its element, cannot be told apart.
+        let is_shared = |leaf: &String| steps.values().any(|leaves| leaves.len() > 1 && leaves.contains(leaf));
+        for leaf in steps.values().flatten() {
+            prop_assert!(contents.owners.of(leaf).is_subset(assigned.of(leaf)), "{}", leaf);
+            prop_assert!(is_shared(leaf) || contents.owners.of(leaf) == assigned.of(leaf), "{}", leaf);
+        }
+        if steps.values().all(|leaves| leaves.len() == 1) {
+            contents.owners = assigned;
+            prop_assert_eq!(managed::shown(kind, &contents), shown);
+        }
+    }
+
+    #[test]
+    fn any_value_as_managed_fields_is_read_or_left_alone(said in super::generated::odd_value()) {
+        let leaves = leaves::flatten(Kind::ConfigMap, &config(json!({"a": "1"})), &Leaves::new());
+        let _ = managed::assigned(Kind::ConfigMap, &leaves, &Owners::default(), &said);
+        let _ = managed::assigned(Kind::ConfigMap, &leaves, &Owners::default(), &json!([said.clone()]));
+        let _ = crate::field_set::FieldSet::parse(&said);
+    }
+}
