@@ -14,7 +14,7 @@ const TEMPLATE: &str = include_str!("compatibility.md");
 
 /// What discovery says can be done.
 pub struct Verbs {
-    pub with: fn(&KindRow) -> &'static [&'static str],
+    pub of_kinds: &'static [&'static str],
     pub behind: fn(Subresource) -> &'static [&'static str],
 }
 
@@ -22,7 +22,7 @@ pub struct Verbs {
 pub fn page(verbs: &Verbs) -> String {
     let tables = [
         ("kinds", kinds()),
-        ("verbs", verbs_of_kinds(verbs)),
+        ("verbs", format!("All kinds: {}.", quoted(verbs.of_kinds))),
         ("subresources", subresources(verbs)),
         ("fields", fields_acted_on()),
         ("immutable", immutable_and_selectable()),
@@ -128,26 +128,6 @@ fn remark(kind: Kind) -> &'static str {
 
 fn word(part: &Subresource) -> String {
     format!("{part:?}").to_lowercase()
-}
-
-/// A sentence a set of verbs; the one that most kinds have last.
-fn verbs_of_kinds(verbs: &Verbs) -> String {
-    let mut kinds: BTreeMap<&[&str], Vec<&str>> = BTreeMap::new();
-    for row in served() {
-        kinds.entry((verbs.with)(row)).or_default().push(row.name);
-    }
-    let mut sets: Vec<_> = kinds.into_iter().collect();
-    sets.sort_by_key(|(_, kinds)| kinds.len());
-    let last = sets.len() - 1;
-    let said = sets.iter().enumerate().map(|(index, (verbs, kinds))| {
-        let kinds = if index == last {
-            "All others".to_owned()
-        } else {
-            kinds.join(", ")
-        };
-        format!("* {kinds}: {}\n", quoted(verbs))
-    });
-    said.collect()
 }
 
 fn subresources(verbs: &Verbs) -> String {
@@ -353,7 +333,7 @@ mod tests {
     #[test]
     fn every_kind_and_every_field_of_a_pod_has_its_place() {
         let text = page(&Verbs {
-            with: |_| &["get"],
+            of_kinds: &["get"],
             behind: |_| &["create"],
         });
         for row in served() {

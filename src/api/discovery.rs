@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, header};
-use schemas::{Kind, KindRow, Scope, Subresource};
+use schemas::{KindRow, Scope, Subresource};
 use serde_json::{Value, json};
 
 use super::metrics::METRICS;
@@ -18,7 +18,7 @@ use super::target::word;
 const KUBERNETES_VERSION: &str = "v1.33.0";
 const KUBERNETES_MINOR: &str = "33";
 
-const VERBS: [&str; 8] = [
+pub(crate) const VERBS: [&str; 8] = [
     "create",
     "delete",
     "deletecollection",
@@ -28,8 +28,6 @@ const VERBS: [&str; 8] = [
     "update",
     "watch",
 ];
-/// Events are written once.
-const EVENT_VERBS: [&str; 6] = ["create", "delete", "deletecollection", "get", "list", "watch"];
 const SUBRESOURCE_VERBS: [&str; 3] = ["get", "patch", "update"];
 
 /// A resource that is answered and never kept: it has no row in the kind table.
@@ -122,13 +120,6 @@ pub(crate) fn served(group: &str) -> impl Iterator<Item = &'static KindRow> {
     KindRow::served().filter(move |row| row.group == group)
 }
 
-pub(crate) fn verbs(row: &KindRow) -> &'static [&'static str] {
-    match row.kind {
-        Kind::Event => &EVENT_VERBS,
-        _ => &VERBS,
-    }
-}
-
 /// The resources of a group that are never kept.
 pub(crate) fn unkept(group: &str) -> impl Iterator<Item = &'static Unkept> {
     let all = UNKEPT.into_iter().flatten();
@@ -176,7 +167,7 @@ fn resource_list(group: &str, version: &str) -> ApiResult {
             "singularName": row.singular,
             "namespaced": namespaced,
             "kind": row.name,
-            "verbs": verbs(row),
+            "verbs": VERBS,
         });
         if !row.short_names.is_empty() {
             resource["shortNames"] = row.short_names.into();
@@ -325,7 +316,7 @@ fn aggregated_resource(row: &'static KindRow) -> Value {
         "responseKind": kind(row.group, row.name),
         "scope": scope_name(row.scope),
         "singularResource": row.singular,
-        "verbs": verbs(row),
+        "verbs": VERBS,
     });
     if !row.short_names.is_empty() {
         resource["shortNames"] = row.short_names.into();

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use schemas::{Kind, KindRow, ObjectKey};
 use schemas::meta::STATUS_MANAGER;
+use schemas::{Kind, KindRow, ObjectKey};
 use serde_json::{Map, Value, json};
 use store::{CommitError, OwnedField, WriteError};
 

@@ -8,7 +8,7 @@ use schemas::{KindRow, Scope, Subresource};
 use serde_json::{Map, Value, json};
 
 use super::group_path;
-use crate::api::discovery::{Unkept, own_kind, served, subresource_verbs, unkept, verbs, version_of};
+use crate::api::discovery::{Unkept, own_kind, served, subresource_verbs, unkept, version_of};
 use crate::api::target::word;
 
 const WRITE: &[&str] = &["dryRun", "fieldManager", "fieldValidation"];
@@ -100,17 +100,15 @@ fn of_kind(row: &KindRow, root: &str, paths: &mut Map<String, Value>) {
     let mut insert = |path: String, names: &[&str], verbs: &[&str], about: About<'_>| {
         paths.insert(path, item(names, verbs, about));
     };
-    let has = |verb: &&str| verbs(row).contains(verb);
-    let some = |wanted: &[&'static str]| wanted.iter().copied().filter(has).collect::<Vec<_>>();
     if row.scope == Scope::Namespaced {
         insert(format!("{root}/{}", row.plural), &[], &["list"], about);
     }
     let collection = format!("{root}{scope}/{}", row.plural);
-    let verbs = some(&["list", "create", "deletecollection"]);
+    let verbs = ["list", "create", "deletecollection"];
     insert(collection.clone(), within, &verbs, about);
     let names: Vec<&str> = within.iter().copied().chain(["name"]).collect();
     let object = format!("{collection}/{{name}}");
-    let verbs = some(&["get", "update", "patch", "delete"]);
+    let verbs = ["get", "update", "patch", "delete"];
     insert(object.clone(), &names, &verbs, about);
     for part in row.subresources {
         let path = format!("{object}/{}", word(*part));

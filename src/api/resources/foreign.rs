@@ -5,11 +5,13 @@
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::Request;
 use axum::response::Response;
 use bytes::Bytes;
-use http::header;
+use futures::future::join_all;
+use http::{StatusCode, header};
 use reconcilers::ports::Liveness;
-use schemas::ObjectKey;
+use schemas::{Kind, ObjectKey};
 use store::Revision;
 
 use super::Call;
@@ -56,14 +58,7 @@ pub(super) async fn answer(
     if node.liveness != Liveness::Alive {
         return Err(format!("{given} node {name}, which is not reachable"));
     }
-    let mut request = call.relayed(None).map_err(|error| error.message)?;
-    *request.method_mut() = call.method.clone();
-    for name in PASSED_HEADERS {
-        if let Some(value) = call.headers.get(&name) {
-            request.headers_mut().insert(name, value.clone());
-        }
-    }
-    *request.body_mut() = Body::from(body.clone());
+    let request = passed_on(call, body).map_err(|error| error.message)?;
     tracing::debug!(node = name, %version, path = call.uri.path(), "api: relayed to the node that gave the version");
     match tokio::time::timeout(TIMEOUT, call.state.relay.send(id, request)).await {
         Ok(Ok(response)) => Ok(Some(response)),
@@ -72,7 +67,20 @@ pub(super) async fn answer(
     }
 }
 
-/// [`answer`] for a write of an object on condition.
+/// The client's request for another node.
+fn passed_on(call: &Call<'_>, body: &Bytes) -> ApiResult<Request> {
+    let mut request = call.relayed(None)?;
+    *request.method_mut() = call.method.clone();
+    for name in PASSED_HEADERS {
+        if let Some(value) = call.headers.get(&name) {
+            request.headers_mut().insert(name, value.clone());
+        }
+    }
+    *request.body_mut() = Body::from(body.clone());
+    Ok(request)
+}
+
+/// [`answer`] for a write of an object on condition, or of an Event that another node keeps.
 ///
 /// # Errors
 /// 409 if that node cannot be asked.
@@ -82,10 +90,21 @@ pub(super) async fn write(
     version: Option<Revision>,
     body: &Bytes,
 ) -> ApiResult<Option<Response>> {
-    answer(call, version, body).await.map_err(|why| {
+    let answered = answer(call, version, body).await.map_err(|why| {
         ApiError::conflict(
             key,
             &format!("{why}; please read the object again, apply your changes to that and try again"),
         )
-    })
+    })?;
+    let is_elsewhere = || key.kind == Kind::Event && call.state.store.get(key).is_none();
+    if answered.is_some() || call.is_local_only() || !is_elsewhere() {
+        return Ok(answered);
+    }
+    let answers = join_all(call.state.live_peers().into_iter().map(|node| async move {
+        let request = passed_on(call, body).ok()?;
+        let answer = tokio::time::timeout(TIMEOUT, call.state.relay.send(&node, request)).await;
+        answer.ok()?.ok()
+    }));
+    let mut answers = answers.await.into_iter().flatten();
+    Ok(answers.find(|answer| answer.status() != StatusCode::NOT_FOUND))
 }

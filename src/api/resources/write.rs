@@ -3,11 +3,11 @@
 use axum::body::Body;
 use bytes::Bytes;
 use http::StatusCode;
+use schemas::meta::STATUS_MANAGER;
 use schemas::{
     Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, event, hex, patch as patches, time,
     validate,
 };
-use schemas::meta::STATUS_MANAGER;
 use serde_json::Value;
 use store::{Author, Outcome, OwnedField, Precondition, Revision, Store, Via, View, WriteError};
 
@@ -218,14 +218,14 @@ pub(super) async fn change_object(
     edit: &(dyn Fn(&Object) -> ApiResult<Object> + Send + Sync),
 ) -> ApiResult<(Object, Vec<String>)> {
     let part = part_of(call);
-    if key.kind == Kind::Event {
-        return Err(ApiError::method_not_allowed());
-    }
     let view = call
         .state
         .store
         .get(key)
         .ok_or_else(|| ApiError::not_found(key))?;
+    if key.kind == Kind::Event {
+        return change_event(call, &view, validation, edit);
+    }
     let before = shown(&view);
     let mut warnings = Vec::new();
     let mut step = |raw: &Object| -> ApiResult<Object> {
@@ -276,6 +276,31 @@ pub(super) async fn change_object(
     };
     let changed = finish_deletion(call, changed).await?;
     Ok((answered(&changed), warnings))
+}
+
+/// Changes an Event of this node, which is no document: nothing merges, and nobody owns fields of it.
+fn change_event(
+    call: &Call<'_>,
+    view: &View,
+    validation: Validation,
+    edit: &(dyn Fn(&Object) -> ApiResult<Object> + Send + Sync),
+) -> ApiResult<(Object, Vec<String>)> {
+    let key = &view.key;
+    let base = event::in_group(call.target.row.group, shown(view));
+    let (edited, mut warnings) = decode::patched(edit(&base)?, validation)?;
+    check_meant(key, &view.object, &base, &edited)?;
+    check_identity(&base, &edited)?;
+    let edited = tidied(confined(&base, edited, Part::Main, false));
+    warnings.extend(check_changed(key, &base, &edited)?);
+    let mut kept = event::in_group(key.kind.row().group, edited);
+    kept.remove(&["metadata", "resourceVersion"]);
+    kept.remove(&["metadata", "managedFields"]);
+    events::check_size(&kept)?;
+    if call.query.dry_run()? {
+        return Ok((kept, warnings));
+    }
+    call.state.events.keep(key.clone(), kept);
+    Ok((super::get_object(call.state, key)?, warnings))
 }
 
 /// An object whose deletion waited for its finalizers goes with the last of them. Pods that are placed are finished by

@@ -4,13 +4,13 @@ use std::fs;
 
 use schemas::compatibility::{Verbs, page};
 
-use crate::api::discovery::{subresource_verbs, verbs};
+use crate::api::discovery::{VERBS, subresource_verbs};
 
 #[test]
 fn compatibility_says_what_the_tables_say() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/kubernetes-compatibility.md");
     let made = page(&Verbs {
-        with: verbs,
+        of_kinds: &VERBS,
         behind: subresource_verbs,
     });
     if std::env::var_os("WRITE_DOCS").is_some() {

@@ -65,6 +65,48 @@ fn names(list: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
+async fn an_event_is_changed_in_both_groups_where_it_is_kept() {
+    let (here, there) = (Api::open().await, Api::named("n2", false).await);
+    here.join(&there);
+    there.post(OLDER, pulled_in_v1("web.1")).await.expect(201);
+    let (older, newer) = (format!("{OLDER}/web.1"), format!("{NEWER}/web.1"));
+    let counted = json!({"series": {"count": 4, "lastObservedTime": "2027-01-15T07:59:40.000002Z"}});
+    let changed = here.patch(&newer, "merge", counted).await.expect(200).json();
+    assert_eq!(
+        (&changed["series"]["count"], &changed["note"]),
+        (&json!(4), &json!("it is there"))
+    );
+    let changed = here
+        .patch(&older, "strategic-merge", json!({"message": "it came"}))
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&changed["series"]["count"], &changed["message"]),
+        (&json!(4), &json!("it came"))
+    );
+    let mut event = here.get(&newer).await.expect(200).json();
+    event["note"] = "it went".into();
+    let changed = here.put(&newer, event.clone()).await.expect(200).json();
+    assert_eq!(changed["note"], "it went");
+    // That was another version.
+    here.put(&newer, event.clone()).await.expect(409);
+    let refused = here
+        .patch(&newer, "merge", json!({"note": "x".repeat(1025)}))
+        .await
+        .expect(422);
+    contains(&refused.text, &["can have at most 1024 characters"]);
+    let dry = here
+        .patch(&format!("{newer}?dryRun=All"), "merge", json!({"note": "dry"}))
+        .await;
+    assert_eq!(dry.expect(200).json()["note"], "dry");
+    assert_eq!(here.get(&newer).await.expect(200).json()["note"], "it went");
+    here.patch(&format!("{NEWER}/none"), "merge", json!({}))
+        .await
+        .expect(404);
+}
+
+#[tokio::test]
 async fn what_is_made_in_one_group_is_in_both() {
     let api = Api::open().await;
     let dry = format!("{NEWER}?dryRun=All");
@@ -153,13 +195,8 @@ async fn what_is_refused_is_named_in_the_group_that_was_asked() {
         status["message"].as_str().unwrap(),
         &["namespaces \"none\" not found"],
     );
-    // Events are written once.
-    api.put(&format!("{NEWER}/web.1"), pulled("web.1"))
-        .await
-        .expect(405);
-    api.patch(&format!("{NEWER}/web.1"), "merge", json!({}))
-        .await
-        .expect(405);
+    let applied = format!("{NEWER}/web.1?fieldManager=x");
+    api.patch(&applied, "apply", pulled("web.1")).await.expect(405);
 
     let mut odd = pulled("web.2");
     odd["message"] = "of the older group".into();

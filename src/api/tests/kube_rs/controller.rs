@@ -8,11 +8,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::controller::{Action, Controller};
+use kube::runtime::events::{EventType, Recorder};
 use kube::runtime::finalizer::{self, Event, finalizer};
 use kube::runtime::wait::await_condition;
-use kube::runtime::watcher;
+use kube::runtime::{self, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -207,4 +208,35 @@ async fn an_operator_keeps_what_it_owns() {
             .is_none_or(|left| left.meta().deletion_timestamp.is_some())
     );
     assert!(other.unwrap().finalizers().is_empty(), "it has no label");
+}
+
+#[tokio::test]
+async fn what_a_recorder_tells_is_an_event_that_counts() {
+    let swarm = Swarm::start().await;
+    let sites: Api<ConfigMap> = Api::namespaced(swarm.client.clone(), "default");
+    let site = sites
+        .create(&PostParams::default(), &config_map("site", json!({}), json!({})))
+        .await
+        .unwrap();
+    let recorder = Recorder::new(swarm.client.clone(), "sites.example.org/operator".into());
+    let told = runtime::events::Event {
+        type_: EventType::Normal,
+        reason: "Deployed".into(),
+        note: Some("it is there".into()),
+        action: "Deploying".into(),
+        secondary: None,
+    };
+    for _ in 0..3 {
+        recorder.publish(&told, &site.object_ref(&())).await.unwrap();
+    }
+    let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(swarm.client.clone(), "default");
+    let found = events
+        .list(&ListParams::default().fields("reason=Deployed"))
+        .await
+        .unwrap();
+    let counts = found
+        .items
+        .iter()
+        .map(|event| event.series.as_ref().map(|series| series.count));
+    assert_eq!(counts.collect::<Vec<_>>(), [Some(3)]);
 }

@@ -382,5 +382,23 @@ async fn a_status_is_applied_apart_from_the_rest() {
         .patch_status("web", &other.force(), &another)
         .await
         .unwrap();
+    let entries = applied.metadata.managed_fields.clone().unwrap_or_default();
+    let owners: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            (
+                entry.manager.as_deref(),
+                entry.operation.as_deref(),
+                entry.subresource.as_deref(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        owners,
+        [
+            (Some("operator"), Some("Apply"), None),
+            (Some("other"), Some("Apply"), Some("status")),
+        ]
+    );
     assert_eq!(seen(applied), (Some(2), Some(5), None));
 }
