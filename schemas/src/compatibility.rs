@@ -356,7 +356,7 @@ mod tests {
         assert!(row("spec.containers.livenessProbe").contains("`failureThreshold`"));
         for line in [
             "| NetworkPolicy | networking.k8s.io/v1 | `networkpolicies`, `netpol` |  | kept, with a warning for `spec`. **It closes nothing** |",
-            "* All others: `get`",
+            "All kinds: `get`.",
             "| `eviction` | `create` | Pod |",
             "| Pod | `spec.containers.ports` | by `containerPort`, `protocol` (TCP) | by `containerPort` |",
             "| Secret | `type` |  | `type` |",

@@ -559,10 +559,10 @@ mod tests {
             let test = json!([{"op": "test", "path": path, "value": null}]);
             assert_eq!(json_patch(&deployment(), &test).is_ok(), holds, "{path}");
         };
-        check_absent("/metadata/finalizers", true);
+        check_absent("/metadata/annotations", true);
         check_absent("/metadata/labels/none~1here", true);
         check_absent("/metadata/labels/a", false);
-        check_absent("/metadata/none/finalizers", false);
+        check_absent("/metadata/none/annotations", false);
         check_absent("/spec/template/spec/containers/9", false);
         let missing = json!([{"op": "remove", "path": "/nothing"}]);
         assert!(matches!(

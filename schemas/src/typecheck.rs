@@ -10,9 +10,9 @@ use crate::{Kind, time};
 
 /// Takes out of an object what its type does not have, at any depth, as Kubernetes' decoder does. Returns the paths, at most
 /// [`MAX_FINDINGS`]. Internal kinds have no types and stay as they are.
-pub(crate) fn prune(kind: Kind, object: &mut Map<String, Value>) -> Vec<String> {
+pub(crate) fn prune(kind: Kind, api_version: &str, object: &mut Map<String, Value>) -> Vec<String> {
     let mut unknown = Vec::new();
-    if let Some(id) = TypeId::of(kind) {
+    if let Some(id) = TypeId::of_written(kind, api_version) {
         prune_fields(object, id, "", &mut unknown);
     }
     unknown

@@ -233,7 +233,8 @@ fn follow<'a>(node: &Node<'a>, path: &str) -> Node<'a> {
 /// Takes the fields out that Kubernetes does not have, at any depth, and returns their paths (`spec.foo`), up to some hundred.
 pub fn prune(object: &mut Object) -> Vec<String> {
     let kind = object.kind();
-    kind.map_or_else(Vec::new, |kind| typecheck::prune(kind, &mut object.0))
+    let version = object.str_at("/apiVersion").to_owned();
+    kind.map_or_else(Vec::new, |kind| typecheck::prune(kind, &version, &mut object.0))
 }
 
 /// Returns a sentence for each field, as written, that this version does not act on. What is the default says nothing new,

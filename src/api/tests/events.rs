@@ -196,7 +196,7 @@ async fn what_is_refused_is_named_in_the_group_that_was_asked() {
         &["namespaces \"none\" not found"],
     );
     let applied = format!("{NEWER}/web.1?fieldManager=x");
-    api.patch(&applied, "apply", pulled("web.1")).await.expect(405);
+    api.apply(&applied, pulled("web.1")).await.expect(405);
 
     let mut odd = pulled("web.2");
     odd["message"] = "of the older group".into();
