@@ -89,19 +89,21 @@ enum Step {
 impl State<'_> {
     /// Notes that a key is there again, unless that is refused.
     fn repeated(&mut self, key: &str) -> bool {
-        let mut path = String::new();
-        for step in &self.path {
-            match step {
-                Step::Key(name) if path.is_empty() => path.push_str(name),
-                Step::Key(name) => path.extend([".", name]),
-                Step::Index(index) => path.push_str(&format!("[{index}]")),
+        let steps = &self.path;
+        self.duplicates.note(|| {
+            let mut path = String::new();
+            for step in steps {
+                match step {
+                    Step::Key(name) if path.is_empty() => path.push_str(name),
+                    Step::Key(name) => path.extend([".", name]),
+                    Step::Index(index) => path.push_str(&format!("[{index}]")),
+                }
             }
-        }
-        if !path.is_empty() {
-            path.push('.');
-        }
-        self.duplicates
-            .note(|| format!("duplicate field \"{path}{key}\""))
+            if !path.is_empty() {
+                path.push('.');
+            }
+            format!("duplicate field \"{path}{key}\"")
+        })
     }
 }
 

@@ -32,6 +32,9 @@ pub const MAX_ALIASED_BYTES: usize = MAX_OBJECT_BYTES;
 
 /// Documents and items that are named as wrong: more than anyone reads. Reading ends with the last of them.
 pub const MAX_ERRORS: usize = 256;
+/// Keys that are there twice and are told of, each in so many bytes: who sends a megabyte of them hears of some.
+const MAX_DUPLICATES: usize = 64;
+const MAX_DUPLICATE_BYTES: usize = 256;
 
 /// Why a manifest cannot be read, and where.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -130,7 +133,7 @@ impl Problem {
 pub(crate) enum Duplicates {
     /// The place is an error.
     Refused,
-    /// The last counts; a sentence for each, at most [`MAX_ERRORS`].
+    /// The last counts; a sentence for each, at most [`MAX_DUPLICATES`].
     Noted(Vec<String>),
 }
 
@@ -139,7 +142,14 @@ impl Duplicates {
     pub(crate) fn note(&mut self, sentence: impl FnOnce() -> String) -> bool {
         match self {
             Duplicates::Refused => return false,
-            Duplicates::Noted(notes) if notes.len() < MAX_ERRORS => notes.push(sentence()),
+            Duplicates::Noted(notes) if notes.len() < MAX_DUPLICATES => {
+                let mut sentence = sentence();
+                if sentence.len() > MAX_DUPLICATE_BYTES {
+                    sentence.truncate(sentence.floor_char_boundary(MAX_DUPLICATE_BYTES));
+                    sentence.push('…');
+                }
+                notes.push(sentence);
+            }
             Duplicates::Noted(_) => {}
         }
         true
@@ -486,7 +496,14 @@ mod tests {
         assert_eq!(objects[0].i64_at("/spec/a"), Some(2));
         assert_eq!(notes, ["line 5: key \"a\" already set in map"]);
         let many = format!("{{{}\"a\": 1}}", "\"a\": 0, ".repeat(MAX_ERRORS * 2));
-        assert_eq!(json_last_wins(many.as_bytes()).unwrap().1.len(), MAX_ERRORS);
+        assert_eq!(json_last_wins(many.as_bytes()).unwrap().1.len(), MAX_DUPLICATES);
+        let long = format!(r#"{{"{}": {{"": 0, "": 0}}}}"#, "ü".repeat(1 << 17));
+        let notes = json_last_wins(long.as_bytes()).unwrap().1;
+        assert!(
+            notes.len() == 1 && notes[0].len() <= MAX_DUPLICATE_BYTES + '…'.len_utf8(),
+            "{}",
+            notes[0].len()
+        );
         for text in ["", "{} {}", "{\"a\": }", "[1,]"] {
             let _ = json_last_wins(text.as_bytes()).expect_err(text);
         }

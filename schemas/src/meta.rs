@@ -53,12 +53,15 @@ pub(crate) fn validate(kind: Kind, metadata: &Node<'_>, errors: &mut Errors) {
             false => errors.forbidden(&namespace, "not allowed on this type"),
         }
     }
-    validate_managed(&metadata.at("managedFields"), errors);
     validate_of_template(metadata, errors);
 }
 
-/// Checks what a client says of who owns what. What no API server could read changes nothing, and is not refused.
-fn validate_managed(entries: &Node<'_>, errors: &mut Errors) {
+/// Checks what a client says of who owns what, if it is not what was shown. What no API server could read changes nothing,
+/// and is not refused.
+pub(crate) fn validate_managed(shown: &Node<'_>, entries: &Node<'_>, errors: &mut Errors) {
+    if entries.value == shown.value {
+        return;
+    }
     if entries.items().count() > MANAGED_FIELDS_MAX {
         errors.invalid(entries, format!("must have at most {MANAGED_FIELDS_MAX} items"));
     }

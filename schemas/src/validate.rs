@@ -187,6 +187,8 @@ pub fn validate_update(old: &Object, new: &Object) -> Vec<FieldError> {
     let Some(kind) = old.kind() else { return Vec::new() };
     let (old, new) = (defaulted(old).into_value(), defaulted(new).into_value());
     let (old, new) = (Node::root(&old), Node::root(&new));
+    let [shown, said] = [&old, &new].map(|node| follow(node, "metadata.managedFields"));
+    meta::validate_managed(&shown, &said, &mut errors);
     for path in fields::METADATA_IMMUTABLE {
         let (old, new) = (follow(&old, path), follow(&new, path));
         // What the server fills in, clients may leave out.

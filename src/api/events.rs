@@ -10,7 +10,7 @@ use reconcilers::ports::{Clock, EventKind, EventRecord, EventSink, Moment};
 use schemas::{Kind, Object, ObjectKey, hex, time};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use store::{NodeId, Store};
+use store::{NodeId, Store, View};
 use tokio_util::sync::CancellationToken;
 
 use super::status::{ApiError, ApiResult};
@@ -70,6 +70,20 @@ impl Events {
     /// Keeps an event that a client made and that [`check_size`] passed; it has name and namespace.
     pub(crate) fn keep(&self, key: ObjectKey, object: Object) {
         self.insert(&mut self.lock(), key, object);
+    }
+
+    /// Puts a changed event in the place of the one that was seen at a version; false, if that has changed or is gone.
+    pub(crate) fn replace(&self, seen: &View, object: Object) -> bool {
+        let mut kept = self.lock();
+        let is_there = kept.contains_key(&seen.key);
+        let is_same = self
+            .store
+            .get(&seen.key)
+            .is_some_and(|view| view.revision == seen.revision);
+        if is_there && is_same {
+            self.insert(&mut kept, seen.key.clone(), object);
+        }
+        is_there && is_same
     }
 
     fn insert(&self, kept: &mut HashMap<ObjectKey, Moment>, key: ObjectKey, object: Object) {

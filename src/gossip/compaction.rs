@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use reconcilers::ports::Liveness;
+use reconcilers::ports::{Liveness, NodeFacts};
 use store::{NodeId, Proposal};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error};
@@ -70,7 +70,9 @@ impl Sync {
         let cluster = self.cluster.borrow().clone();
         elect(&admitted, &self.me, |node| {
             let seen = cluster.nodes.get(node);
-            seen.is_some_and(|seen| seen.liveness == Liveness::Alive)
+            // Who can write nothing down can agree to nothing.
+            let can_write = |facts: &NodeFacts| facts.disk_full.is_empty() && facts.store_error.is_empty();
+            seen.is_some_and(|seen| seen.liveness == Liveness::Alive && can_write(&seen.facts))
         })
     }
 

@@ -225,16 +225,20 @@ impl Document {
             .collect()
     }
 
-    /// Writes new leaves and owners over `contents` (which this document holds, and which then are what it holds after) as
-    /// the smallest change, and returns its bytes; None, if nothing changes.
+    /// Writes what is desired over `contents` (which this document holds, and which then are what it holds after) as the
+    /// smallest change, and returns its bytes; None, if nothing changes.
     pub(crate) fn write(
         &mut self,
         kind: Kind,
         contents: &mut Contents,
-        leaves: Leaves,
-        owners: &Owners,
+        desired: Desired,
         author: &ChangeAuthor,
     ) -> Result<Option<WrittenChange>, BadBytes> {
+        let Desired {
+            leaves,
+            owners,
+            is_applied,
+        } = desired;
         let desired = leaves::pack(kind, leaves);
         let edits = leaves::diff(&contents.raw, &desired);
         let owner_edits = leaves::diff(&contents.owners.to_leaves(), &owners.to_leaves());
@@ -246,10 +250,11 @@ impl Document {
         self.edit(&edits)?;
         self.edit(&owner_edits)?;
         // Who removes a field while another begins to own it knows nothing of that: written again, it outlives the removal.
-        // (Not an element as a whole: its removal beats all under its number.)
+        // (Not an element as a whole: its removal beats all under its number.) Of an apply alone: whoever says only who owns what
+        // must not undo what others change meanwhile.
         for (path, value) in desired {
-            let is_value = path::role(&path) == Role::Value;
-            let is_adopted = !owners.of(&path).is_subset(contents.owners.of(&path));
+            let is_value = is_applied && path::role(&path) == Role::Value;
+            let is_adopted = owners.adopts(&path, contents.owners.of(&path));
             if is_value && is_adopted && contents.raw.get(&path) == Some(&value) {
                 // A put of an equal value alone would be left out.
                 self.delete(&path)?;
@@ -257,7 +262,7 @@ impl Document {
             }
         }
         let bytes = self.commit(author)?;
-        contents.take(edits, owners);
+        contents.take(edits, &owners);
         Ok(Some(WrittenChange {
             bytes,
             is_spec,
@@ -556,6 +561,14 @@ pub(crate) fn first_change(
     let change = Change::from(change);
     check_size(change.raw_bytes())?;
     Ok(change)
+}
+
+/// What a document shall hold.
+pub(crate) struct Desired {
+    pub(crate) leaves: Leaves,
+    pub(crate) owners: Owners,
+    /// An apply says it.
+    pub(crate) is_applied: bool,
 }
 
 /// A change that was just made here.

@@ -140,6 +140,9 @@ fn parse(entry: &Value) -> Option<(Owner, FieldSet)> {
         _ => return None,
     };
     let of_status = operation == Operation::Apply && text("subresource") == STATUS;
+    if text("manager").ends_with(meta::STATUS_MANAGER) {
+        return None;
+    }
     let manager = [text("manager"), if of_status { meta::STATUS_MANAGER } else { "" }].concat();
     if text("apiVersion").is_empty() || text("fieldsType") != FIELDS_TYPE {
         return None;

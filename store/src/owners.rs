@@ -105,6 +105,12 @@ impl Owners {
         self.of(path).iter().filter(|owner| !owner.is_nobody())
     }
 
+    /// Tells whether an applier owns a leaf that it did not own before.
+    pub(crate) fn adopts(&self, path: &str, before: &BTreeSet<Owner>) -> bool {
+        let mut new = self.of(path).difference(before);
+        new.any(|owner| owner.operation == Operation::Apply)
+    }
+
     /// Sets the owners of a leaf; none are the creators.
     pub(crate) fn set(&mut self, path: &str, owners: BTreeSet<Owner>) {
         if owners == self.creators || owners.is_empty() {

@@ -7,13 +7,13 @@ use schemas::{Kind, Object, ObjectKey};
 use crate::apply;
 use crate::commit::Fresh;
 use crate::disk::Write;
-use crate::document::{Birth, ChangeAuthor, Contents, Document, FirstChange, WrittenChange};
+use crate::document::{Birth, ChangeAuthor, Contents, Desired, Document, FirstChange, WrittenChange};
 use crate::epoch::Epoch;
 use crate::incarnation::{Incarnation, Tombstone, Uids};
 use crate::index::{Change, PackedView, set_resource_version};
 use crate::leaves::{self, Leaves};
 use crate::managed;
-use crate::owners::{Operation, Owners};
+use crate::owners::Operation;
 use crate::record::{Record, Standing, Stored, document_key, show, tombstone_key};
 use crate::rescue::{Lost, MARK, Rescued, UNSEEN};
 use crate::shared::Shared;
@@ -220,7 +220,12 @@ impl Shared {
         leaves::check_limits(&changed).map_err(|reason| invalid(key, reason))?;
         let leaves = leaves::flatten(key.kind, &after, old);
         let owners = apply::owners_after_update(old, &leaves, owners, &author.manager);
-        Ok(self.write(loaded, leaves, &owners, author)?)
+        let desired = Desired {
+            leaves,
+            owners,
+            is_applied: false,
+        };
+        Ok(self.write(loaded, desired, author)?)
     }
 
     /// Prepares an apply to an object that is there; None if nothing changes.
@@ -244,7 +249,12 @@ impl Shared {
                 }
             })?;
         leaves::check_limits(&leaves::materialise(&leaves)).map_err(|reason| invalid(key, reason))?;
-        self.write(loaded, leaves, &owners, author)
+        let desired = Desired {
+            leaves,
+            owners,
+            is_applied: true,
+        };
+        self.write(loaded, desired, author)
     }
 
     pub(crate) fn prepare_remove(
@@ -343,8 +353,7 @@ impl Shared {
     fn write(
         &self,
         mut loaded: Loaded<'_>,
-        leaves: Leaves,
-        owners: &Owners,
+        desired: Desired,
         author: &Author,
     ) -> Result<Option<Prepared>, WriteError> {
         let Loaded {
@@ -355,10 +364,11 @@ impl Shared {
             ..
         } = &mut loaded;
         let mut author = self.change_author(author);
-        if key.kind == Kind::Namespace && leaves.contains_key(MARK) && !contents.leaves.contains_key(MARK) {
+        let is_marked = |leaves: &Leaves| leaves.contains_key(MARK);
+        if key.kind == Kind::Namespace && is_marked(&desired.leaves) && !is_marked(&contents.leaves) {
             author.sight = self.index().sight(&key.name);
         }
-        let written = document.write(key.kind, contents, leaves, owners, &author);
+        let written = document.write(key.kind, contents, desired, &author);
         let Some(written) = written.map_err(|error| internal(key, error))? else {
             return Ok(None);
         };

@@ -27,7 +27,7 @@ use axum::response::Response;
 use http::request::Parts;
 use http::{HeaderMap, Method, Uri, header};
 use hyper::upgrade::OnUpgrade;
-use schemas::meta::MANAGER_MAX_BYTES;
+use schemas::meta::{MANAGER_MAX_BYTES, STATUS_MANAGER};
 use schemas::{Ending, Kind, Object, ObjectKey, Subresource};
 use serde_json::Value;
 use store::{NodeId, View};
@@ -156,6 +156,16 @@ impl<'a> Call<'a> {
         if named.len() > MANAGER_MAX_BYTES {
             return Err(ApiError::bad_request(format!(
                 "parameter fieldManager: may not be more than {MANAGER_MAX_BYTES} bytes"
+            )));
+        }
+        if named.chars().any(char::is_control) {
+            return Err(ApiError::bad_request(
+                "parameter fieldManager: should only contain printable characters",
+            ));
+        }
+        if named.ends_with(STATUS_MANAGER) {
+            return Err(ApiError::bad_request(format!(
+                "parameter fieldManager: Invalid value: \"{named}\": may not end with \"{STATUS_MANAGER}\": so who applies a status is kept; choose another name"
             )));
         }
         if !named.is_empty() {

@@ -9,12 +9,13 @@ use futures::future::join_all;
 use http::{Method, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use schemas::{Kind, Object, ObjectKey, event};
+use serde::Serialize;
 use serde_json::{Value, json};
 use store::{NodeId, Views};
 
 use super::form::{Form, list_value};
 use super::options::{Continue, ListOptions, State};
-use super::{Call, answered, foreign, object_answer, shown, with_managed};
+use super::{Call, answered, foreign, object_answer, shown};
 use crate::api::content::{self, Shape};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
@@ -91,11 +92,12 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
             continue;
         }
         if items.count < limit {
-            items.push(match accepted.shape {
-                Shape::Whole | Shape::Metadata => with_managed(object, &view),
+            let managed = match accepted.shape {
+                Shape::Whole | Shape::Metadata => view.managed.as_deref(),
                 // Nobody reads them there.
-                Shape::Table => object,
-            });
+                Shape::Table => None,
+            };
+            items.push(object, managed);
             last = Some(view.key);
             continue;
         }
@@ -110,7 +112,7 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
     }
     if call.kind() == Kind::Event && !call.is_local_only() && options.after.is_none() {
         let (others, missing) = peer_events(call).await;
-        others.into_iter().for_each(|object| items.push(object));
+        others.into_iter().for_each(|object| items.push(object, None));
         warnings = missing;
     }
     let mut response = content::answer_json(StatusCode::OK, accepted.format, items.close(metadata));
@@ -154,14 +156,36 @@ impl Items {
         })
     }
 
-    fn push(&mut self, object: Object) {
+    /// Adds an object, with its `managedFields` as JSON: to read them would take as long as to write all else.
+    fn push(&mut self, object: Object, managed: Option<&str>) {
         let item = self.form.item(object, self.now_unix_seconds);
         if self.count > 0 {
             self.json.push(b',');
         }
         self.count += 1;
+        let (Some(managed), Value::Object(fields)) = (managed, &item) else {
+            return self.write(&item);
+        };
+        let mut before = b'{';
+        for (name, value) in fields {
+            self.json.push(before);
+            before = b',';
+            self.write(name);
+            self.json.push(b':');
+            self.write(value);
+            // An object has metadata, and those have a name.
+            if name == "metadata" && self.json.pop() == Some(b'}') {
+                self.json.extend(b",\"managedFields\":");
+                self.json.extend(managed.as_bytes());
+                self.json.push(b'}');
+            }
+        }
+        self.json.push(b'}');
+    }
+
+    fn write(&mut self, value: &(impl Serialize + ?Sized)) {
         // Trees can be written, and memory takes it.
-        let _: serde_json::Result<()> = serde_json::to_writer(&mut self.json, &item);
+        let _: serde_json::Result<()> = serde_json::to_writer(&mut self.json, value);
     }
 
     /// Returns the whole list as JSON.

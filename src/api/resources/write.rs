@@ -286,20 +286,24 @@ fn change_event(
     edit: &(dyn Fn(&Object) -> ApiResult<Object> + Send + Sync),
 ) -> ApiResult<(Object, Vec<String>)> {
     let key = &view.key;
-    let base = event::in_group(call.target.row.group, shown(view));
+    let before = shown(view);
+    let base = event::in_group(call.target.row.group, before.clone());
     let (edited, mut warnings) = decode::patched(edit(&base)?, validation)?;
     check_meant(key, &view.object, &base, &edited)?;
     check_identity(&base, &edited)?;
+    // What the newer group asks of a new one it does not ask of a change, which may be of an older one.
     let edited = tidied(confined(&base, edited, Part::Main, false));
-    warnings.extend(check_changed(key, &base, &edited)?);
-    let mut kept = event::in_group(key.kind.row().group, edited);
-    kept.remove(&["metadata", "resourceVersion"]);
-    kept.remove(&["metadata", "managedFields"]);
-    events::check_size(&kept)?;
+    let mut changed = event::in_group(key.kind.row().group, edited);
+    warnings.extend(check_changed(key, &before, &changed)?);
+    changed.remove(&["metadata", "resourceVersion"]);
+    changed.remove(&["metadata", "managedFields"]);
+    events::check_size(&changed)?;
     if call.query.dry_run()? {
-        return Ok((kept, warnings));
+        return Ok((changed, warnings));
     }
-    call.state.events.keep(key.clone(), kept);
+    if !call.state.events.replace(view, changed) {
+        return Err(ApiError::modified(key));
+    }
     Ok((super::get_object(call.state, key)?, warnings))
 }
 

@@ -104,6 +104,18 @@ async fn an_event_is_changed_in_both_groups_where_it_is_kept() {
     here.patch(&format!("{NEWER}/none"), "merge", json!({}))
         .await
         .expect(404);
+    let regarding = json!({"regarding": {"name": "another"}});
+    let refused = here.patch(&newer, "merge", regarding).await.expect(422);
+    contains(&refused.text, &["field is immutable"]);
+
+    // One of the agent's own has no eventTime.
+    there.state.events.event(record("far", "Failed"));
+    let list = there.get(NEWER).await.expect(200).json();
+    let names = names(&list);
+    let own = names.iter().find(|name| name.starts_with("far")).unwrap();
+    let marked = json!({"metadata": {"annotations": {"a": "b"}}});
+    let changed = here.patch(&format!("{NEWER}/{own}"), "merge", marked).await;
+    assert_eq!(changed.expect(200).json()["metadata"]["annotations"]["a"], "b");
 }
 
 #[tokio::test]

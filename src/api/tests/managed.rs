@@ -82,6 +82,26 @@ async fn every_answer_tells_who_owns_what() {
 }
 
 #[tokio::test]
+async fn what_is_shown_of_owners_keeps_nobody_from_writing() {
+    let api = Api::open().await;
+    for manager in ["a%1Fb", "x/status", &"x".repeat(129)] {
+        api.apply(&format!("{MAP}?fieldManager={manager}"), map(json!({"a": "1"})))
+            .await
+            .expect(400);
+    }
+    for number in 0..70 {
+        let applied = map(json!({format!("k{number}"): "1"}));
+        api.apply(&format!("{MAP}?fieldManager=m{number}"), applied).await;
+    }
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    let labelled = api.patch(MAP, "merge", label).await.expect(200).json();
+    assert_eq!(fields(&labelled).as_array().unwrap().len(), 71);
+    let mut object = api.get(MAP).await.expect(200).json();
+    object["data"]["more"] = "1".into();
+    api.put(MAP, object).await.expect(200);
+}
+
+#[tokio::test]
 async fn what_a_client_says_of_owners_counts() {
     let api = Api::open().await;
     let apply = async |data: Value| api.apply(&format!("{MAP}?fieldManager=git"), map(data)).await;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::patches;
 use super::values::{self, Source};
-use crate::document::{Birth, ChangeAuthor, Document, FirstChange};
+use crate::document::{Birth, ChangeAuthor, Desired, Document, FirstChange};
 use crate::leaves::{self, Leaves};
 use crate::owners::Operation;
 use crate::{NodeId, Via, prepare};
@@ -176,8 +176,12 @@ fn is_read_from_leaves(document: Option<Document>, object: &Object) -> Option<Do
         Some(mut document) => {
             let mut contents = document.contents();
             let leaves = leaves::flatten(kind, &object, &contents.leaves);
-            let owners = contents.owners.clone();
-            let written = document.write(kind, &mut contents, leaves, &owners, &author);
+            let desired = Desired {
+                leaves,
+                owners: contents.owners.clone(),
+                is_applied: false,
+            };
+            let written = document.write(kind, &mut contents, desired, &author);
             written.ok()?;
             assert_eq!(document.contents(), contents);
             document

@@ -273,3 +273,41 @@ proptest! {
         let _ = crate::field_set::FieldSet::parse(&said);
     }
 }
+
+#[tokio::test]
+async fn who_says_only_who_owns_what_undoes_nothing_of_others() {
+    for said in [
+        json!([]),
+        json!([{"manager": "m", "operation": "Apply", "apiVersion": "v1", "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:data": {"f:a": {}, "f:b": {}, "f:c": {}}}}]),
+    ] {
+        let (here, there) = (store("here"), store("there"));
+        let made = here
+            .create(config(json!({"a": "1", "b": "1", "c": "1"})), author("x"))
+            .await
+            .unwrap();
+        exchange(&here, &there).await;
+        assign(&here, &made.key, said.clone()).await;
+        edit_all(&there, &made.key, |object| {
+            object.set(&["data", "a"], "2");
+            object.remove(&["data", "b"]);
+        })
+        .await;
+        exchange(&here, &there).await;
+        for store in [&here, &there] {
+            let data = store.get(&made.key).unwrap().object.pointer("/data").cloned();
+            assert_eq!(data, Some(json!({"a": "2", "c": "1"})), "{said}");
+        }
+        // Nor does the first apply that comes after.
+        let other = store_of_apply(&here, &there, &made.key).await;
+        assert_eq!(other, Some(json!({"a": "3", "c": "1", "d": "4"})), "{said}");
+    }
+}
+
+/// What is there after one node applied a field that nobody had and another changed one, at once.
+async fn store_of_apply(here: &Store, there: &Store, key: &ObjectKey) -> Option<Value> {
+    apply(here, "late", json!({"d": "4"})).await.unwrap();
+    edit_all(there, key, |object| object.set(&["data", "a"], "3")).await;
+    exchange(here, there).await;
+    there.get(key).unwrap().object.pointer("/data").cloned()
+}

@@ -10,7 +10,7 @@ use schemas::{KINDS, Kind};
 use super::generated::*;
 use super::*;
 use crate::apply;
-use crate::document::{Birth, ChangeAuthor, Document, FirstChange};
+use crate::document::{Birth, ChangeAuthor, Desired, Document, FirstChange};
 use crate::incoming::IncomingChange;
 use crate::leaves::{self, Leaves};
 use crate::owners::Operation;
@@ -74,8 +74,13 @@ fn is_read(kind: Kind, objects: Vec<Object>) -> Result<(), TestCaseError> {
                 let mut contents = document.contents();
                 let leaves = leaves::flatten(kind, &object, &contents.leaves);
                 let owners = apply::owners_after_update(&contents.leaves, &leaves, &contents.owners, "other");
+                let desired = Desired {
+                    leaves,
+                    owners,
+                    is_applied: false,
+                };
                 document
-                    .write(kind, &mut contents, leaves, &owners, &change_author())
+                    .write(kind, &mut contents, desired, &change_author())
                     .unwrap();
                 prop_assert_eq!(&document.contents(), &contents);
                 document
