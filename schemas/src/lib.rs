@@ -2,7 +2,7 @@
 //!
 //! Pure: no IO, no clock, no async runtime. Everything that lists kinds reads [`KINDS`].
 //!
-//! From bytes to a stored object: [`manifest::parse`], [`validate::prune`], [`validate::validate`] and [`validate::warnings`]
+//! From bytes to a stored object: [`manifest::parse`], [`validate::unknown_fields`], [`validate::validate`] and [`validate::warnings`]
 //! on what was written, [`validate::validate_update`] beside what is stored, [`patch`] for changes; [`validate::defaulted`] on
 //! reading. [`fields`] has the facts by which objects merge.
 

@@ -1,5 +1,5 @@
-//! Every field against the type that Kubernetes gives it: wrong types and missing fields, all at once; and objects without
-//! the fields that no type has.
+//! Every field against the type that Kubernetes gives it: wrong types, missing fields and fields that no
+//! type has, all at once.
 
 use serde_json::{Map, Value};
 
@@ -8,43 +8,42 @@ use crate::quantity::Quantity;
 use crate::schema::{Shape, TypeId};
 use crate::{Kind, time};
 
-/// Takes out of an object what its type does not have, at any depth, as Kubernetes' decoder does. Returns the paths, at most
-/// [`MAX_FINDINGS`]. Internal kinds have no types and stay as they are.
-pub(crate) fn prune(kind: Kind, api_version: &str, object: &mut Map<String, Value>) -> Vec<String> {
+/// Finds what the type of an object does not have, at any depth. Returns the paths, at most [`MAX_FINDINGS`]. Internal
+/// kinds have no types.
+pub(crate) fn unknown_fields(kind: Kind, api_version: &str, object: &Map<String, Value>) -> Vec<String> {
     let mut unknown = Vec::new();
     if let Some(id) = TypeId::of_written(kind, api_version) {
-        prune_fields(object, id, "", &mut unknown);
+        find_unknown(object, id, "", &mut unknown);
     }
     unknown
 }
 
-fn prune_fields(map: &mut Map<String, Value>, id: TypeId, place: &str, unknown: &mut Vec<String>) {
+fn find_unknown(map: &Map<String, Value>, id: TypeId, place: &str, unknown: &mut Vec<String>) {
     let fields = &id.get().fields;
-    map.retain(|name, value| {
+    for (name, value) in map {
         let path = match place {
             "" => name.clone(),
             _ => format!("{place}.{name}"),
         };
         match fields.get(name) {
-            Some(shape) => prune_value(value, shape, path, unknown),
+            Some(shape) => find_unknown_in(value, shape, path, unknown),
             None if unknown.len() < MAX_FINDINGS => unknown.push(path),
             None => {}
         }
-        fields.contains_key(name)
-    });
+    }
 }
 
-fn prune_value(value: &mut Value, shape: &Shape, path: String, unknown: &mut Vec<String>) {
+fn find_unknown_in(value: &Value, shape: &Shape, path: String, unknown: &mut Vec<String>) {
     match (shape, value) {
-        (Shape::Struct(id), Value::Object(map)) => prune_fields(map, *id, &path, unknown),
+        (Shape::Struct(id), Value::Object(map)) => find_unknown(map, *id, &path, unknown),
         (Shape::List(item), Value::Array(list)) if item.has_fields() => {
-            for (index, value) in list.iter_mut().enumerate() {
-                prune_value(value, item, format!("{path}[{index}]"), unknown);
+            for (index, value) in list.iter().enumerate() {
+                find_unknown_in(value, item, format!("{path}[{index}]"), unknown);
             }
         }
         (Shape::Map(item), Value::Object(map)) if item.has_fields() => {
             for (key, value) in map {
-                prune_value(value, item, format!("{path}[{key}]"), unknown);
+                find_unknown_in(value, item, format!("{path}[{key}]"), unknown);
             }
         }
         _ => {}

@@ -232,11 +232,13 @@ fn follow<'a>(node: &Node<'a>, path: &str) -> Node<'a> {
     path.split('.').fold(node.clone(), |node, name| node.at(name))
 }
 
-/// Takes the fields out that Kubernetes does not have, at any depth, and returns their paths (`spec.foo`), up to some hundred.
-pub fn prune(object: &mut Object) -> Vec<String> {
-    let kind = object.kind();
-    let version = object.str_at("/apiVersion").to_owned();
-    kind.map_or_else(Vec::new, |kind| typecheck::prune(kind, &version, &mut object.0))
+/// Returns the paths of fields that Kubernetes does not have, at any depth (`spec.foo`), up to some hundred. They are kept: who
+/// wrote them is told.
+pub fn unknown_fields(object: &Object) -> Vec<String> {
+    let version = object.str_at("/apiVersion");
+    object.kind().map_or_else(Vec::new, |kind| {
+        typecheck::unknown_fields(kind, version, &object.0)
+    })
 }
 
 /// Returns a sentence for each field, as written, that this version does not act on. What is the default says nothing new,
@@ -247,10 +249,13 @@ pub fn warnings(object: &Object, before: Option<&Object>) -> Vec<String> {
     };
     let value = Value::Object(object.0.clone());
     let root = Node::root(&value);
-    let idle = acted_on::idle_fields(kind, &root);
+    let mut idle = acted_on::idle_fields(kind, &root);
     if idle.is_empty() {
         return Vec::new();
     }
+    // Those are told of as such.
+    let unknown = unknown_fields(object);
+    idle.retain(|field| !unknown.contains(&field.path));
     let untouched = without(object, &idle);
     let says_something = |field: &&Idle| {
         let said = object.pointer(&field.pointer);

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use store::{Author, Outcome, Store, Via};
 
 use super::content::{MAX_MANIFEST_BYTES, add_warnings, read_body};
-use super::resources::{DeleteOptions, check_applied, cleaned, delete_object, pruned, tidied};
+use super::resources::{DeleteOptions, check_applied, cleaned, delete_object, tidied, unknown};
 use super::state::{ApiState, user_of};
 use super::status::{ApiError, ApiResult, Cause};
 use super::target::Query;
@@ -162,13 +162,12 @@ fn plan(store: &Store, objects: Vec<Object>, options: &ApplyOptions) -> Result<V
     }
 }
 
-/// An object with its key and warnings about what was left out of it.
+/// An object with its key and warnings about fields that Kubernetes does not have.
 type Named = (ObjectKey, Object, Vec<String>);
 
-/// Finds the kind of an object and fills in its namespace; what only a server can say of it goes, and what is no field, of
-/// which warnings tell.
-fn named_object(mut object: Object, default_namespace: &str) -> Result<Named, (Option<String>, ApiError)> {
-    let warnings = pruned(&mut object);
+/// Finds the kind of an object and fills in its namespace; what only a server can say of it goes.
+fn named_object(object: Object, default_namespace: &str) -> Result<Named, (Option<String>, ApiError)> {
+    let warnings = unknown(&object);
     let mut object = tidied(object);
     let (api_version, kind) = (
         object.str_at("/apiVersion").to_owned(),

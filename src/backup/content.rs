@@ -72,8 +72,7 @@ pub fn apart(document: &Object) -> Object {
         object.remove(&["metadata", field]);
     }
     object.remove(&["status"]);
-    // A file may be somebody's own, or from when such fields were kept.
-    schemas::validate::prune(&mut object);
+    // A file may be somebody's own.
     schemas::tidy_values(&mut object);
     if object.kind() == Some(Kind::Pod) {
         object.remove(&["spec", "nodeName"]);

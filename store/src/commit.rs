@@ -318,6 +318,14 @@ impl Batch {
                 shared.long.notify_one();
             }
             let is_removal = matches!(commit.change, Change::Bury { .. });
+            if matches!(commit.change, Change::TakeAway { .. }) {
+                // Here, since nobody may wait for it any more.
+                let rescued = u64::from(commit.rescued.is_some());
+                shared.standing.send_modify(|standing| {
+                    standing.rescued += rescued;
+                    standing.taken_away += 1;
+                });
+            }
             if let Some(rescued) = commit.rescued {
                 // Before the object is seen to be gone.
                 shared.index_mut().rescued.add(rescued);

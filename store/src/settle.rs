@@ -133,8 +133,8 @@ impl Store {
 struct Settlement<'a> {
     store: &'a Store,
     going: Going,
-    /// What is being written, and of what takes an object away how many are set aside by it.
-    pending: Vec<(Done, Option<u64>)>,
+    /// What is being written.
+    pending: Vec<Done>,
     /// Nothing is lacking here of what the peer has of the rounds that it closed.
     is_complete: bool,
     /// What the peer does not know, and nobody can have removed.
@@ -205,9 +205,8 @@ impl Settlement<'_> {
             self.is_complete = false;
             return Ok(());
         }
-        let rescued = u64::from(prepared.rescued.is_some());
         let done = Store::enqueue(permit, Some(claim), prepared, Vec::new());
-        self.pending.push((done, Some(rescued)));
+        self.pending.push(done);
         Ok(())
     }
 
@@ -227,14 +226,14 @@ impl Settlement<'_> {
             shared.exhumation(key, removed)
         };
         let done = Store::enqueue(permit, Some(claim), prepared, Vec::new());
-        self.pending.push((done, None));
+        self.pending.push(done);
         Ok(())
     }
 
-    /// Waits for what is being written, and counts what was taken away by it: not what a register overtook, which is tried again.
+    /// Waits for what is being written. What a register overtook is tried again.
     async fn finish_pending(&mut self) -> Result<(), CommitError> {
         let mut failed = Ok(());
-        for (done, taken) in std::mem::take(&mut self.pending) {
+        for done in std::mem::take(&mut self.pending) {
             let is_done = match finished(done).await {
                 Ok(is_done) => is_done,
                 Err(error) => {
@@ -243,12 +242,6 @@ impl Settlement<'_> {
                 }
             };
             self.is_complete &= is_done;
-            if let Some(rescued) = taken.filter(|_| is_done) {
-                self.store.shared.standing.send_modify(|standing| {
-                    standing.rescued += rescued;
-                    standing.taken_away += 1;
-                });
-            }
         }
         failed
     }

@@ -1,5 +1,5 @@
-//! Objects as clients send them, read as Kubernetes' decoder reads them: what is no field goes before anything is stored, and
-//! who asks for it (`fieldValidation`) hears of it, or is refused.
+//! Objects as clients send them, read as Kubernetes' decoder reads them: of what is no field, and of keys that are there twice,
+//! clients hear, or are refused, as they ask (`fieldValidation`). Unknown fields are kept: a newer node may know them.
 
 use http::HeaderMap;
 use schemas::{Kind, Object, ObjectKey, manifest, validate};
@@ -44,9 +44,9 @@ impl Validation {
     }
 }
 
-/// Takes out of an object what is no field, and returns a sentence for each.
-pub(crate) fn pruned(object: &mut Object) -> Vec<String> {
-    let unknown = validate::prune(object).into_iter();
+/// Returns a sentence for each field that Kubernetes does not have.
+pub(crate) fn unknown(object: &Object) -> Vec<String> {
+    let unknown = validate::unknown_fields(object).into_iter();
     unknown.map(|path| format!("unknown field \"{path}\"")).collect()
 }
 
@@ -54,25 +54,27 @@ pub(crate) fn pruned(object: &mut Object) -> Vec<String> {
 ///
 /// # Errors
 /// 400 for values of wrong types, and for what is no field or there twice to who asked for that.
-pub(super) fn decoded((mut object, duplicates): Sent, validation: Validation) -> ApiResult<Sent> {
+pub(super) fn decoded((object, duplicates): Sent, validation: Validation) -> ApiResult<Sent> {
     let wrong = validate::undecodable(&object);
     if !wrong.is_empty() {
         let problems: Vec<String> = wrong.iter().map(ToString::to_string).collect();
         return Err(undecodable(&object, &problems.join(", ")));
     }
-    let found = [duplicates, pruned(&mut object)].concat();
+    let found = [duplicates, unknown(&object)].concat();
     match validation.judge(found) {
         Ok(warnings) => Ok((object, warnings)),
         Err(problem) => Err(undecodable(&object, &problem)),
     }
 }
 
-/// [`decoded`] for what a patch made of an object.
+/// [`decoded`] for what a patch made of an object, which says nothing new of what was in it before.
 ///
 /// # Errors
 /// 422, as in Kubernetes; without the object, which may be a Secret.
-pub(super) fn patched(mut object: Object, validation: Validation) -> ApiResult<Sent> {
-    let found = pruned(&mut object);
+pub(super) fn patched(before: &Object, object: Object, validation: Validation) -> ApiResult<Sent> {
+    let known = unknown(before);
+    let mut found = unknown(&object);
+    found.retain(|sentence| !known.contains(sentence));
     match (validation.judge(found), object.kind()) {
         (Ok(warnings), _) => Ok((object, warnings)),
         (Err(problem), Some(kind)) => Err(unpatchable(kind, object.name(), problem)),
@@ -89,21 +91,25 @@ fn unpatchable(kind: Kind, name: &str, problem: String) -> ApiError {
     ApiError::invalid(kind, name, vec![cause])
 }
 
-/// Reads what is to be applied: returns the object as it can be stored, and warnings. Who owns a field that does not exist
-/// cannot be said, so that it is refused whatever the client asks for.
+/// Reads what is to be applied: returns the object as it can be stored, and warnings.
 ///
 /// # Errors
-/// 400 (for such a field and for a wrong type, Kubernetes says this with 500, after which clients try again).
-pub(super) fn typed((mut object, duplicates): Sent, validation: Validation) -> ApiResult<Sent> {
-    let warnings = validation
+/// 400 (Kubernetes says this with 500, after which clients try again).
+pub(super) fn typed((object, duplicates): Sent, validation: Validation) -> ApiResult<Sent> {
+    let mut warnings = validation
         .judge(duplicates)
         .map_err(|problem| ApiError::bad_request(format!("error strict decoding YAML: {problem}")))?;
+    let mut problems: Vec<String> = Vec::new();
+    match validation {
+        Validation::Ignore => {}
+        Validation::Warn => warnings.extend(unknown(&object)),
+        Validation::Strict => {
+            let unknown = validate::unknown_fields(&object).into_iter();
+            problems.extend(unknown.map(|path| format!(".{path}: field not declared in schema")));
+        }
+    }
     let wrong = validate::undecodable(&object).into_iter();
-    let unknown = validate::prune(&mut object).into_iter();
-    let problems: Vec<String> = unknown
-        .map(|path| format!(".{path}: field not declared in schema"))
-        .chain(wrong.map(|error| format!(".{error}")))
-        .collect();
+    problems.extend(wrong.map(|error| format!(".{error}")));
     if problems.is_empty() {
         return Ok((object, warnings));
     }

@@ -140,10 +140,7 @@ pub(crate) async fn undo(State(state): State<ApiState>, path: Named, request: Re
 
 /// Returns a document with what users said of it in an old one.
 fn restored(document: &Object, old: &Object) -> Object {
-    let mut old = old.clone();
-    // Once, what is no field was kept.
-    validate::prune(&mut old);
-    let mut wanted = confined(document, old, Part::Main, true);
+    let mut wanted = confined(document, old.clone(), Part::Main, true);
     for path in CONTROLLERS_FIELDS {
         match document.pointer(&format!("/{}", path.join("/"))) {
             Some(value) => wanted.set(&path, value.clone()),

@@ -43,7 +43,7 @@ use super::target::{Behind, Query, Target};
 
 use crate::caller::Caller;
 
-pub(crate) use decode::pruned;
+pub(crate) use decode::unknown;
 pub use delete::delete_if;
 pub(crate) use delete::{DeleteOptions, delete_object};
 pub(crate) use edit::{cleaned, tidied};

@@ -229,17 +229,14 @@ pub(super) async fn change_object(
     let before = shown(&view);
     let mut warnings = Vec::new();
     let mut step = |raw: &Object| -> ApiResult<Object> {
-        // Once, what is no field was kept.
-        let mut raw = raw.clone();
-        validate::prune(&mut raw);
         // Of a computed object the document is only what clients wrote; they see, and edit, the whole.
         let base = if key.kind.row().derived {
             before.clone()
         } else {
-            validate::defaulted(&raw)
+            validate::defaulted(raw)
         };
-        let (edited, unknown) = decode::patched(edit(&base)?, validation)?;
-        check_meant(key, &raw, &base, &edited)?;
+        let (edited, unknown) = decode::patched(&base, edit(&base)?, validation)?;
+        check_meant(key, raw, &base, &edited)?;
         check_identity(&base, &edited)?;
         let edited = tidied(confined(&base, edited, part, key.kind.has_status()));
         match part {
@@ -248,9 +245,9 @@ pub(super) async fn change_object(
         }
         warnings.splice(..0, unknown);
         Ok(if key.kind.row().derived {
-            stored_beside(&raw, &base, &edited)
+            stored_beside(raw, &base, &edited)
         } else {
-            stored(&raw, &base, &edited)
+            stored(raw, &base, &edited)
         })
     };
     if call.query.dry_run()? {
@@ -288,7 +285,7 @@ fn change_event(
     let key = &view.key;
     let before = shown(view);
     let base = event::in_group(call.target.row.group, before.clone());
-    let (edited, mut warnings) = decode::patched(edit(&base)?, validation)?;
+    let (edited, mut warnings) = decode::patched(&base, edit(&base)?, validation)?;
     check_meant(key, &view.object, &base, &edited)?;
     check_identity(&base, &edited)?;
     // What the newer group asks of a new one it does not ask of a change, which may be of an older one.

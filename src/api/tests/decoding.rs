@@ -8,7 +8,7 @@ const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 const WEB: &str = "/apis/apps/v1/namespaces/default/deployments/web";
 
 #[tokio::test]
-async fn unknown_fields_are_not_stored_however_they_come() {
+async fn unknown_fields_are_kept_and_told_of_however_they_come() {
     let api = Api::open().await;
     let unknown = [
         "x-common",
@@ -44,7 +44,6 @@ async fn unknown_fields_are_not_stored_however_they_come() {
     }
     warned(api.put(&path("updated"), named("updated")).await.expect(200));
     for kind in ["merge", "strategic-merge"] {
-        warned(api.patch(&path(kind), kind, named(kind)).await.expect(200));
         let strict = format!("{}?fieldValidation=Strict", path(kind));
         let refused = api.patch(&strict, kind, named(kind)).await.expect(422).json();
         let message = refused["message"].as_str().unwrap();
@@ -52,32 +51,48 @@ async fn unknown_fields_are_not_stored_however_they_come() {
             message.contains("patch: Invalid value: strict decoding error: "),
             "{message}"
         );
-        let silent = format!("{}?fieldValidation=Ignore", path(kind));
-        let answer = api.patch(&silent, kind, named(kind)).await.expect(200);
+        warned(api.patch(&path(kind), kind, named(kind)).await.expect(200));
+        // What was there before is nothing new, also to who is strict.
+        let answer = api.patch(&strict, kind, named(kind)).await.expect(200);
         assert_eq!(answer.warnings(), Vec::<&str>::new());
     }
-    for name in ["created", "bundled", "updated", "merge", "strategic-merge"] {
+    let applied = |validation: &str| {
+        let query = format!("fieldManager=test&fieldValidation={validation}");
+        format!("{}?{query}", path("applied"))
+    };
+    let refused = api
+        .apply(&applied("Strict"), named("applied"))
+        .await
+        .expect(400)
+        .json();
+    let message = refused["message"].as_str().unwrap();
+    assert!(
+        message
+            .starts_with("failed to create typed patch object (default/applied; apps/v1, Kind=Deployment): ")
+            && message.contains(".spec.colour: field not declared in schema"),
+        "{message}"
+    );
+    warned(api.apply(&applied("Warn"), named("applied")).await.expect(201));
+    let silent = api.apply(&applied("Ignore"), named("applied")).await.expect(200);
+    assert_eq!(silent.warnings(), Vec::<&str>::new());
+    for name in [
+        "created",
+        "bundled",
+        "updated",
+        "merge",
+        "strategic-merge",
+        "applied",
+    ] {
         let shown = api.get(&path(name)).await.expect(200).json();
-        let stored = shown.to_string();
-        assert!(
-            !stored.contains("colour") && !stored.contains("x-common"),
-            "{name}: {stored}"
-        );
-    }
-    // Nobody can own what does not exist.
-    for validation in ["Ignore", "Warn", "Strict"] {
-        let applied = format!(
-            "{}?fieldManager=test&fieldValidation={validation}",
-            path("applied")
-        );
-        let refused = api.apply(&applied, named("applied")).await.expect(400).json();
-        let message = refused["message"].as_str().unwrap();
-        assert!(
-            message.starts_with(
-                "failed to create typed patch object (default/applied; apps/v1, Kind=Deployment): "
-            ) && message.contains(".spec.colour: field not declared in schema"),
-            "{message}"
-        );
+        let sent = named(name);
+        for pointer in [
+            "/x-common",
+            "/metadata/colour",
+            "/spec/colour",
+            "/spec/template/spec/containers/0/colour",
+        ] {
+            assert_eq!(shown.pointer(pointer), sent.pointer(pointer), "{name}: {pointer}");
+        }
     }
 }
 

@@ -92,7 +92,7 @@ async fn unknown_fields_are_warned_about_or_refused_as_asked() {
         "{:?}",
         created.warnings()
     );
-    assert_eq!(api.get(WEB).await.json()["spec"]["colour"], Value::Null);
+    assert_eq!(api.get(WEB).await.json()["spec"]["colour"], "red");
     object["metadata"]["name"] = "strict".into();
     let refused = api
         .post(&format!("{DEPLOYMENTS}?fieldValidation=Strict"), object.clone())
