@@ -586,8 +586,12 @@ impl Shared {
         // A newer incarnation says that the older was removed.
         let replaced = match (&record, live) {
             (Some(record), Some(live)) if record.incarnation < live.incarnation => {
+                // Or, if its round is later, that it was not known there: what is in a namespace that was made twice stays.
+                let is_removed =
+                    key.kind != Kind::Namespace || record.incarnation.round == live.incarnation.round;
                 let round = self.index().round();
-                Some(Tombstone::new(record.incarnation, round, Seen::default()))
+                let laid = Tombstone::new(record.incarnation, round, Seen::default());
+                Some((record.incarnation, Some(laid).filter(|_| is_removed)))
             }
             _ => None,
         };
@@ -596,13 +600,17 @@ impl Shared {
             Some(live) => self.merge(key, base.as_deref(), live, changes)?,
             None => Delivery::default(),
         };
+        let mut gone = buried;
         let burial = match &mut delivery.prepared {
             Some(Prepared {
                 writes,
                 change: Change::Put { removed: below, .. },
                 ..
             }) => {
-                removed = removed.max(replaced);
+                if let Some((incarnation, laid)) = replaced {
+                    gone = Some(incarnation);
+                    removed = removed.max(laid);
+                }
                 *below = removed;
                 Some(writes)
             }
@@ -614,20 +622,20 @@ impl Shared {
                 None => delivery.prepared = Some(self.burial(key, removed, false)),
             }
         }
-        if let (Some(prepared), Some(gone)) = (&mut delivery.prepared, held)
-            && removed.is_some_and(|removed| gone.incarnation <= removed.incarnation)
+        if let (Some(prepared), Some(held)) = (&mut delivery.prepared, held)
+            && Some(held.incarnation) <= gone
         {
             // Who removed a later one may have seen nothing of this.
             let of_it = delta
                 .removed
-                .filter(|removed| removed.incarnation == gone.incarnation);
+                .filter(|removed| removed.incarnation == held.incarnation);
             let seen = of_it.map_or(UNSEEN, |removed| removed.seen);
             // One of a later round says nothing of it: who began that name anew did not know of this.
             let is_deleted = delta.removed.is_some_and(|removed| {
-                removed.incarnation >= gone.incarnation && removed.incarnation.round == gone.incarnation.round
+                removed.incarnation >= held.incarnation && removed.incarnation.round == held.incarnation.round
             });
             let why = if is_deleted { Lost::Deleted } else { Lost::Replaced };
-            self.rescue(prepared, key, &gone, why, seen)?;
+            self.rescue(prepared, key, &held, why, seen)?;
         }
         Ok(delivery)
     }

@@ -639,6 +639,37 @@ fn replaced_and_set_aside(store: &Store, made: &View, stays: &View) {
 }
 
 #[tokio::test]
+async fn what_is_in_a_namespace_that_two_made_stays() {
+    let (mut nodes, views) = three(&["a"]).await;
+    remove(&nodes.stores[0], &views[0].key).await;
+    nodes.exchange_all().await;
+    let second = &nodes.stores[1];
+    let made = second.create(namespace("other"), author("x")).await.unwrap();
+    let mut web = deployment("web");
+    web.set(&["metadata", "namespace"], "other");
+    let web = second.create(web, author("x")).await.unwrap();
+    assert!(!nodes.close(0, &ALL, 1).await, "they differ");
+    let stays = nodes.stores[0]
+        .create(namespace("other"), author("y"))
+        .await
+        .unwrap();
+    assert_ne!(stays.object.uid(), made.object.uid(), "it is of a later round");
+    nodes.exchange_all().await;
+    nodes.assert_equal();
+    replaced_and_set_aside(&nodes.stores[1], &made, &stays);
+    for store in &nodes.stores {
+        assert!(store.get(&web.key).is_some());
+        assert!(store.orphaned_by_namespace().is_empty());
+    }
+    // Whoever removes the one that stayed removes what was created in the other, too.
+    remove(&nodes.stores[0], &stays.key).await;
+    nodes.exchange_all().await;
+    for store in &nodes.stores {
+        assert_eq!(store.orphaned_by_namespace(), std::slice::from_ref(&web.key));
+    }
+}
+
+#[tokio::test]
 async fn what_is_made_after_a_deletion_is_not_deleted_by_that() {
     let mut nodes = Nodes::new(5);
     let a = create(&nodes.stores[0], "a").await;
