@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use automerge::legacy::{Key, OpType};
+use automerge::transaction::Transactable;
 use automerge::{ActorId, Change, ChangeHash, ScalarValue};
 use schemas::{Kind, hex};
 use serde::{Deserialize, Serialize};
@@ -17,9 +18,9 @@ use sha2::{Digest, Sha256};
 use crate::document::{
     BadBytes, ChangeAuthor, Contents, Document, birth_facts, decided_presence, first_change,
 };
-use crate::incoming::IncomingChange;
+use crate::incoming::{IncomingChange, check_put};
 use crate::leaves::{self, Leaves};
-use crate::owners::{Owner, Owners};
+use crate::owners::{self, Owner, Owners};
 use crate::path::{self, Role};
 use crate::types::{NodeId, Via};
 
@@ -276,7 +277,7 @@ pub(crate) fn carry_over(
         return Ok(carried);
     }
     // Of each change that is not in the base, what to build on instead of it.
-    let mut stands_for: HashMap<ChangeHash, Vec<ChangeHash>> = HashMap::new();
+    let mut stands_for: HashMap<ChangeHash, ChangeHash> = HashMap::new();
     for old_change in old.history() {
         let incoming = IncomingChange::parse(old_change.raw_bytes())?;
         if let Some(old_base) = &incoming.base {
@@ -289,7 +290,6 @@ pub(crate) fn carry_over(
         let causes = old_change.deps().iter();
         let causes: BTreeSet<ChangeHash> = causes
             .filter_map(|cause| stands_for.get(cause))
-            .flatten()
             .copied()
             .collect();
         let causes: Vec<ChangeHash> = if causes.is_empty() {
@@ -298,12 +298,10 @@ pub(crate) fn carry_over(
             causes.into_iter().collect()
         };
         let put = carried.document.replay(&old_change, &causes)?;
-        if let Some(put) = &put {
-            carried.any = true;
-            carried.changes += 1;
-            carried.generation = carried.generation.saturating_add(put.spec_changes);
-        }
-        stands_for.insert(old_change.hash(), put.map_or(causes, |put| vec![put.hash]));
+        carried.any = true;
+        carried.changes += 1;
+        carried.generation = carried.generation.saturating_add(put.spec_changes);
+        stands_for.insert(old_change.hash(), put.hash);
     }
     Ok(carried)
 }
@@ -322,54 +320,116 @@ impl Document {
             .map_err(|error| BadBytes(error.to_string()))
     }
 
-    /// Tells whether the presence of an element that is here wins over one that was written at the same time, as it would
-    /// have without a squash.
-    fn outdates(&self, key: &str, value: &ScalarValue) -> bool {
-        let held = self.presence(key).filter(|_| path::role(key) == Role::Presence);
-        held.is_some_and(|held| {
-            let both = [&held, value].map(|value| automerge::Value::from(value.clone()));
-            decided_presence(both.into_iter()) == Some(held)
-        })
+    /// Returns the presence of an element that is here and wins over one that was written at the same time, as it would have
+    /// without a squash.
+    fn outdating(&self, key: &str, value: &ScalarValue) -> Option<ScalarValue> {
+        let held = self.presence(key).filter(|_| path::role(key) == Role::Presence)?;
+        let both = [&held, value].map(|value| automerge::Value::from(value.clone()));
+        (decided_presence(both.into_iter()).as_ref() == Some(&held)).then_some(held)
     }
 
-    /// Makes a change like one of another epoch, built on `causes`, which are here; None if nothing is left of it.
-    fn replay(&mut self, change: &Change, causes: &[ChangeHash]) -> Result<Option<IncomingChange>, BadBytes> {
+    /// Makes a change like one of another epoch, built on `causes`, which are here.
+    fn replay(&mut self, change: &Change, causes: &[ChangeHash]) -> Result<IncomingChange, BadBytes> {
         // Mostly one change follows the other, and nothing has to be copied.
         let bytes = if self.heads() == causes {
             let actor = self.automerge.get_actor().clone();
-            let bytes = self.put_again(change)?;
+            let bytes = self.say_again(change)?;
             self.automerge.set_actor(actor);
             bytes
         } else {
-            self.at(causes)?.put_again(change)?
+            self.at(causes)?.say_again(change)?
         };
-        if bytes.is_empty() {
-            return Ok(None);
-        }
         let change = IncomingChange::parse(&bytes)?;
         self.merge(&[&change])?;
-        Ok(Some(change))
+        Ok(change)
     }
 
-    fn put_again(&mut self, change: &Change) -> Result<Vec<u8>, BadBytes> {
+    /// Says again all that a change says, also what changes nothing here: it may where it is carried to from here, and who
+    /// carries it there from elsewhere must make the same of it. [`said`] reads it.
+    fn say_again(&mut self, change: &Change) -> Result<Vec<u8>, BadBytes> {
         self.automerge.set_actor(carried_actor(change));
-        for operation in change.decode().operations {
-            let Key::Map(key) = &operation.key else {
-                return Err(BadBytes("an operation outside the flat map".to_owned()));
-            };
-            match operation.action {
-                // What the loser left is taken away by whoever writes next: shown again, it would be an element without a name.
-                OpType::Put(value) if self.outdates(key, &value) => {}
-                OpType::Put(value) => self.put(key, value)?,
-                OpType::Delete => self.delete(key)?,
-                OpType::Make(_) | OpType::Increment(_) | OpType::MarkBegin(..) | OpType::MarkEnd(_) => {
-                    return Err(BadBytes("an operation that is neither put nor delete".to_owned()));
+        for (key, value) in said(change)? {
+            let before = self.automerge.pending_ops();
+            match value {
+                Some(value) => {
+                    // What the loser left is taken away by whoever writes next: shown, it would be an element without a name.
+                    let stays = self.outdating(&key, &value);
+                    self.put(&key, value.clone())?;
+                    // A put of an equal value alone would be left out. Facts are not deleted.
+                    if self.automerge.pending_ops() == before {
+                        if is_fact(&key) {
+                            self.put(&key, other_than(&value, &key)?)?;
+                        } else {
+                            self.delete(&key)?;
+                        }
+                        self.put(&key, value)?;
+                    }
+                    if let Some(stays) = stays {
+                        self.put(&key, stays)?;
+                    }
+                }
+                None => {
+                    self.delete(&key)?;
+                    // So would a deletion of what is not there.
+                    if self.automerge.pending_ops() == before {
+                        self.put(&key, other_than(&ScalarValue::Null, &key)?)?;
+                        self.delete(&key)?;
+                    }
                 }
             }
         }
         let message = change.message().map(ToOwned::to_owned).unwrap_or_default();
         self.commit_as(message, change.timestamp())
     }
+}
+
+/// Returns what a change says of each key, in its order; None: that it is deleted. As [`Document::say_again`] says it: of
+/// what is put at a fact the last counts, and else the first, unless it is deleted after that.
+fn said(change: &Change) -> Result<Vec<(String, Option<ScalarValue>)>, BadBytes> {
+    let mut said: Vec<(String, Option<ScalarValue>)> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for operation in change.decode().operations {
+        let Key::Map(key) = &operation.key else {
+            return Err(BadBytes("an operation outside the flat map".to_owned()));
+        };
+        let value = match operation.action {
+            OpType::Put(value) => Some(value),
+            OpType::Delete => None,
+            OpType::Make(_) | OpType::Increment(_) | OpType::MarkBegin(..) | OpType::MarkEnd(_) => {
+                return Err(BadBytes("an operation that is neither put nor delete".to_owned()));
+            }
+        };
+        let place = *places.entry(key.to_string()).or_insert(said.len());
+        match said.get_mut(place) {
+            Some((key, Some(_))) if value.is_some() && !is_fact(key) => {}
+            Some((_, before)) => *before = value,
+            None => said.push((key.to_string(), value)),
+        }
+    }
+    Ok(said)
+}
+
+/// What a document says of an object's creation: see `birth_facts`.
+fn is_fact(key: &str) -> bool {
+    key.starts_with('@') && !owners::is_owner_key(key)
+}
+
+/// Returns another value that a key can hold, whatever it is of.
+fn other_than(value: &ScalarValue, key: &str) -> Result<ScalarValue, BadBytes> {
+    // Of leaves and owners, elements, groups, and facts.
+    let texts = ["V", "update/a", "update/b", "0.1", "0.2"].map(|text| ScalarValue::Str(text.into()));
+    let others = [
+        ScalarValue::Boolean(true),
+        ScalarValue::Int(1),
+        ScalarValue::Int(2),
+    ]
+    .into_iter()
+    .chain(texts)
+    .chain([ScalarValue::Bytes(b"{}".to_vec())]);
+    let mut others = others.filter(|other| other != value && check_put(key, other).is_ok());
+    others
+        .next()
+        .ok_or_else(|| BadBytes("nothing else can be put there".to_owned()))
 }
 
 /// Names the creator. Of several at once the first: that the others own what they do not own by name is written out.
@@ -394,4 +454,111 @@ fn without_removed(leaves: Leaves) -> Leaves {
     };
     let shown = leaves.iter().filter(|(path, value)| is_shown(path, value));
     shown.map(|(path, value)| (path.clone(), value.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::{CREATED, CREATOR, NAMESPACE};
+
+    const PRESENCE: &str = "spec/template/spec/containers/[log]";
+
+    /// Makes a change of what is put and deleted, on all that a document has.
+    fn change(document: &mut Document, actor: &str, said: &[(&str, Option<ScalarValue>)]) {
+        let actor: [u8; NODE_ACTOR_BYTES] = Sha256::digest(actor)[..NODE_ACTOR_BYTES].try_into().unwrap();
+        document.automerge.set_actor(ActorId::from(actor));
+        for (key, value) in said {
+            match value {
+                Some(value) => document.put(key, value.clone()).unwrap(),
+                None => document.delete(key).unwrap(),
+            }
+        }
+        let bytes = document.commit_as(r#"{"m":"x","n":"y"}"#.to_owned(), 0).unwrap();
+        IncomingChange::parse(&bytes).unwrap();
+    }
+
+    /// Squashes all that a document has.
+    fn base(document: &mut Document, epoch: Epoch) -> (IncomingChange, Epoch) {
+        let heads = document.heads();
+        let node = NodeId("node".to_owned());
+        let squash = Squash {
+            kind: Kind::Deployment,
+            epoch,
+            heads: &heads,
+            is_clean: false,
+            is_everyones: false,
+            node: &node,
+        };
+        let base = squash.base(document).unwrap().unwrap();
+        let epoch = Epoch {
+            dropped: base.base.as_ref().unwrap().dropped,
+            base: base.hash.0,
+        };
+        (base, epoch)
+    }
+
+    #[test]
+    fn what_is_carried_over_is_the_same_by_every_way() {
+        let (number, text) = (ScalarValue::Int, |text: &str| ScalarValue::Str(text.into()));
+        let put = |key, value| (key, Some(value));
+        let actor = || ActorId::from([9; NODE_ACTOR_BYTES]);
+        let mut document = Document::new(actor());
+        let first = [
+            put(CREATED, number(0)),
+            put("spec/replicas", number(1)),
+            put("spec/paused", text("a")),
+            put("metadata/labels/x", text("1")),
+            put(PRESENCE, number(1)),
+        ];
+        change(&mut document, "a", &first);
+        let heads = document.heads();
+        let mut away = document.at(&heads).unwrap();
+        // One half of it changes nothing on the first base, the other on the second.
+        let said = [
+            put(CREATED, number(0)),
+            put(CREATOR, text("update/x")),
+            put(NAMESPACE, text("0.1")),
+            put("spec/replicas", number(2)),
+            put("spec/paused", text("b")),
+            ("metadata/labels/x", None),
+            put(PRESENCE, number(-1)),
+        ];
+        change(&mut away, "b", &said);
+        change(&mut away, "b", &[put("spec/paused", text("b2"))]);
+        change(&mut document, "a", &said[..4]);
+        change(
+            &mut document,
+            "c",
+            &[("metadata/labels/x", None), put(PRESENCE, number(2))],
+        );
+        let (first, first_epoch) = base(&mut document, Epoch::default());
+        let second = [
+            put(CREATED, number(1)),
+            put(CREATOR, text("update/a")),
+            put(NAMESPACE, text("0.2")),
+            put("spec/replicas", number(3)),
+            put("metadata/labels/x", text("3")),
+            put("spec/paused", text("b")),
+        ];
+        change(&mut document, "a", &second);
+        let (second, _) = base(&mut document, Epoch::default());
+        let mut once = carry_over(&mut away, Epoch::default(), &second, actor()).unwrap();
+        let mut between = carry_over(&mut away, Epoch::default(), &first, actor()).unwrap();
+        let mut twice = carry_over(&mut between.document, first_epoch, &second, actor()).unwrap();
+        assert_eq!(once.changes, 3);
+        assert_eq!(twice.document.heads(), once.document.heads());
+        let all = twice.document.changes_after(&[]);
+        let all: Vec<_> = all
+            .iter()
+            .map(|bytes| IncomingChange::parse(bytes).unwrap())
+            .collect();
+        let merged = once.document.merge(&all.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(merged.fresh, 0);
+        let shown = once.document.contents().raw;
+        let held = |key| shown.get(key).cloned();
+        assert_eq!(held("spec/replicas"), Some(number(2)));
+        assert_eq!(held("spec/paused"), Some(text("b2")));
+        assert_eq!(held("metadata/labels/x"), None);
+        assert_eq!(once.document.presence(PRESENCE), Some(number(2)), "it wins");
+    }
 }
