@@ -24,10 +24,10 @@ pub(crate) const OBJECT_BYTES: usize = 2048;
 /// Room for a list of 10,000 objects without a pause for the window.
 const WINDOW_BYTES: u32 = 64 << 20;
 
-/// Objects are namespaces, of all kinds the one that least is done about (ConfigMaps are none yet).
-pub(crate) const OBJECTS: &str = "/api/v1/namespaces";
+/// Objects are ConfigMaps: about no other kind is less done.
+pub(crate) const OBJECTS: &str = "/api/v1/namespaces/default/configmaps";
 /// Where kube-apiserver would keep them.
-const ETCD_PREFIX: &str = "/registry/namespaces/";
+const ETCD_PREFIX: &str = "/registry/configmaps/default/";
 
 /// Where a server is and how it is spoken to.
 #[derive(Clone)]
@@ -45,12 +45,13 @@ pub(crate) struct Client {
     sender: SendRequest<Full<Bytes>>,
 }
 
-/// Makes a namespace of [`OBJECT_BYTES`]; another one for another `version`.
+/// Makes a ConfigMap of [`OBJECT_BYTES`]; another one for another `version`.
 pub(crate) fn object(name: &str, version: usize) -> Bytes {
     let make = |text: &str| {
         json!({
-            "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": name, "annotations": {"text": text}},
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": "default"},
+            "data": {"text": text},
         })
         .to_string()
     };

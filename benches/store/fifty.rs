@@ -107,7 +107,7 @@ async fn writes(nodes: &[Node]) -> Seen {
     let mut watching = JoinSet::new();
     for (number, node) in nodes.iter().enumerate() {
         let scope = WatchScope {
-            kinds: vec![Kind::Namespace],
+            kinds: vec![Kind::ConfigMap],
             namespace: None,
         };
         let mut changes = node.store.watch(scope, None).expect("now");
