@@ -22,13 +22,26 @@ pub const NAME_FIELDS: [&str; 2] = ["name", "namespace"];
 
 /// Entries of `managedFields`: Kubernetes keeps ten updaters, and few objects have as many appliers.
 pub const MANAGED_FIELDS_MAX: usize = 64;
-/// What follows the name of a manager that applies a status: as in Kubernetes, who applies both halves owns each apart, and an
-/// apply of one drops nothing of the other.
-pub const STATUS_MANAGER: &str = "/status";
+/// Subresources through which a manager owns apart from what it writes of the object itself, as in Kubernetes: an apply of one
+/// drops nothing of the other.
+pub const OWNED_APART: [&str; 2] = ["status", "scale"];
 /// The longest name of a field manager.
 pub const MANAGER_MAX_BYTES: usize = 128;
 /// All keys and values of an object's annotations together.
 const ANNOTATIONS_MAX_BYTES: usize = 256 << 10;
+
+/// Returns the owner of what a manager writes through one of [`OWNED_APART`], as documents name it.
+pub fn manager_through(manager: &str, subresource: &str) -> String {
+    format!("{manager}/{subresource}")
+}
+
+/// Returns the manager and the subresource that it writes through, if [`manager_through`] made this.
+pub fn split_manager(owner: &str) -> (&str, Option<&str>) {
+    match owner.rsplit_once('/') {
+        Some((manager, subresource)) if OWNED_APART.contains(&subresource) => (manager, Some(subresource)),
+        Some(_) | None => (owner, None),
+    }
+}
 
 /// Checks the metadata of a whole object.
 pub(crate) fn validate(kind: Kind, metadata: &Node<'_>, errors: &mut Errors) {

@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 use store::{Author, Outcome, Store, Via};
 
 use super::content::{MAX_MANIFEST_BYTES, add_warnings, read_body};
-use super::resources::{DeleteOptions, check_applied, cleaned, delete_object, tidied, unknown};
+use super::resources::{
+    DeleteOptions, check_applied, check_manager, cleaned, delete_object, tidied, unknown,
+};
 use super::state::{ApiState, user_of};
 use super::status::{ApiError, ApiResult, Cause};
 use super::target::Query;
@@ -276,6 +278,7 @@ pub(crate) async fn apply(State(state): State<ApiState>, request: Request) -> Ap
             text.to_owned()
         }
     };
+    check_manager(query.text("fieldManager"))?;
     let options = ApplyOptions {
         author: Author {
             via: Via::Apply,

@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::content::read_body;
 use super::manifests::title;
-use super::resources::{check_namespace, check_new, delete_if};
+use super::resources::{check_manager, check_namespace, check_new, delete_if};
 use super::state::{ApiState, user_of};
 use super::status::{ApiError, ApiResult};
 use super::target::Query;
@@ -49,6 +49,7 @@ pub(crate) async fn restore(State(state): State<ApiState>, request: Request) -> 
     let user = user_of(request.extensions(), request.headers());
     let query = Query::of(request.uri())?;
     let (dry_run, replace) = (query.dry_run()?, query.flag("replace"));
+    check_manager(query.text("fieldManager"))?;
     let manager = match query.text("fieldManager") {
         "" => DEFAULT_MANAGER,
         named => named,

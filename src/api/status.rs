@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use schemas::meta::STATUS_MANAGER;
+use schemas::meta::split_manager;
 use schemas::{Kind, KindRow, ObjectKey};
 use serde_json::{Map, Value, json};
 use store::{CommitError, OwnedField, WriteError};
@@ -338,10 +338,15 @@ impl From<WriteError> for ApiError {
 
 /// Server-side apply met fields of other managers: each is named with its manager, in Kubernetes' words.
 fn owned(key: &ObjectKey, fields: &[OwnedField]) -> ApiError {
-    let manager = |field: &OwnedField| match (field.by_update, field.manager.strip_suffix(STATUS_MANAGER)) {
-        (true, _) => format!("\"{}\" using {}", field.manager, key.kind.row().api_version()),
-        (false, Some(manager)) => format!("\"{manager}\" with subresource \"status\""),
-        (false, None) => format!("\"{}\"", field.manager),
+    let manager = |field: &OwnedField| {
+        let mut text = match split_manager(&field.manager) {
+            (manager, Some(subresource)) => format!("\"{manager}\" with subresource \"{subresource}\""),
+            (manager, None) => format!("\"{manager}\""),
+        };
+        if field.by_update {
+            text += &format!(" using {}", key.kind.row().api_version());
+        }
+        text
     };
     let list = match fields {
         [field] => format!("1 conflict: conflict with {}: {}", manager(field), field.path),

@@ -18,7 +18,6 @@ use crate::owners::{MAX_MANAGER_BYTES, Operation, Owner, Owners};
 use crate::path;
 
 const FIELDS_TYPE: &str = "FieldsV1";
-const STATUS: &str = "status";
 
 /// One entry, its fields in Kubernetes' order.
 #[derive(Serialize)]
@@ -30,7 +29,7 @@ struct Entry<'a> {
     fields_type: &'static str,
     fields_v1: FieldSet,
     #[serde(skip_serializing_if = "Option::is_none")]
-    subresource: Option<&'static str>,
+    subresource: Option<&'a str>,
 }
 
 /// Returns `managedFields` of a document as JSON; None, if nobody owns anything.
@@ -64,10 +63,9 @@ fn entries(kind: Kind, contents: &Contents) -> Vec<Entry<'_>> {
         }
     });
     let entries = sets.into_iter().map(|(owner, fields_v1)| {
-        let of_status = owner.manager.strip_suffix(meta::STATUS_MANAGER);
-        let of_status = of_status.filter(|_| owner.operation == Operation::Apply);
+        let (manager, subresource) = meta::split_manager(&owner.manager);
         Entry {
-            manager: of_status.unwrap_or(&owner.manager),
+            manager,
             operation: match owner.operation {
                 Operation::Apply => "Apply",
                 Operation::Update => "Update",
@@ -75,7 +73,7 @@ fn entries(kind: Kind, contents: &Contents) -> Vec<Entry<'_>> {
             api_version: kind.row().api_version(),
             fields_type: FIELDS_TYPE,
             fields_v1,
-            subresource: of_status.map(|_| STATUS),
+            subresource,
         }
     });
     entries.collect()
@@ -139,11 +137,14 @@ fn parse(entry: &Value) -> Option<(Owner, FieldSet)> {
         "Update" => Operation::Update,
         _ => return None,
     };
-    let of_status = operation == Operation::Apply && text("subresource") == STATUS;
-    if text("manager").ends_with(meta::STATUS_MANAGER) {
+    // Such a name is another manager's.
+    if meta::split_manager(text("manager")).1.is_some() {
         return None;
     }
-    let manager = [text("manager"), if of_status { meta::STATUS_MANAGER } else { "" }].concat();
+    let manager = match text("subresource") {
+        part if meta::OWNED_APART.contains(&part) => meta::manager_through(text("manager"), part),
+        _ => text("manager").to_owned(),
+    };
     if text("apiVersion").is_empty() || text("fieldsType") != FIELDS_TYPE {
         return None;
     }

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use schemas::deletion::{DEFAULT_GRACE_SECONDS, is_held};
+use schemas::meta::manager_through;
 use schemas::{Kind, Object, ObjectKey};
 use store::{Author, Precondition, Store, Via, View, WatchEvent, WatchScope, WriteError};
 use tokio::sync::mpsc;
@@ -488,7 +489,8 @@ struct Documents {
 impl Documents {
     fn author(&self) -> Author {
         Author {
-            manager: "kubelet".to_owned(),
+            // What it writes of a pod is its status alone.
+            manager: manager_through("kubelet", "status"),
             user: String::new(),
             via: Via::Controller,
             unix_seconds: self.clock.unix_seconds(),

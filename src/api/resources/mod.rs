@@ -27,7 +27,7 @@ use axum::response::Response;
 use http::request::Parts;
 use http::{HeaderMap, Method, Uri, header};
 use hyper::upgrade::OnUpgrade;
-use schemas::meta::{MANAGER_MAX_BYTES, STATUS_MANAGER};
+use schemas::meta::{MANAGER_MAX_BYTES, OWNED_APART, manager_through, split_manager};
 use schemas::{Ending, Kind, Object, ObjectKey, Subresource};
 use serde_json::Value;
 use store::{NodeId, View};
@@ -39,7 +39,7 @@ use super::serve::Stopping;
 use super::state::{ApiState, user_of};
 use super::status::{ApiError, ApiResult};
 use super::streams::RELAYED_PROTOCOL;
-use super::target::{Behind, Query, Target};
+use super::target::{Behind, Query, Target, word};
 
 use crate::caller::Caller;
 
@@ -153,21 +153,7 @@ impl<'a> Call<'a> {
     /// The field manager of a write: as the client names it, else its program's name.
     fn manager(&self) -> ApiResult<String> {
         let named = self.query.text("fieldManager");
-        if named.len() > MANAGER_MAX_BYTES {
-            return Err(ApiError::bad_request(format!(
-                "parameter fieldManager: may not be more than {MANAGER_MAX_BYTES} bytes"
-            )));
-        }
-        if named.chars().any(char::is_control) {
-            return Err(ApiError::bad_request(
-                "parameter fieldManager: should only contain printable characters",
-            ));
-        }
-        if named.ends_with(STATUS_MANAGER) {
-            return Err(ApiError::bad_request(format!(
-                "parameter fieldManager: Invalid value: \"{named}\": may not end with \"{STATUS_MANAGER}\": so who applies a status is kept; choose another name"
-            )));
-        }
+        check_manager(named)?;
         if !named.is_empty() {
             return Ok(named.to_owned());
         }
@@ -184,9 +170,15 @@ impl<'a> Call<'a> {
         })
     }
 
-    /// The author of this request's writes.
+    /// The author of this request's writes: through some subresources another than of the object itself.
     fn author(&self) -> ApiResult<store::Author> {
-        Ok(self.state.author(&self.manager()?, &self.user))
+        let mut manager = self.manager()?;
+        if let Some(Behind::Served(subresource)) = self.target.behind
+            && OWNED_APART.contains(&word(subresource))
+        {
+            manager = manager_through(&manager, word(subresource));
+        }
+        Ok(self.state.author(&manager, &self.user))
     }
 
     fn accepted(&self) -> ApiResult<Accepted> {
@@ -206,6 +198,26 @@ impl<'a> Call<'a> {
             .map_or("/", http::uri::PathAndQuery::as_str);
         relayed(path, &self.user, accept)
     }
+}
+
+/// Checks the name of a field manager, as a client says it.
+pub(crate) fn check_manager(named: &str) -> ApiResult<()> {
+    if named.len() > MANAGER_MAX_BYTES {
+        return Err(ApiError::bad_request(format!(
+            "parameter fieldManager: may not be more than {MANAGER_MAX_BYTES} bytes"
+        )));
+    }
+    if named.chars().any(char::is_control) {
+        return Err(ApiError::bad_request(
+            "parameter fieldManager: should only contain printable characters",
+        ));
+    }
+    if let (_, Some(subresource)) = split_manager(named) {
+        return Err(ApiError::bad_request(format!(
+            "parameter fieldManager: Invalid value: \"{named}\": may not end with \"/{subresource}\": so who writes a {subresource} is kept; choose another name"
+        )));
+    }
+    Ok(())
 }
 
 /// Makes a request for another node to read a path for a user, from its own state alone.

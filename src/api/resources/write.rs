@@ -3,7 +3,6 @@
 use axum::body::Body;
 use bytes::Bytes;
 use http::StatusCode;
-use schemas::meta::STATUS_MANAGER;
 use schemas::{
     Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, event, hex, patch as patches, time,
     validate,
@@ -392,13 +391,10 @@ async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Vali
         None => check_namespace(&call.state.store, key)?,
     }
     let mut force = call.query.flag("force");
-    let mut author = Author {
+    let author = Author {
         via: Via::Apply,
         ..call.author()?
     };
-    if part == Part::Status {
-        author.manager += STATUS_MANAGER;
-    }
     let mut planned = call.state.store.apply_dry(object.clone(), &author, force);
     if planned
         .as_ref()

@@ -84,7 +84,7 @@ async fn every_answer_tells_who_owns_what() {
 #[tokio::test]
 async fn what_is_shown_of_owners_keeps_nobody_from_writing() {
     let api = Api::open().await;
-    for manager in ["a%1Fb", "x/status", &"x".repeat(129)] {
+    for manager in ["a%1Fb", "x/status", "x/scale", &"x".repeat(129)] {
         api.apply(&format!("{MAP}?fieldManager={manager}"), map(json!({"a": "1"})))
             .await
             .expect(400);
@@ -216,6 +216,54 @@ async fn defaults_and_what_is_computed_belong_to_nobody() {
     let read = api.get(WEB).await.expect(200).json();
     assert_eq!(read["spec"]["strategy"]["type"], "RollingUpdate");
     assert_eq!(fields(&read), fields(&made));
+}
+
+#[tokio::test]
+async fn what_is_written_through_a_subresource_is_owned_apart() {
+    let api = Api::open().await;
+    let by_hand = |path: &str| format!("{path}?fieldManager=hand");
+    api.post(&by_hand(DEPLOYMENTS), deployment("web", 2))
+        .await
+        .expect(201);
+    let scale = json!({"spec": {"replicas": 3}});
+    let scaled = api.patch(&by_hand(&format!("{WEB}/scale")), "merge", scale).await;
+    scaled.expect(200);
+    let status = json!({"status": {"collisionCount": 1}});
+    let patched = api
+        .patch(&by_hand(&format!("{WEB}/status")), "merge", status)
+        .await;
+    patched.expect(200);
+    let mut web = api.get(WEB).await.expect(200).json();
+    web["status"]["collisionCount"] = 2.into();
+    let put = api.put(&by_hand(&format!("{WEB}/status")), web).await;
+    let web = put.expect(200).json();
+    let parts: Vec<&Value> = fields(&web)
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|entry| &entry["subresource"])
+        .collect();
+    assert_eq!(parts, [&Value::Null, &json!("scale"), &json!("status")]);
+    assert_eq!(managers(&web), ["Update hand"; 3]);
+    assert_eq!(fields(&web)[0]["fieldsV1"]["f:spec"]["f:replicas"], Value::Null);
+    assert_eq!(fields(&web)[1]["fieldsV1"], json!({"f:spec": {"f:replicas": {}}}));
+    assert_eq!(
+        fields(&web)[2]["fieldsV1"],
+        json!({"f:status": {"f:collisionCount": {}}})
+    );
+
+    let refused = api
+        .apply(&format!("{WEB}?fieldManager=git"), deployment("web", 5))
+        .await;
+    let message = refused.expect(409).json()["message"].to_string();
+    assert!(
+        message.contains(
+            "conflict with \\\"hand\\\" with subresource \\\"scale\\\" using apps/v1: .spec.replicas"
+        ),
+        "{message}"
+    );
+    let manifests = "/api/v1/manifests?fieldManager=x/scale";
+    api.post(manifests, deployment("web", 5)).await.expect(400);
 }
 
 const SETTINGS: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\n";

@@ -218,9 +218,60 @@ async fn what_was_reset_is_so_on_other_nodes_and_after_a_restart() {
     assert_eq!(again.get(&view.key).unwrap().managed, None);
 }
 
+#[tokio::test]
+async fn who_writes_through_a_subresource_owns_apart() {
+    let (here, there) = (store("here"), store("there"));
+    let made = here.create(config(json!({"a": "1", "b": "1", "c": "1"})), author("m"));
+    let key = made.await.unwrap().key;
+    for (manager, field) in [("m/status", "b"), ("m/scale", "c")] {
+        let changed = |object: &Object| -> Result<Object, WriteError> {
+            let mut changed = object.clone();
+            changed.set(&["data", field], "2");
+            Ok(changed)
+        };
+        here.update(&key, &Precondition::default(), author(manager), changed)
+            .await
+            .unwrap();
+    }
+    apply(&here, "m/scale", json!({"c": "2"})).await.unwrap();
+    exchange(&here, &there).await;
+    let view = there.get(&key).unwrap();
+    let entries = fields(&view);
+    let text = |entry: &Value, field: &str| entry[field].as_str().unwrap_or("-").to_owned();
+    let entries: Vec<String> = entries
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|entry| {
+            let [operation, manager, part] =
+                ["operation", "manager", "subresource"].map(|field| text(entry, field));
+            format!("{operation} {manager} {part} {}", entry["fieldsV1"]["f:data"])
+        })
+        .collect();
+    assert_eq!(
+        entries,
+        [
+            r#"Apply m scale {"f:c":{}}"#,
+            r#"Update m - {"f:a":{}}"#,
+            r#"Update m scale {"f:c":{}}"#,
+            r#"Update m status {"f:b":{}}"#,
+        ]
+    );
+    let mut said = fields(&view);
+    said.as_array_mut().unwrap().remove(0);
+    let assigned = assign(&there, &key, said.clone()).await;
+    assert_eq!(fields(&assigned), said);
+    let mut confused = said.clone();
+    confused[0]["manager"] = "m/scale".into();
+    assert_eq!(fields(&assign(&there, &key, confused).await), said);
+}
+
 fn owner() -> impl Strategy<Value = BTreeSet<Owner>> {
-    let one =
-        (any::<bool>(), prop::sample::select(vec!["a", "b/c", "ключ"])).prop_map(|(applies, manager)| {
+    let one = (
+        any::<bool>(),
+        prop::sample::select(vec!["a", "b/c", "ключ", "a/status", "b/c/scale"]),
+    )
+        .prop_map(|(applies, manager)| {
             let operation = if applies {
                 Operation::Apply
             } else {
