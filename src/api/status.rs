@@ -154,6 +154,11 @@ impl ApiError {
         )
     }
 
+    /// Server-side apply met fields of other managers, in an object that was asked for in this version.
+    pub fn owned(key: &ObjectKey, fields: &[OwnedField], api_version: &str) -> Self {
+        owned(key, fields, api_version)
+    }
+
     pub fn forbidden(key: &ObjectKey, why: &str) -> Self {
         let resource = key.kind.row().resource();
         let message = format!("{resource} \"{}\" is forbidden: {why}", key.name);
@@ -315,7 +320,7 @@ impl From<WriteError> for ApiError {
             WriteError::Unreadable(ref key) | WriteError::CatchingUp(ref key) => {
                 Self::unavailable(error.to_string()).about(key)
             }
-            WriteError::Owned { key, fields } => owned(&key, &fields),
+            WriteError::Owned { key, fields } => Self::owned(&key, &fields, &key.kind.row().api_version()),
             WriteError::Invalid { key, reason } => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "Invalid",
@@ -336,15 +341,15 @@ impl From<WriteError> for ApiError {
     }
 }
 
-/// Server-side apply met fields of other managers: each is named with its manager, in Kubernetes' words.
-fn owned(key: &ObjectKey, fields: &[OwnedField]) -> ApiError {
+/// Names each field with its manager, in Kubernetes' words.
+fn owned(key: &ObjectKey, fields: &[OwnedField], api_version: &str) -> ApiError {
     let manager = |field: &OwnedField| {
         let mut text = match split_manager(&field.manager) {
             (manager, Some(subresource)) => format!("\"{manager}\" with subresource \"{subresource}\""),
             (manager, None) => format!("\"{manager}\""),
         };
         if field.by_update {
-            text += &format!(" using {}", key.kind.row().api_version());
+            text += &format!(" using {api_version}");
         }
         text
     };

@@ -1,9 +1,10 @@
 //! The Kubernetes resources: one call, dispatched by method and subresource.
 //!
-//! Reading is in `read` and `watch`, writing in `write`, `edit` and `delete`, subresources in `scale`, `log` and `session`, what was
+//! Reading is in `read` and `watch`, writing in `write`, `apply`, `edit` and `delete`, subresources in `scale`, `log` and `session`, what was
 //! before in `history`. What a
 //! kind means is asked of `schemas`; nothing here knows what controllers do.
 
+mod apply;
 mod decode;
 mod delete;
 mod edit;
@@ -43,13 +44,14 @@ use super::target::{Behind, Query, Target, word};
 
 use crate::caller::Caller;
 
+pub(crate) use apply::check_applied;
 pub(crate) use decode::unknown;
 pub use delete::delete_if;
 pub(crate) use delete::{DeleteOptions, delete_object};
 pub(crate) use edit::{cleaned, tidied};
 pub use node::forget_node;
 pub(crate) use read::{get_object, include, list_objects, peer_list};
-pub(crate) use write::{check_applied, check_namespace, check_new};
+pub(crate) use write::{check_namespace, check_new};
 
 /// A relayed request with this header is answered from the node's own state, without asking others.
 pub(crate) const LOCAL_ONLY: &str = "x-podman-swarm-local";

@@ -1,24 +1,28 @@
 //! `/scale` of workloads: replicas alone, as `autoscaling/v1` shows them.
 
 use axum::body::Body;
+use bytes::Bytes;
 use http::StatusCode;
 use schemas::{Object, ObjectKey};
 use serde_json::{Value, json};
 
-use super::decode::Validation;
-use super::write::{change_object, check_meant, named_version, patched};
-use super::{Call, foreign, get_object, plain_answer};
+use super::apply::{APPLY_TYPE, applied, check_manager_is_named, demanded};
+use super::decode::{Validation, parse_yaml};
+use super::write::{change_object, check_meant, check_place, named_version, patched};
+use super::{Call, foreign, get_object, plain_answer, shown};
 use crate::api::content::{
     self, MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body, unsupported_media,
 };
 use crate::api::status::{ApiError, ApiResult, Cause};
 use crate::api::tables::pods_of;
 
-const PATCH_TYPES: [&str; 3] = [
+const PATCH_TYPES: [&str; 4] = [
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
+    APPLY_TYPE,
 ];
+pub(super) const API_VERSION: &str = "autoscaling/v1";
 
 /// Answers `GET` of a scale.
 pub(super) fn get(call: &Call<'_>) -> ApiResult {
@@ -33,7 +37,8 @@ pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
     }
     let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
     let scale = parse_value(&call.headers, &bytes)?;
-    content::expect_type(&scale, "autoscaling/v1", "Scale")?;
+    content::expect_type(&scale, API_VERSION, "Scale")?;
+    check_place(call, &Object::from_value(scale.clone()).unwrap_or_default())?;
     if let Some(answer) = foreign::write(call, &call.key()?, named_version(&scale)?, &bytes).await? {
         return Ok(answer);
     }
@@ -47,6 +52,9 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
         return Err(unsupported_media(&PATCH_TYPES));
     }
     let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
+    if media == APPLY_TYPE {
+        return apply(call, &bytes).await;
+    }
     let patch = parse_value(&call.headers, &bytes)?;
     if let Some(answer) = foreign::write(call, &call.key()?, named_version(&patch)?, &bytes).await? {
         return Ok(answer);
@@ -62,6 +70,31 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
         Ok(patched(media, &scale, &patch)?.into_value())
     })
     .await
+}
+
+/// Answers an apply of a scale: of the object's fields it names the replicas, or none.
+async fn apply(call: &Call<'_>, bytes: &Bytes) -> ApiResult {
+    check_manager_is_named(call)?;
+    let key = call.key()?;
+    let (scale, _) = parse_yaml(bytes)?;
+    let scale = scale.into_value();
+    content::expect_type(&scale, API_VERSION, "Scale")?;
+    let meant = Object::from_value(scale.clone()).unwrap_or_default();
+    check_place(call, &meant)?;
+    let precondition = demanded(&meant)?;
+    if let Some(answer) = foreign::write(call, &key, precondition.resource_version, bytes).await? {
+        return Ok(answer);
+    }
+    let mut named = Object::new(&key);
+    if !scale["spec"]["replicas"].is_null() {
+        named.set(&["spec", "replicas"], replicas(&key, &scale)?);
+    }
+    let (applied, _) = applied(call, &key, named, precondition).await?;
+    Ok(plain_answer(
+        call,
+        StatusCode::OK,
+        &scale_of(&shown(&applied.view)),
+    ))
 }
 
 /// Sets the replicas of the object to those of the scale that `edit` makes of it.
@@ -101,7 +134,7 @@ fn replicas(key: &ObjectKey, scale: &Value) -> ApiResult<i64> {
 fn scale_of(object: &Object) -> Value {
     json!({
         "kind": "Scale",
-        "apiVersion": "autoscaling/v1",
+        "apiVersion": API_VERSION,
         "metadata": {
             "name": object.name(),
             "namespace": object.namespace(),

@@ -1,16 +1,16 @@
 //! create, update and patch: read, confine to what the request may write, validate, store.
 
 use axum::body::Body;
-use bytes::Bytes;
 use http::StatusCode;
 use schemas::{
     Ending, FieldError, Kind, Object, ObjectKey, Subresource, deletion, event, hex, patch as patches, time,
     validate,
 };
 use serde_json::Value;
-use store::{Author, Outcome, OwnedField, Precondition, Revision, Store, Via, View, WriteError};
+use store::{Precondition, Revision, Store, View};
 
-use super::decode::{self, Validation, decoded, parse_object, parse_yaml};
+use super::apply::{APPLY_TYPE, apply};
+use super::decode::{self, Validation, decoded, parse_object};
 use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
 use super::options::resource_version;
 use super::{Call, answered, foreign, object_answer, shown, with_managed};
@@ -23,12 +23,10 @@ const PATCH_TYPES: [&str; 4] = [
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
-    "application/apply-patch+yaml",
+    APPLY_TYPE,
 ];
 /// How often a name is drawn for `generateName` before we give up.
 const NAME_ATTEMPTS: usize = 8;
-/// Where `kubectl apply` without `--server-side` writes down what it applied.
-const LAST_APPLIED: &str = "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration";
 /// As Kubernetes: a generated name has this many characters of its own, and at most 63 in all.
 const NAME_SUFFIX: usize = 5;
 const MAX_GENERATED_NAME: usize = 63;
@@ -162,7 +160,7 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
         return Err(unsupported_media(&PATCH_TYPES));
     }
     let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
-    if media == "application/apply-patch+yaml" {
+    if media == APPLY_TYPE {
         return apply(call, &key, &bytes, validation).await;
     }
     let (patch, read) = decode::parse_patch(&key, &media, &bytes, validation)?;
@@ -192,20 +190,11 @@ pub(super) fn patched(media: &str, object: &Object, patch: &Value) -> ApiResult<
     })
 }
 
-fn part_of(call: &Call<'_>) -> Part {
+pub(super) fn part_of(call: &Call<'_>) -> Part {
     match call.target.behind {
         Some(Behind::Served(Subresource::Status)) => Part::Status,
         _ => Part::Main,
     }
-}
-
-/// What an apply of a status names: it, and which object's.
-fn status_alone(key: &ObjectKey, mut object: Object) -> Object {
-    let mut alone = Object::new(key);
-    if let Some(status) = object.0.remove("status") {
-        alone.set(&["status"], status);
-    }
-    alone
 }
 
 /// Changes an object by `edit`, which gets what is shown of it and returns what shall be shown. If that has a uid or a
@@ -330,116 +319,10 @@ async fn finish_deletion(call: &Call<'_>, view: View) -> ApiResult<View> {
     }
 }
 
-/// Server-side apply by one client (`force` as it asks).
-async fn apply(call: &Call<'_>, key: &ObjectKey, bytes: &Bytes, validation: Validation) -> ApiResult {
-    if call.query.text("fieldManager").is_empty() {
-        return Err(ApiError::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "Invalid",
-            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
-        )
-        .because("FieldValueRequired", "Required value: is required for apply patch", "fieldManager"));
-    }
-    let part = part_of(call);
-    if part == Part::Status && key.kind.row().derived {
-        return Err(ApiError::not_implemented(
-            "server-side apply of a computed status is not served",
-        ));
-    }
-    if key.kind == Kind::Event {
-        return Err(ApiError::method_not_allowed());
-    }
-    let (object, duplicates) = parse_yaml(bytes)?;
-    let object = addressed(call, object, Some(key))?;
-    if object
-        .pointer("/metadata/managedFields")
-        .is_some_and(|fields| !fields.is_null())
-    {
-        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
-    }
-    let precondition = precondition(&object)?;
-    if let Some(answer) = foreign::write(call, key, precondition.resource_version, bytes).await? {
-        return Ok(answer);
-    }
-    let (object, read) = decode::typed((object, duplicates), validation)?;
-    let mut object = match part {
-        Part::Main => cleaned(key.kind, tidied(object)),
-        Part::Status => status_alone(key, tidied(object)),
-    };
-    // The store compares them again, where nobody else writes.
-    if let Some(uid) = &precondition.uid {
-        object.set(&["metadata", "uid"], uid.clone());
-    }
-    if let Some(version) = precondition.resource_version {
-        object.set(&["metadata", "resourceVersion"], version.to_string());
-    }
-    let before = call.state.store.get(key);
-    match &before {
-        Some(view) => {
-            check_precondition(key, view, &precondition)?;
-            if part == Part::Status {
-                // Nothing is made where the object goes meanwhile.
-                object.set(&["metadata", "uid"], view.object.uid());
-            }
-        }
-        None if precondition.uid.is_some()
-            || precondition.resource_version.is_some()
-            || part == Part::Status =>
-        {
-            return Err(ApiError::not_found(key));
-        }
-        None => check_namespace(&call.state.store, key)?,
-    }
-    let mut force = call.query.flag("force");
-    let author = Author {
-        via: Via::Apply,
-        ..call.author()?
-    };
-    let mut planned = call.state.store.apply_dry(object.clone(), &author, force);
-    if planned
-        .as_ref()
-        .is_err_and(|error| is_own(error, before.as_ref(), &author))
-    {
-        force = true;
-        planned = call.state.store.apply_dry(object.clone(), &author, force);
-    }
-    let planned = planned?;
-    let warnings = match part {
-        Part::Main => check_applied(key, before.as_ref(), &object, &planned.view)?,
-        Part::Status => {
-            check_status(key, &planned.view.object)?;
-            Vec::new()
-        }
-    };
-    let applied = if call.query.dry_run()? {
-        planned
-    } else {
-        call.state.store.apply(object, author, force).await?
-    };
-    let code = match applied.outcome {
-        Outcome::Created => StatusCode::CREATED,
-        Outcome::Configured | Outcome::Unchanged => StatusCode::OK,
-    };
-    let mut response = object_answer(call, code, answered(&applied.view))?;
-    content::add_warnings(&mut response, &[read, warnings].concat());
-    Ok(response)
-}
-
-/// Whether an apply of kubectl's meets only what its client-side applies wrote: as in Kubernetes, who goes over to
-/// `--server-side` is in nobody's way.
-fn is_own(error: &WriteError, before: Option<&View>, author: &Author) -> bool {
-    let WriteError::Owned { fields, .. } = error else {
-        return false;
-    };
-    let is_applied = before.is_some_and(|view| view.object.pointer(LAST_APPLIED).is_some());
-    let client_side = |field: &OwnedField| field.manager == "kubectl-client-side-apply";
-    is_applied && author.manager == "kubectl" && fields.iter().all(client_side)
-}
-
 // ---------------------------------------------------------------- what is meant
 
 /// Checks that a body is of the kind, namespace and name that the path says, and fills them in.
-fn addressed(call: &Call<'_>, mut object: Object, key: Option<&ObjectKey>) -> ApiResult<Object> {
+pub(super) fn addressed(call: &Call<'_>, mut object: Object, key: Option<&ObjectKey>) -> ApiResult<Object> {
     let row = call.target.row;
     let (api_version, kind) = (object.str_at("/apiVersion"), object.str_at("/kind"));
     if !kind.is_empty() && kind != row.name {
@@ -454,27 +337,37 @@ fn addressed(call: &Call<'_>, mut object: Object, key: Option<&ObjectKey>) -> Ap
             row.api_version()
         )));
     }
+    check_place(call, &object)?;
     object.set(&["apiVersion"], row.api_version());
     object.set(&["kind"], row.name);
     if let Some(namespace) = &call.target.namespace {
-        if !object.namespace().is_empty() && object.namespace() != namespace {
-            return Err(ApiError::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
-        }
         object.set(&["metadata", "namespace"], namespace.clone());
     }
     if let Some(key) = key {
-        if !object.name().is_empty() && object.name() != key.name {
-            return Err(ApiError::bad_request(format!(
-                "the name of the object ({}) does not match the name on the URL ({})",
-                object.name(),
-                key.name
-            )));
-        }
         object.set(&["metadata", "name"], key.name.clone());
     }
     Ok(object)
+}
+
+/// Checks that a body names no other namespace and name than the path.
+pub(super) fn check_place(call: &Call<'_>, object: &Object) -> ApiResult<()> {
+    if let Some(namespace) = &call.target.namespace
+        && !object.namespace().is_empty()
+        && object.namespace() != namespace
+    {
+        return Err(ApiError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    match &call.target.name {
+        Some(name) if !object.name().is_empty() && object.name() != name => {
+            Err(ApiError::bad_request(format!(
+                "the name of the object ({}) does not match the name on the URL ({name})",
+                object.name(),
+            )))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn key_of(object: &Object, kind: Kind) -> ApiResult<ObjectKey> {
@@ -489,7 +382,7 @@ fn key_of(object: &Object, kind: Kind) -> ApiResult<ObjectKey> {
 }
 
 /// What a client demands of the stored object, from the metadata that it sends.
-fn precondition(object: &Object) -> ApiResult<Precondition> {
+pub(super) fn precondition(object: &Object) -> ApiResult<Precondition> {
     Ok(Precondition {
         uid: Some(object.uid().to_owned()).filter(|uid| !uid.is_empty()),
         resource_version: resource_version(object.str_at("/metadata/resourceVersion"))?,
@@ -510,7 +403,7 @@ pub(super) fn named_version(patch: &Value) -> ApiResult<Option<Revision>> {
 
 // ---------------------------------------------------------------- checks
 
-fn check_precondition(key: &ObjectKey, view: &View, precondition: &Precondition) -> ApiResult<()> {
+pub(super) fn check_precondition(key: &ObjectKey, view: &View, precondition: &Precondition) -> ApiResult<()> {
     if let Some(uid) = &precondition.uid
         && uid != view.object.uid()
     {
@@ -595,7 +488,7 @@ fn field_causes(errors: Vec<FieldError>) -> Vec<Cause> {
         .collect()
 }
 
-fn refused(key: &ObjectKey, errors: Vec<FieldError>) -> ApiResult<()> {
+pub(super) fn refused(key: &ObjectKey, errors: Vec<FieldError>) -> ApiResult<()> {
     if errors.is_empty() {
         return Ok(());
     }
@@ -616,25 +509,8 @@ pub(super) fn check_changed(key: &ObjectKey, old: &Object, new: &Object) -> ApiR
 }
 
 /// Checks the types of a status; what is wrong elsewhere does not keep it from being written.
-fn check_status(key: &ObjectKey, object: &Object) -> ApiResult<()> {
+pub(super) fn check_status(key: &ObjectKey, object: &Object) -> ApiResult<()> {
     let mut errors = validate::validate(object);
     errors.retain(|error| error.path.starts_with("status"));
     refused(key, errors)
-}
-
-/// Checks what an apply would make of an object.
-pub(crate) fn check_applied(
-    key: &ObjectKey,
-    before: Option<&View>,
-    sent: &Object,
-    planned: &View,
-) -> ApiResult<Vec<String>> {
-    let after = shown(planned);
-    let mut errors = validate::validate(&after);
-    if let Some(before) = before {
-        errors.extend(validate::validate_update(&shown(before), &after));
-    }
-    refused(key, errors)?;
-    // What is sent is what the user wrote, each time.
-    Ok(validate::warnings(sent, None))
 }

@@ -266,6 +266,88 @@ async fn what_is_written_through_a_subresource_is_owned_apart() {
     api.post(manifests, deployment("web", 5)).await.expect(400);
 }
 
+#[tokio::test]
+async fn a_scale_can_be_applied() {
+    let api = Api::open().await;
+    let scale = format!("{WEB}/scale");
+    let of = |replicas: Value| {
+        json!({"apiVersion": "autoscaling/v1", "kind": "Scale",
+            "metadata": {"name": "web", "namespace": "default"}, "spec": {"replicas": replicas}})
+    };
+    let apply = async |query: &str, replicas: Value| -> Answer {
+        api.apply(&format!("{scale}?fieldManager=scaler{query}"), of(replicas))
+            .await
+    };
+    apply("", 3.into()).await.expect(404);
+    let path = format!("{WEB}?fieldManager=git");
+    api.apply(&path, deployment("web", 2)).await.expect(201);
+    let refused = apply("", 3.into()).await.expect(409).json();
+    assert_eq!(
+        refused["message"],
+        "Apply failed with 1 conflict: conflict with \"git\": .spec.replicas"
+    );
+    let dry = apply("&force=true&dryRun=All", 3.into()).await.expect(200).json();
+    assert_eq!(dry["spec"]["replicas"], 3);
+    let applied = apply("&force=true", 3.into()).await.expect(200).json();
+    assert_eq!(
+        (&applied["kind"], &applied["spec"]["replicas"]),
+        (&json!("Scale"), &json!(3))
+    );
+    let web = api.get(WEB).await.expect(200).json();
+    assert_eq!(web["spec"]["replicas"], 3);
+    assert_eq!(
+        applied["metadata"]["resourceVersion"],
+        web["metadata"]["resourceVersion"]
+    );
+    assert_eq!(managers(&web), ["Apply git", "Apply scaler"]);
+    assert_eq!(fields(&web)[0]["fieldsV1"]["f:spec"]["f:replicas"], Value::Null);
+    let mut owned = entry("Apply", "scaler", Value::Null);
+    owned["apiVersion"] = "apps/v1".into();
+    owned["fieldsV1"] = json!({"f:spec": {"f:replicas": {}}});
+    owned["subresource"] = "scale".into();
+    assert_eq!(fields(&web)[1], owned);
+    let refused = api.apply(&path, deployment("web", 2)).await.expect(409).json();
+    let expected =
+        "Apply failed with 1 conflict: conflict with \"scaler\" with subresource \"scale\": .spec.replicas";
+    assert_eq!(refused["message"], expected);
+
+    // Who scales by an update is met in the version of scales.
+    let patch = json!({"spec": {"replicas": 4}});
+    let hand = format!("{scale}?fieldManager=hand");
+    api.patch(&hand, "merge", patch).await.expect(200);
+    let refused = apply("", 3.into()).await.expect(409).json();
+    let expected = "Apply failed with 1 conflict: conflict with \"hand\" with subresource \"scale\" using autoscaling/v1: .spec.replicas";
+    assert_eq!(refused["message"], expected);
+    assert_eq!(
+        apply("", 4.into()).await.expect(200).json()["spec"]["replicas"],
+        4
+    );
+
+    apply("", (-1).into()).await.expect(422);
+    let mut other = of(4.into());
+    other["kind"] = "Deployment".into();
+    api.apply(&format!("{scale}?fieldManager=x"), other)
+        .await
+        .expect(400);
+    let mut other = of(4.into());
+    other["metadata"]["name"] = "other".into();
+    api.apply(&format!("{scale}?fieldManager=x"), other.clone())
+        .await
+        .expect(400);
+    api.put(&scale, other).await.expect(400);
+    let mut other = of(4.into());
+    other["metadata"]["managedFields"] = json!([]);
+    api.apply(&format!("{scale}?fieldManager=x"), other)
+        .await
+        .expect(400);
+    let mut other = of(4.into());
+    other["metadata"]["uid"] = "another".into();
+    api.apply(&format!("{scale}?fieldManager=x"), other)
+        .await
+        .expect(409);
+    api.apply(&scale, of(4.into())).await.expect(422);
+}
+
 const SETTINGS: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\n";
 
 async fn with_each(check: impl AsyncFn(&Kubectl)) {
