@@ -73,6 +73,11 @@ impl PackedView {
         self.object.bytes()
     }
 
+    /// Returns `metadata.managedFields` as JSON.
+    pub(crate) fn managed(&self) -> Option<&str> {
+        self.object.managed.as_deref()
+    }
+
     pub(crate) fn view(self) -> View {
         let object = self.object.tree();
         self.with(object)

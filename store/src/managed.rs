@@ -1,7 +1,9 @@
 //! `metadata.managedFields`: the owners of a document's leaves as Kubernetes shows them, and what a client makes of them. Pure.
 //!
-//! Entries have no time: a document does not hold it of each owner, and its history tells more. What is projected over a
-//! document belongs to nobody.
+//! Entries have no time. A document does not hold it of each owner: an ownership leaf is `true`, and nodes of earlier versions
+//! refuse all changes of who puts anything else there. The times of the changes that wrote the leaves would do until they are
+//! squashed, which happens to each history, and at another time on each node: an object's text would change without a new version.
+//! What is projected over a document belongs to nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,6 +18,10 @@ use crate::json;
 use crate::leaves::Leaves;
 use crate::owners::{MAX_MANAGER_BYTES, Operation, Owner, Owners};
 use crate::path;
+
+/// The longest text that an apply may make: with an object of the largest size (1 MiB over HTTP) it fits in the body of a request
+/// (3 MiB, as in Kubernetes), so that what is read can be sent back.
+const MAX_BYTES: usize = 2 << 20;
 
 const FIELDS_TYPE: &str = "FieldsV1";
 
@@ -39,6 +45,18 @@ pub(crate) fn shown(kind: Kind, contents: &Contents) -> Option<Arc<str>> {
         return None;
     }
     String::from_utf8(json::to_vec(&entries)).ok().map(Arc::from)
+}
+
+/// Says why an apply that makes the text grow from so many bytes to so many cannot be stored, if it cannot. Managers that update
+/// are merged when they are many; those that apply are not, and own what they named last for good.
+pub(crate) fn check_size(before: usize, after: usize) -> Result<(), String> {
+    if after <= MAX_BYTES || after <= before {
+        return Ok(());
+    }
+    Err(format!(
+        "metadata.managedFields would have {after} bytes, at most {MAX_BYTES} are kept: take out managers that no longer apply it \
+         (a patch of metadata.managedFields; [{{}}] takes out all)"
+    ))
 }
 
 /// Puts `managedFields` into an object that is made of a document.

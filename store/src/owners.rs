@@ -10,11 +10,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use automerge::ScalarValue;
 
 use crate::leaves::Leaves;
-use crate::path::{self, Token};
+use crate::path::{self, Role, Token};
 
 const OWNER: &str = "@owner/";
 /// The longest name of a manager, as written in a path.
 pub(crate) const MAX_MANAGER_BYTES: usize = 1024;
+
+/// As many managers own by updates, as in Kubernetes.
+pub(crate) const MAX_UPDATERS: usize = 10;
+/// Who owns what those owned that were too many.
+const ANCIENT_CHANGES: &str = "ancient-changes";
 
 /// How a manager writes (`managedFields[].operation`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -117,6 +122,46 @@ impl Owners {
             self.explicit.remove(path);
         } else {
             self.explicit.insert(path.to_owned(), owners);
+        }
+    }
+
+    /// Merges owners by update into one where there are more than [`MAX_UPDATERS`], as Kubernetes does: those that own the least
+    /// (Kubernetes takes the oldest, and a document does not tell ages), and neither `writer`, who just wrote, nor creators, whose
+    /// leaves name no owner.
+    pub(crate) fn cap_updaters(&mut self, leaves: &Leaves, writer: &Owner) {
+        let mut owned: BTreeMap<&Owner, usize> = BTreeMap::new();
+        for path in leaves.keys().filter(|path| path::role(path) != Role::Order) {
+            let named = self.named(path);
+            for owner in named.filter(|owner| owner.operation == Operation::Update) {
+                *owned.entry(owner).or_default() += 1;
+            }
+        }
+        let ancient = Owner::new(Operation::Update, ANCIENT_CHANGES);
+        let excess = owned.len().saturating_sub(MAX_UPDATERS);
+        if excess == 0 {
+            return;
+        }
+        let excess = excess + usize::from(!owned.contains_key(&ancient));
+        let is_kept = |owner: &Owner| *owner == ancient || owner == writer || self.creators.contains(owner);
+        let mut merged: Vec<(usize, &Owner)> = owned
+            .into_iter()
+            .filter(|(owner, _)| !is_kept(owner))
+            .map(|(owner, count)| (count, owner))
+            .collect();
+        merged.sort_unstable();
+        let merged: BTreeSet<Owner> = merged
+            .into_iter()
+            .take(excess)
+            .map(|(_, owner)| owner.clone())
+            .collect();
+        for path in leaves.keys() {
+            let before = self.of(path);
+            if before.is_disjoint(&merged) {
+                continue;
+            }
+            let mut after: BTreeSet<Owner> = before.difference(&merged).cloned().collect();
+            after.insert(ancient.clone());
+            self.set(path, after);
         }
     }
 

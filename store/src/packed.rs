@@ -100,9 +100,14 @@ impl Packed {
         self.managed.as_ref() == managed && json::is(object, &self.json)
     }
 
-    /// Returns what it takes while nobody has its tree.
+    /// Returns what the object takes while nobody has its tree.
     pub(crate) fn bytes(&self) -> usize {
         self.json.len()
+    }
+
+    /// [`Packed::bytes`], and those of its `managedFields`: as if no other object had the same.
+    pub(crate) fn all_bytes(&self) -> usize {
+        self.json.len() + self.managed.as_ref().map_or(0, |managed| managed.len())
     }
 
     pub(crate) fn tree(&self) -> Arc<Object> {

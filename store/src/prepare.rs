@@ -13,7 +13,7 @@ use crate::incarnation::{Incarnation, Tombstone, Uids};
 use crate::index::{Change, PackedView, set_resource_version};
 use crate::leaves::{self, Leaves};
 use crate::managed;
-use crate::owners::Operation;
+use crate::owners::{Operation, Owner};
 use crate::record::{Record, Standing, Stored, document_key, show, tombstone_key};
 use crate::rescue::{Lost, MARK, Rescued, UNSEEN};
 use crate::shared::Shared;
@@ -219,7 +219,8 @@ impl Shared {
         }
         leaves::check_limits(&changed).map_err(|reason| invalid(key, reason))?;
         let leaves = leaves::flatten(key.kind, &after, old);
-        let owners = apply::owners_after_update(old, &leaves, owners, &author.manager);
+        let mut owners = apply::owners_after_update(old, &leaves, owners, &author.manager);
+        owners.cap_updaters(&leaves, &Owner::new(Operation::Update, &author.manager));
         let desired = Desired {
             leaves,
             owners,
@@ -363,6 +364,7 @@ impl Shared {
             contents,
             ..
         } = &mut loaded;
+        let is_applied = desired.is_applied;
         let mut author = self.change_author(author);
         let is_marked = |leaves: &Leaves| leaves.contains_key(MARK);
         if key.kind == Kind::Namespace && is_marked(&desired.leaves) && !is_marked(&contents.leaves) {
@@ -376,7 +378,16 @@ impl Shared {
         standing.generation = standing.generation.saturating_add(written.is_spec.into());
         standing.changes = standing.changes.saturating_add(1);
         let record = Record::of(document, &contents.birth, standing);
-        self.put(key, record, contents, Some(written)).map(Some)
+        let prepared = self.put(key, record, contents, Some(written))?;
+        // What an update adds of owners is bounded by the object, and what controllers do goes on.
+        if is_applied && let Change::Put { stored, .. } = &prepared.change {
+            let bytes = |managed: Option<&str>| managed.map_or(0, str::len);
+            let before = self.index().packed(key);
+            let before = bytes(before.as_ref().and_then(PackedView::managed));
+            managed::check_size(before, bytes(stored.managed.as_deref()))
+                .map_err(|reason| invalid(*key, reason))?;
+        }
+        Ok(Some(prepared))
     }
 
     pub(crate) fn put(

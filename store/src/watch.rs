@@ -91,7 +91,7 @@ impl Past {
     fn bytes(&self) -> usize {
         let before = self.before.as_ref().map(|(before, _)| before);
         let objects = before.into_iter().chain(&self.after);
-        objects.map(|object| object.bytes()).sum()
+        objects.map(|object| object.all_bytes()).sum()
     }
 }
 
@@ -254,9 +254,16 @@ mod tests {
     use super::*;
     use crate::packed::Recent;
 
+    /// An object of half so many bytes, with as many of `managedFields`.
     fn packed(bytes: usize) -> Arc<Packed> {
-        let object = Object::from_value(json!({"text": "x".repeat(bytes)})).unwrap();
-        Arc::new(Packed::new(&Arc::new(object), None, &Arc::new(Recent::default())))
+        let half = "x".repeat(bytes / 2);
+        let object = Object::from_value(json!({ "text": half })).unwrap();
+        let managed = Some(Arc::from(half));
+        Arc::new(Packed::new(
+            &Arc::new(object),
+            managed,
+            &Arc::new(Recent::default()),
+        ))
     }
 
     fn change(kind: Kind, namespace: &str, counter: u64) -> Past {
@@ -366,6 +373,7 @@ mod tests {
             watches.since(&scope(&[], None), 97).map(|events| events.len()),
             Ok(3)
         );
+        assert_eq!(watches.since(&scope(&[], None), 96).err(), Some(Gone));
         let kept: usize = watches.history.iter().map(|past| past.bytes()).sum();
         assert_eq!(kept, watches.bytes);
     }

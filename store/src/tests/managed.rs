@@ -266,6 +266,109 @@ async fn who_writes_through_a_subresource_owns_apart() {
     assert_eq!(fields(&assign(&there, &key, confused).await), said);
 }
 
+#[tokio::test]
+async fn many_who_update_become_one() {
+    let (here, there) = (store("here"), store("there"));
+    let data: serde_json::Map<String, Value> = (0..40)
+        .map(|number| (format!("k{number:02}"), "1".into()))
+        .collect();
+    let view = here.create(config(data.into()), author("maker")).await.unwrap();
+    let set = async |manager: &str, names: &[String]| {
+        let changed = |object: &Object| -> Result<Object, WriteError> {
+            let mut changed = object.clone();
+            for name in names {
+                changed.set(&["data", name], manager);
+            }
+            Ok(changed)
+        };
+        let any = Precondition::default();
+        here.update(&view.key, &any, author(manager), changed)
+            .await
+            .unwrap()
+    };
+    // The first own the most.
+    for number in 0..9_usize {
+        let names: Vec<String> = (0..3).map(|key| format!("k{:02}", 3 * number + key)).collect();
+        let names = if number < 5 { &names[..] } else { &names[..1] };
+        set(&format!("m{number}"), names).await;
+    }
+    assert_eq!(managers(&here.get(&view.key).unwrap()).len(), 10);
+    let after = set("last", &["k39".to_owned()]).await;
+    let expected = [
+        "ancient-changes",
+        "last",
+        "m0",
+        "m1",
+        "m2",
+        "m3",
+        "m4",
+        "m7",
+        "m8",
+        "maker",
+    ];
+    assert_eq!(
+        managers(&after),
+        expected.map(|manager| format!("Update {manager}"))
+    );
+    assert_eq!(
+        fields(&after)[0]["fieldsV1"],
+        json!({"f:data": {"f:k15": {}, "f:k18": {}}})
+    );
+    // There is one for all that follow, and it is the one of other nodes.
+    for number in 0..20 {
+        let after = set(&format!("x{number}"), &["k38".to_owned()]).await;
+        assert!(managers(&after).len() <= 10, "{:?}", managers(&after));
+    }
+    exchange(&here, &there).await;
+    assert_eq!(
+        there.get(&view.key).unwrap().managed,
+        here.get(&view.key).unwrap().managed
+    );
+    let refused = here
+        .apply(config(json!({"k15": "2"})), author("git"), false)
+        .await;
+    let Err(WriteError::Owned { fields, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(fields[0].manager, "ancient-changes");
+}
+
+#[tokio::test]
+async fn what_is_shown_of_owners_does_not_grow_without_bound() {
+    let store = store("a");
+    let name = "n".repeat(240);
+    let data: serde_json::Map<String, Value> = (0..1000)
+        .map(|number| (format!("{name}{number}"), "".into()))
+        .collect();
+    let mut most = 0;
+    let mut refused = None;
+    for number in 0..16 {
+        match apply(&store, &format!("m{number}"), data.clone().into()).await {
+            Ok(view) => most = view.managed.unwrap().len(),
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        }
+    }
+    assert!((1 << 20..=2 << 20).contains(&most), "{most}");
+    let Some(WriteError::Invalid { reason, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(
+        reason.starts_with("metadata.managedFields would have 2")
+            && reason.contains("at most 2097152 are kept"),
+        "{reason}"
+    );
+    // Who owns already changes values, and whoever gives up owners makes room.
+    let mut fewer = data.clone();
+    fewer.remove(&format!("{name}7"));
+    apply(&store, "m0", fewer.into()).await.unwrap();
+    let key = config(json!({})).key().unwrap();
+    assign(&store, &key, json!([{}])).await;
+    apply(&store, "new", json!({"a": "1"})).await.unwrap();
+}
+
 fn owner() -> impl Strategy<Value = BTreeSet<Owner>> {
     let one = (
         any::<bool>(),

@@ -315,7 +315,11 @@ async fn status_and_scale_are_written_apart() {
     assert_eq!((status.code, &*status.reason), (422, "Invalid"));
     let applied = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "spec": {"replicas": 3}});
     let applied = deployments
-        .patch_scale("web", &PatchParams::apply("scaler").force(), &Patch::Apply(applied))
+        .patch_scale(
+            "web",
+            &PatchParams::apply("scaler").force(),
+            &Patch::Apply(applied),
+        )
         .await;
     assert_eq!(applied.unwrap().spec.unwrap().replicas, Some(3));
 }
