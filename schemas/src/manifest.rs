@@ -376,11 +376,22 @@ fn flatten(value: Value, objects: &mut Vec<Object>, problems: &mut Vec<Problem>)
         return;
     }
     let object = Object(map);
-    let size = serde_json::to_vec(&object).map_or(0, |json| json.len());
+    let size = object_bytes(&object);
     if size > MAX_OBJECT_BYTES {
         return problems.push(Problem::ObjectTooLarge(size));
     }
     objects.push(object);
+}
+
+/// Returns the length of an object as JSON, in bytes: without `metadata.managedFields`, which servers say and nobody stores.
+pub fn object_bytes(object: &Object) -> usize {
+    let managed = object.pointer("/metadata/managedFields");
+    let managed = managed.map_or(0, json_bytes);
+    json_bytes(object).saturating_sub(managed)
+}
+
+fn json_bytes(value: &impl serde::Serialize) -> usize {
+    serde_json::to_vec(value).map_or(0, |json| json.len())
 }
 
 /// Names the type of a value for a message to the user.

@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 
 use super::status::{ApiError, ApiResult};
 
-/// One object (or patch of one), as the design bounds objects.
+/// One object, as the design bounds objects. Without `metadata.managedFields`: we say it, and do not store it.
 pub(crate) const MAX_OBJECT_BYTES: usize = 1024 * 1024;
+/// A body with an object or a patch of one, as in Kubernetes: what is shown of the largest object can be sent back.
+pub(crate) const MAX_OBJECT_BODY_BYTES: usize = 3 * 1024 * 1024;
 /// A bundle of manifests: some thousand ordinary objects.
 pub(crate) const MAX_MANIFEST_BYTES: usize = 16 * 1024 * 1024;
 /// A body of the largest size at 300 KiB a second; a slower client holds a connection for nothing.

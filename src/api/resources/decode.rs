@@ -2,10 +2,11 @@
 //! clients hear, or are refused, as they ask (`fieldValidation`). Unknown fields are kept: a newer node may know them.
 
 use http::HeaderMap;
+use schemas::manifest::Problem;
 use schemas::{Kind, Object, ObjectKey, manifest, validate};
 use serde_json::Value;
 
-use crate::api::content::{PROTOBUF, content_type, parse_value, unsupported_media};
+use crate::api::content::{MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, unsupported_media};
 use crate::api::status::{ApiError, ApiResult, Cause};
 
 /// What is read where an object is expected.
@@ -148,6 +149,9 @@ pub(super) fn parse_object(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Sent>
     };
     let object =
         Object::from_value(value).ok_or_else(|| ApiError::bad_request("the body is not an object"))?;
+    if bytes.len() > MAX_OBJECT_BYTES && manifest::object_bytes(&object) > MAX_OBJECT_BYTES {
+        return Err(ApiError::too_large(MAX_OBJECT_BYTES));
+    }
     Ok((object, duplicates))
 }
 
@@ -159,8 +163,11 @@ fn parse_json(bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
 
 /// Reads one YAML document (JSON is YAML, too).
 pub(super) fn parse_yaml(bytes: &[u8]) -> ApiResult<Sent> {
-    let (mut objects, mut duplicates) = manifest::parse_last_wins(bytes)
-        .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
+    let (mut objects, mut duplicates) =
+        manifest::parse_last_wins(bytes).map_err(|error| match error.problem {
+            Problem::ObjectTooLarge(_) => ApiError::too_large(MAX_OBJECT_BYTES),
+            _ => ApiError::bad_request(format!("error decoding YAML: {error}")),
+        })?;
     if duplicates.first().is_some_and(|text| text.starts_with("line ")) {
         duplicates = vec![format!("yaml: unmarshal errors:\n  {}", duplicates.join("\n  "))];
     }

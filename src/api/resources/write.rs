@@ -14,7 +14,9 @@ use super::decode::{self, Validation, decoded, parse_object};
 use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
 use super::options::resource_version;
 use super::{Call, answered, foreign, object_answer, shown, with_managed};
-use crate::api::content::{self, MAX_OBJECT_BYTES, content_type, read_body, unsupported_media};
+use crate::api::content::{
+    self, MAX_OBJECT_BODY_BYTES, MAX_OBJECT_BYTES, content_type, read_body, unsupported_media,
+};
 use crate::api::events::{self, uuid};
 use crate::api::status::{ApiError, ApiResult, Cause};
 use crate::api::target::Behind;
@@ -39,7 +41,7 @@ pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
     if kind.is_namespaced() && call.target.namespace.is_none() {
         return Err(ApiError::method_not_allowed());
     }
-    let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
+    let bytes = read_body(body, MAX_OBJECT_BODY_BYTES).await?;
     let (object, duplicates) = parse_object(&call.headers, &bytes)?;
     let object = addressed(call, object, None)?;
     if !object.str_at("/metadata/resourceVersion").is_empty() {
@@ -124,7 +126,7 @@ fn event_created(call: &Call<'_>, key: &ObjectKey, mut object: Object) -> ApiRes
 pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
     let key = call.key()?;
     let validation = Validation::parse(call.query.text("fieldValidation"))?;
-    let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
+    let bytes = read_body(body, MAX_OBJECT_BODY_BYTES).await?;
     let (object, duplicates) = parse_object(&call.headers, &bytes)?;
     let object = addressed(call, object, Some(&key))?;
     let meant = precondition(&object)?.resource_version;
@@ -159,10 +161,11 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
     if !PATCH_TYPES.contains(&media.as_str()) {
         return Err(unsupported_media(&PATCH_TYPES));
     }
-    let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
     if media == APPLY_TYPE {
+        let bytes = read_body(body, MAX_OBJECT_BYTES).await?;
         return apply(call, &key, &bytes, validation).await;
     }
+    let bytes = read_body(body, MAX_OBJECT_BODY_BYTES).await?;
     let (patch, read) = decode::parse_patch(&key, &media, &bytes, validation)?;
     if let Some(answer) = foreign::write(call, &key, named_version(&patch)?, &bytes).await? {
         return Ok(answer);

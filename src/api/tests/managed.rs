@@ -348,6 +348,35 @@ async fn a_scale_can_be_applied() {
     api.apply(&scale, of(4.into())).await.expect(422);
 }
 
+#[tokio::test]
+async fn what_is_shown_of_owners_does_not_count_as_the_object() {
+    let api = Api::open().await;
+    let names = (0..1000).map(|number| format!("{}{number}", "n".repeat(240)));
+    let data: Value = names.map(|name| (name, Value::from("1"))).collect();
+    for manager in ["a", "b", "c", "d", "e"] {
+        api.apply(&format!("{MAP}?fieldManager={manager}"), map(data.clone()))
+            .await;
+    }
+    let mut shown = api.get(MAP).await.expect(200).json();
+    assert!(fields(&shown).to_string().len() > 1 << 20);
+    shown["data"]["more"] = "1".into();
+    let put = api.put(MAP, shown.clone()).await.expect(200).json();
+    assert_eq!(put["data"]["more"], "1");
+    shown["data"]["more"] = "2".into();
+    shown["metadata"]["resourceVersion"] = Value::Null;
+    let yaml = serde_yaml::to_string(&shown).unwrap();
+    let headers = [("content-type", "application/yaml")];
+    api.call("PUT", MAP, &headers, yaml).await.expect(200);
+    let patch = json!([{"op": "replace", "path": "/metadata/managedFields", "value": fields(&shown)}]);
+    api.patch(MAP, "json", patch).await.expect(200);
+
+    shown["data"]["more"] = "x".repeat(1 << 20).into();
+    let refused = api.put(MAP, shown.clone()).await.expect(413).json();
+    assert_eq!(refused["message"], "Request entity too large: limit is 1048576");
+    let yaml = serde_yaml::to_string(&shown).unwrap();
+    api.call("PUT", MAP, &headers, yaml).await.expect(413);
+}
+
 const SETTINGS: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\n";
 
 async fn with_each(check: impl AsyncFn(&Kubectl)) {

@@ -154,7 +154,7 @@ async fn what_does_not_fit_the_path_is_refused() {
     api.call("POST", DEPLOYMENTS, &[("content-type", "application/json")], "{")
         .await
         .expect(400);
-    let large = "x".repeat(2 * 1024 * 1024);
+    let large = "x".repeat(4 * 1024 * 1024);
     api.call(
         "POST",
         DEPLOYMENTS,
