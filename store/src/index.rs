@@ -675,6 +675,14 @@ impl Index {
         self.forget_if_empty(key);
     }
 
+    /// Lays what is projected of a key over an object.
+    pub(crate) fn lay_projection(&self, key: &ObjectKey, object: &mut Object) {
+        let entry = self.entries.get(key);
+        if let Some(projection) = entry.and_then(|entry| entry.projection.as_ref()) {
+            lay_over(&mut object.0, &projection.0);
+        }
+    }
+
     fn forget_if_empty(&mut self, key: &ObjectKey) {
         let is_empty = self.entries.get(key).is_some_and(|entry| {
             entry.record.is_none() && entry.projection.is_none() && entry.shown.is_none()

@@ -422,13 +422,13 @@ impl Shared {
             return None;
         };
         let managed = stored.managed;
-        let revision = self
-            .index()
-            .get(&key)
-            .map(|view| view.revision)
-            .unwrap_or_default();
+        let before = self.index().packed(&key).map(|view| view.revision);
         let mut object = Arc::unwrap_or_clone(stored.object);
-        set_resource_version(&mut object, revision);
+        // What is not there has no version.
+        if let Some(revision) = before {
+            set_resource_version(&mut object, revision);
+        }
+        let revision = before.unwrap_or_default();
         Some(View {
             key,
             object: object.into(),

@@ -323,6 +323,50 @@ impl Store {
         Ok(Applied { outcome, view })
     }
 
+    /// Computes what [`Store::create`] would show, and stores nothing.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub fn create_dry(&self, object: &Object, author: &Author) -> Result<View, WriteError> {
+        let key = prepare::check(object)?;
+        let prepared = self
+            .shared
+            .prepare_create(&key, object, author, Operation::Update)?;
+        self.shared.preview(prepared).ok_or(WriteError::NotFound(key))
+    }
+
+    /// Computes what [`Store::update_with_managed_fields`] would show, and stores nothing. The view is as of
+    /// [`Store::apply_dry`].
+    ///
+    /// # Errors
+    /// As [`Store::update`].
+    pub fn update_dry<E: From<WriteError>>(
+        &self,
+        key: &ObjectKey,
+        author: &Author,
+        change: impl FnMut(&Object) -> Result<Object, E>,
+    ) -> Result<View, E> {
+        let anything = Precondition::default();
+        let prepared = self
+            .shared
+            .prepare_update(key, &anything, author, Ownership::Said, change)?;
+        let view = match prepared {
+            Some(prepared) => self.shared.preview(prepared),
+            None => self.get(key),
+        };
+        Ok(view.ok_or_else(|| WriteError::NotFound(key.clone()))?)
+    }
+
+    /// Lays what is projected over a view that a dry run computed.
+    pub fn projected(&self, view: View) -> View {
+        let mut object = Arc::unwrap_or_clone(view.object);
+        self.shared.index().lay_projection(&view.key, &mut object);
+        View {
+            object: object.into(),
+            ..view
+        }
+    }
+
     fn prepare_apply(
         &self,
         key: &ObjectKey,

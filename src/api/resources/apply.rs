@@ -111,7 +111,8 @@ pub(super) async fn applied(
         }
     };
     if call.query.dry_run()? {
-        return Ok((planned, warnings));
+        let view = call.state.store.projected(planned.view);
+        return Ok((Applied { view, ..planned }, warnings));
     }
     let applied = call.state.store.apply(object, author, force).await;
     Ok((applied.map_err(|error| refusal(call, error))?, warnings))

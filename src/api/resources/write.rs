@@ -13,7 +13,7 @@ use super::apply::{APPLY_TYPE, apply};
 use super::decode::{self, Validation, decoded, parse_object};
 use super::edit::{Part, cleaned, confined, stored, stored_beside, tidied};
 use super::options::resource_version;
-use super::{Call, answered, foreign, object_answer, shown, with_managed};
+use super::{Call, answered, foreign, object_answer, shown};
 use crate::api::content::{
     self, MAX_OBJECT_BODY_BYTES, MAX_OBJECT_BYTES, content_type, read_body, unsupported_media,
 };
@@ -70,10 +70,10 @@ async fn created(call: &Call<'_>, object: Object, read: Vec<String>) -> ApiResul
         if kind == Kind::Event {
             events::check_size(&object)?;
         }
-        let view = if dry_run {
-            dry_created(call, &key, object)?
-        } else if kind == Kind::Event {
-            event_created(call, &key, object)?
+        let view = if kind == Kind::Event {
+            event_created(call, &key, object, dry_run)?
+        } else if dry_run {
+            answered(&call.state.store.create_dry(&object, &call.author()?)?)
         } else {
             match call.state.store.create(object, call.author()?).await {
                 Err(store::WriteError::Exists(_)) if generate && attempt < NAME_ATTEMPTS => continue,
@@ -96,20 +96,8 @@ fn generated_name(prefix: &str) -> String {
     format!("{prefix}{}", String::from_iter(suffix))
 }
 
-fn dry_created(call: &Call<'_>, key: &ObjectKey, mut object: Object) -> ApiResult<Object> {
-    if call.state.store.get(key).is_some() {
-        return Err(ApiError::exists(key));
-    }
-    object.set(&["metadata", "uid"], uuid(&hex(&rand::random::<[u8; 16]>())));
-    object.set(
-        &["metadata", "creationTimestamp"],
-        time::to_rfc3339(call.state.clock.unix_seconds()),
-    );
-    Ok(validate::defaulted(&object))
-}
-
 /// Events are kept by this node and expire; they are no documents.
-fn event_created(call: &Call<'_>, key: &ObjectKey, mut object: Object) -> ApiResult<Object> {
+fn event_created(call: &Call<'_>, key: &ObjectKey, mut object: Object, dry_run: bool) -> ApiResult<Object> {
     if call.state.store.get(key).is_some() {
         return Err(ApiError::exists(key));
     }
@@ -118,6 +106,9 @@ fn event_created(call: &Call<'_>, key: &ObjectKey, mut object: Object) -> ApiRes
         &["metadata", "creationTimestamp"],
         time::to_rfc3339(call.state.clock.unix_seconds()),
     );
+    if dry_run {
+        return Ok(validate::defaulted(&object));
+    }
     call.state.events.keep(key.clone(), object);
     super::get_object(call.state, key)
 }
@@ -241,26 +232,22 @@ pub(super) async fn change_object(
             stored(raw, &base, &edited)
         })
     };
+    let (store, author) = (&call.state.store, call.author()?);
     if call.query.dry_run()? {
-        let document = step(&with_managed(Object::clone(&view.object), &view))?;
-        let result = if view.stored {
-            validate::defaulted(&document)
-        } else {
-            before
+        let changed = match view.stored {
+            true => store.update_dry(key, &author, step)?,
+            false => store.create_dry(&step(&Object::new(key))?, &author)?,
         };
-        return Ok((result, warnings));
+        return Ok((answered(&store.projected(changed)), warnings));
     }
-    let author = call.author()?;
     let changed = if view.stored {
         let anything = Precondition::default();
-        let store = &call.state.store;
         store
             .update_with_managed_fields(key, &anything, author, step)
             .await?
     } else {
         // A computed object without a document gets one, of what this request changes.
-        let document = step(&Object::new(key))?;
-        call.state.store.create(document, author).await?
+        store.create(step(&Object::new(key))?, author).await?
     };
     let changed = finish_deletion(call, changed).await?;
     Ok((answered(&changed), warnings))

@@ -3,6 +3,7 @@
 use axum::body::Body;
 use http::StatusCode;
 use http_body_util::BodyExt;
+use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
 
 use super::fixture::{Answer, Api, deployment};
@@ -375,6 +376,58 @@ async fn what_is_shown_of_owners_does_not_count_as_the_object() {
     assert_eq!(refused["message"], "Request entity too large: limit is 1048576");
     let yaml = serde_yaml::to_string(&shown).unwrap();
     api.call("PUT", MAP, &headers, yaml).await.expect(413);
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_whose_the_fields_would_be() {
+    let api = Api::open().await;
+    let path = format!("{DEPLOYMENTS}?fieldManager=maker&dryRun=All");
+    let made = api.post(&path, deployment("web", 2)).await.expect(201).json();
+    assert_eq!(managers(&made), ["Update maker"]);
+    assert_eq!(made["metadata"]["generation"], 1);
+    assert_eq!(made["metadata"]["resourceVersion"], Value::Null);
+    api.get(WEB).await.expect(404);
+    let path = format!("{DEPLOYMENTS}?fieldManager=maker");
+    let again = api.post(&path, deployment("web", 2)).await.expect(201).json();
+    assert_eq!(fields(&made), fields(&again));
+    api.post(&format!("{DEPLOYMENTS}?dryRun=All"), deployment("web", 2))
+        .await
+        .expect(409);
+
+    // A status as a controller computes it.
+    let key = ObjectKey::new(Kind::Deployment, "default", "web");
+    let status = json!({"status": {"replicas": 2}});
+    api.state.store.project(&key, Object::from_value(status));
+    let before = api.get(WEB).await.expect(200).json();
+    let patch = json!({"spec": {"replicas": 3}});
+    let path = format!("{WEB}?fieldManager=hand&dryRun=All");
+    let patched = api.patch(&path, "merge", patch.clone()).await.expect(200).json();
+    let mut changed = before.clone();
+    changed["spec"]["replicas"] = 3.into();
+    let put = api.put(&path, changed).await.expect(200).json();
+    let mut applied = deployment("web", 3);
+    applied["metadata"]["labels"] = json!({"by": "git"});
+    let path = format!("{WEB}?fieldManager=git&dryRun=All&force=true");
+    let applied = api.apply(&path, applied).await.expect(200).json();
+    for (shown, expected) in [
+        (&patched, ["Update hand", "Update maker"]),
+        (&put, ["Update hand", "Update maker"]),
+        (&applied, ["Apply git", "Update maker"]),
+    ] {
+        assert_eq!(shown["spec"]["replicas"], 3);
+        assert_eq!(shown["status"]["replicas"], 2);
+        assert_eq!(shown["metadata"]["generation"], 2);
+        assert_eq!(managers(shown), expected);
+        assert_eq!(
+            shown["metadata"]["resourceVersion"],
+            before["metadata"]["resourceVersion"]
+        );
+    }
+    assert_eq!(api.get(WEB).await.expect(200).json(), before);
+    let hand = api
+        .patch(&format!("{WEB}?fieldManager=hand"), "merge", patch)
+        .await;
+    assert_eq!(fields(&hand.expect(200).json()), fields(&patched));
 }
 
 const SETTINGS: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\n";
