@@ -27,8 +27,10 @@ pub const MANAGED_FIELDS_MAX: usize = 64;
 pub const OWNED_APART: [&str; 2] = ["status", "scale"];
 /// The longest name of a field manager.
 pub const MANAGER_MAX_BYTES: usize = 128;
+/// The annotation in which `kubectl apply` without `--server-side` writes down what it applied.
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// All keys and values of an object's annotations together.
-const ANNOTATIONS_MAX_BYTES: usize = 256 << 10;
+pub const ANNOTATIONS_MAX_BYTES: usize = 256 << 10;
 
 /// Returns the owner of what a manager writes through one of [`OWNED_APART`], as documents name it.
 pub fn manager_through(manager: &str, subresource: &str) -> String {

@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::ScalarValue;
-use schemas::Kind;
 use schemas::fields::{self, ListRule};
+use schemas::{Kind, Object, meta};
+use serde_json::Value;
 
 use crate::field_set;
-use crate::leaves::{Leaves, below, is_marker};
+use crate::leaves::{self, Leaves, below, is_marker};
 use crate::owners::{Operation, Owner, Owners};
 use crate::path::{self, Role, Token};
 use crate::types::OwnedField;
@@ -95,6 +96,33 @@ pub(crate) fn apply(
         result.set(path, new);
     }
     Ok((leaves, result))
+}
+
+/// Writes down what kubectl applies where its client-side applies do, if they did: who goes back to them goes on from here. As
+/// in Kubernetes; whose the annotation is stays, and if it makes annotations too large, it goes.
+pub(crate) fn renew_last_applied(applied: &Object, leaves: &mut Leaves, owners: &mut Owners) {
+    let leaf = format!("metadata/annotations/{}", path::field(meta::LAST_APPLIED));
+    let before = match leaves.get(&leaf) {
+        Some(ScalarValue::Str(before)) if !before.is_empty() => before.len(),
+        Some(_) | None => return,
+    };
+    let mut applied = applied.clone();
+    applied.remove(&["metadata", "annotations", meta::LAST_APPLIED]);
+    let mut applied = applied.into_value();
+    applied.sort_all_objects();
+    let text = format!("{applied}\n");
+    let object = leaves::materialise(leaves);
+    let annotations = object.pointer("/metadata/annotations").and_then(Value::as_object);
+    let annotations = annotations.into_iter().flatten();
+    let all: usize = annotations
+        .map(|(key, value)| key.len() + value.as_str().map_or(0, str::len))
+        .sum();
+    if (all + text.len()).saturating_sub(before) > meta::ANNOTATIONS_MAX_BYTES {
+        leaves.remove(&leaf);
+        owners.explicit.remove(&leaf);
+    } else {
+        leaves.insert(leaf, ScalarValue::Str(text.into()));
+    }
 }
 
 /// Who owns what was there when nobody's fields are applied to, as in Kubernetes.

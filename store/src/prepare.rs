@@ -44,6 +44,8 @@ pub(crate) enum Ownership {
     Unsaid,
 }
 
+/// The manager of `kubectl apply --server-side`.
+const KUBECTL: &str = "kubectl";
 const MANAGED_FIELDS: [&str; 2] = ["metadata", "managedFields"];
 
 /// The longest key: namespace and name have 253 characters each at most, and the longest resource 60.
@@ -242,13 +244,14 @@ impl Shared {
             leaves: old, owners, ..
         } = &loaded.contents;
         let named = leaves::flatten_named(key.kind, &stripped(object), old);
-        let (leaves, owners) =
-            apply::apply(key.kind, old, owners, named, &author.manager, force).map_err(|fields| {
-                WriteError::Owned {
-                    key: key.clone(),
-                    fields,
-                }
+        let (mut leaves, mut owners) = apply::apply(key.kind, old, owners, named, &author.manager, force)
+            .map_err(|fields| WriteError::Owned {
+                key: key.clone(),
+                fields,
             })?;
+        if author.manager == KUBECTL {
+            apply::renew_last_applied(object, &mut leaves, &mut owners);
+        }
         leaves::check_limits(&leaves::materialise(&leaves)).map_err(|reason| invalid(key, reason))?;
         let desired = Desired {
             leaves,

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use http::StatusCode;
+use schemas::meta::LAST_APPLIED;
 use schemas::{Kind, Object, ObjectKey, Subresource, validate};
 use store::{Applied, Author, Outcome, OwnedField, Precondition, Via, View, WriteError};
 
@@ -18,8 +19,6 @@ use crate::api::status::{ApiError, ApiResult};
 use crate::api::target::Behind;
 
 pub(super) const APPLY_TYPE: &str = "application/apply-patch+yaml";
-/// Where `kubectl apply` without `--server-side` writes down what it applied.
-const LAST_APPLIED: &str = "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration";
 
 /// Answers an apply of an object or of its status.
 pub(super) async fn apply(
@@ -162,7 +161,7 @@ fn is_own(error: &WriteError, before: Option<&View>, author: &Author) -> bool {
     let WriteError::Owned { fields, .. } = error else {
         return false;
     };
-    let is_applied = before.is_some_and(|view| view.object.pointer(LAST_APPLIED).is_some());
+    let is_applied = before.is_some_and(|view| view.object.annotation(LAST_APPLIED).is_some());
     let client_side = |field: &OwnedField| field.manager == "kubectl-client-side-apply";
     is_applied && author.manager == "kubectl" && fields.iter().all(client_side)
 }

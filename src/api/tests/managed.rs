@@ -494,6 +494,11 @@ async fn who_goes_over_to_server_side_apply_owns_what_the_client_side_owned() {
             &yaml,
             &["fieldsV1:\n      f:data:\n        f:a: {}\n    manager: kubectl\n    operation: Apply\n"],
         );
+        let last = |data: &str| {
+            format!("{{\"apiVersion\":\"v1\",\"data\":{data},\"kind\":\"ConfigMap\",\"metadata\":{{\"name\":\"settings\",\"namespace\":\"default\"}}}}\n")
+        };
+        let annotation = "get cm settings -o jsonpath={.metadata.annotations.kubectl\\.kubernetes\\.io/last-applied-configuration}";
+        assert_eq!(kubectl.ok(annotation).await, last(r#"{"a":"2"}"#));
         // And again, without a second migration.
         kubectl
             .run(&server, &format!("{SETTINGS}data: {{c: '1'}}\n"))
@@ -501,6 +506,15 @@ async fn who_goes_over_to_server_side_apply_owns_what_the_client_side_owned() {
         assert_eq!(
             kubectl.ok("get cm settings -o jsonpath={.data}").await,
             r#"{"by":"hand","c":"1"}"#
+        );
+        // Who goes back goes on from there.
+        assert_eq!(kubectl.ok(annotation).await, last(r#"{"c":"1"}"#));
+        kubectl
+            .run(&["apply", "-f", "-"], &format!("{SETTINGS}data: {{d: '1'}}\n"))
+            .await;
+        assert_eq!(
+            kubectl.ok("get cm settings -o jsonpath={.data}").await,
+            r#"{"by":"hand","d":"1"}"#
         );
     })
     .await;

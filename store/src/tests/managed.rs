@@ -369,6 +369,41 @@ async fn what_is_shown_of_owners_does_not_grow_without_bound() {
     apply(&store, "new", json!({"a": "1"})).await.unwrap();
 }
 
+#[tokio::test]
+async fn what_kubectl_applies_is_written_down_where_its_client_side_applies_did() {
+    let store = store("a");
+    let annotation = schemas::meta::LAST_APPLIED;
+    let last = |view: &View| view.object.annotation(annotation).map(str::to_owned);
+    let of = |data: Value, note: &str| {
+        let mut object = config(data);
+        object.set(&["metadata", "annotations", "note"], note);
+        object
+    };
+    let applied = async |manager: &str, object: Object| {
+        let applied = store.apply(object, author(manager), true).await.unwrap();
+        applied.view
+    };
+    let view = applied("kubectl", of(json!({"a": "1"}), "x")).await;
+    assert_eq!(last(&view), None);
+    let key = view.key;
+    edit(&store, &key, |object| {
+        object.set(&["metadata", "annotations", annotation], "old")
+    })
+    .await;
+    let view = applied("git", of(json!({"b": "1"}), "x")).await;
+    assert_eq!(last(&view).as_deref(), Some("old"));
+    let view = applied("kubectl", of(json!({"b": "1", "a": "2"}), "x")).await;
+    let expected = r#"{"apiVersion":"v1","data":{"a":"2","b":"1"},"kind":"ConfigMap","metadata":{"annotations":{"note":"x"},"name":"a","namespace":"default"}}"#;
+    assert_eq!(last(&view), Some(format!("{expected}\n")));
+    assert_eq!(managers(&view), ["Apply git", "Apply kubectl", "Update test"]);
+    let again = applied("kubectl", of(json!({"a": "2", "b": "1"}), "x")).await;
+    assert_eq!(again.revision, view.revision);
+    // Too large with the others: it says nothing then, rather than something old.
+    let note = "n".repeat(200 << 10);
+    let view = applied("kubectl", of(json!({"a": "2"}), &note)).await;
+    assert_eq!(last(&view), None);
+}
+
 fn owner() -> impl Strategy<Value = BTreeSet<Owner>> {
     let one = (
         any::<bool>(),
