@@ -288,8 +288,9 @@ impl Store {
 
     /// Server-side apply by `author.manager`: sets the fields that `object` names, removes those that an apply of this
     /// manager owned and that it no longer names (unless another owns them too), and leaves the rest. What the same
-    /// manager changed by updates has another owner, as in Kubernetes. Creates if absent and no uid or
-    /// resourceVersion is in `object`, which must be the current ones.
+    /// manager changed by updates has another owner, as in Kubernetes. By the manager `kubectl`, it renews what kubectl's
+    /// client-side apply wrote down. Creates if absent and no uid or resourceVersion is in `object`, which must be the
+    /// current ones.
     ///
     /// # Errors
     /// [`WriteError::Owned`] without `force`, where another manager owns a field with another value.
