@@ -44,6 +44,43 @@ pub fn tidy_values(object: &mut Object) {
     }
 }
 
+/// Finds the first value of a Secret's `data` or a ConfigMap's `binaryData` that is no Base64; returns the byte at which Go's
+/// decoder gives up (`base64.CorruptInputError`).
+pub fn illegal_base64(object: &Object) -> Option<usize> {
+    let field = match object.kind() {
+        Some(Kind::ConfigMap) => "binaryData",
+        Some(Kind::Secret) => "data",
+        _ => return None,
+    };
+    let values = object.0.get(field)?.as_object()?.values();
+    values.filter_map(Value::as_str).find_map(illegal_byte)
+}
+
+fn illegal_byte(text: &str) -> Option<usize> {
+    let mut bytes = text
+        .bytes()
+        .enumerate()
+        .filter(|(_, byte)| !matches!(byte, b'\r' | b'\n'));
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    let mut in_group = 0;
+    while let Some((at, byte)) = bytes.next() {
+        match (byte, in_group) {
+            (b'=', 3) => return bytes.next().map(|(at, _)| at),
+            (b'=', 2) => {
+                return match bytes.next() {
+                    None => Some(text.len()),
+                    Some((_, b'=')) => bytes.next().map(|(at, _)| at),
+                    Some((at, _)) => Some(at - 1),
+                };
+            }
+            (byte, _) if is_base64(byte) => in_group = (in_group + 1) % 4,
+            _ => return Some(at),
+        }
+    }
+    // Go counts back from the end, over line breaks as well.
+    (in_group > 0).then(|| text.len() - in_group)
+}
+
 fn take_string_data(object: &mut Object) {
     let Some(Value::Object(plain)) = object.0.remove("stringData") else {
         return;
@@ -204,5 +241,33 @@ fn validate_json(data: &Node<'_>, key: &str, errors: &mut Errors) {
     let is_json = bytes.is_some_and(|bytes| serde_json::from_slice::<Tree>(&bytes).is_ok());
     if !is_json {
         errors.invalid(&of_key(data, key, value), "must be a JSON object");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::illegal_byte;
+
+    #[test]
+    fn base64_is_given_up_at_the_byte_where_go_does() {
+        for (text, byte) in [
+            ("", None),
+            ("YQ==", None),
+            ("YWI=", None),
+            ("YW\nJj\r\n", None),
+            ("YQ=\n=\n", None),
+            ("hunter2", Some(4)),
+            ("YQ", Some(0)),
+            ("YWJjY\n", Some(5)),
+            ("a-b_", Some(1)),
+            ("=", Some(0)),
+            ("Y===", Some(1)),
+            ("YQ=", Some(3)),
+            ("YQ=x", Some(2)),
+            ("YQ==YQ==", Some(4)),
+            ("YWI=x", Some(4)),
+        ] {
+            assert_eq!(illegal_byte(text), byte, "{text:?}");
+        }
     }
 }

@@ -45,7 +45,7 @@ mod yaml;
 mod yaml_write;
 
 pub use causes::with_causes;
-pub use config::tidy_values;
+pub use config::{illegal_base64, tidy_values};
 pub use field_error::{FieldError, Reason};
 pub use hex::hex;
 pub use kind::{Ending, FACES, KINDS, Kind, KindRow, Scope, Subresource};

@@ -54,12 +54,18 @@ pub(crate) fn unknown(object: &Object) -> Vec<String> {
 /// Reads what a client made: returns the object as it can be stored, and warnings.
 ///
 /// # Errors
-/// 400 for values of wrong types, and for what is no field or there twice to who asked for that.
+/// 400 for values of wrong types or not in Base64, and for what is no field or there twice to who asked for that.
 pub(super) fn decoded((object, duplicates): Sent, validation: Validation) -> ApiResult<Sent> {
     let wrong = validate::undecodable(&object);
     if !wrong.is_empty() {
         let problems: Vec<String> = wrong.iter().map(ToString::to_string).collect();
         return Err(undecodable(&object, &problems.join(", ")));
+    }
+    if let Some(byte) = schemas::illegal_base64(&object) {
+        return Err(undecodable(
+            &object,
+            &format!("illegal base64 data at input byte {byte}"),
+        ));
     }
     let found = [duplicates, unknown(&object)].concat();
     match validation.judge(found) {

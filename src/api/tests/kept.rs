@@ -295,11 +295,23 @@ async fn a_secret_is_written_in_plain_text_and_shown_in_base64() {
     assert!(text.contains("Opaque") && !text.contains("bmV3"), "{text}");
     let broken =
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "b"}, "data": {"a": "hunter2"}});
-    let refused = api.post(path, broken).await.expect(422);
+    let refused = api.post(path, broken).await.expect(400).json();
+    assert_eq!(refused["reason"], "BadRequest");
+    assert_eq!(
+        refused["message"],
+        "Secret in version \"v1\" cannot be handled as a Secret: illegal base64 data at input byte 4"
+    );
+    let patched = api.patch(&one, "merge", json!({"data": {"a": "hunter2"}})).await;
+    let patched = patched.expect(422).text;
     assert!(
-        refused.text.contains("data[a]") && !refused.text.contains("hunter2"),
-        "{}",
-        refused.text
+        patched.contains("data[a]") && !patched.contains("hunter2"),
+        "{patched}"
+    );
+    let broken = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "b"}, "binaryData": {"a": "YQ=x"}});
+    let refused = api.post("/api/v1/namespaces/default/configmaps", broken).await;
+    assert_eq!(
+        refused.expect(400).json()["message"],
+        "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: illegal base64 data at input byte 2"
     );
     let list = api
         .get(&format!("{path}?fieldSelector=type%3DOpaque"))
