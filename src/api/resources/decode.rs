@@ -3,7 +3,7 @@
 
 use http::HeaderMap;
 use schemas::manifest::Problem;
-use schemas::{Kind, Object, ObjectKey, manifest, validate};
+use schemas::{Kind, Object, manifest, validate};
 use serde_json::Value;
 
 use crate::api::content::{MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, unsupported_media};
@@ -74,15 +74,20 @@ pub(super) fn decoded((object, duplicates): Sent, validation: Validation) -> Api
     }
 }
 
-/// [`decoded`] for what a patch made of an object, which says nothing new of what was in it before.
+/// [`decoded`] for what a patch made of an object, which says nothing new of what was in it before. `duplicates`: keys that
+/// the patch has twice.
 ///
 /// # Errors
 /// 422, as in Kubernetes; without the object, which may be a Secret.
-pub(super) fn patched(before: &Object, object: Object, validation: Validation) -> ApiResult<Sent> {
+pub(super) fn patched(
+    before: &Object,
+    (object, duplicates): Sent,
+    validation: Validation,
+) -> ApiResult<Sent> {
     let known = unknown(before);
     let mut found = unknown(&object);
     found.retain(|sentence| !known.contains(sentence));
-    match (validation.judge(found), object.kind()) {
+    match (validation.judge([duplicates, found].concat()), object.kind()) {
         (Ok(warnings), _) => Ok((object, warnings)),
         (Err(problem), Some(kind)) => Err(unpatchable(kind, object.name(), problem)),
         (Err(problem), None) => Err(undecodable(&object, &problem)),
@@ -183,16 +188,11 @@ pub(super) fn parse_yaml(bytes: &[u8]) -> ApiResult<Sent> {
     }
 }
 
-/// Reads a patch of the media type `media`, and returns warnings about it.
+/// Reads a patch of the media type `media`, and returns what a strict decoder says of keys that are there twice.
 ///
 /// # Errors
-/// 400 for what is no JSON; 422 for keys that are there twice, to who asked for that.
-pub(super) fn parse_patch(
-    key: &ObjectKey,
-    media: &str,
-    bytes: &[u8],
-    validation: Validation,
-) -> ApiResult<(Value, Vec<String>)> {
+/// 400 for what is no JSON.
+pub(super) fn parse_patch(media: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
     let (patch, mut duplicates) = parse_json(bytes)?;
     if media == "application/json-patch+json" {
         duplicates = duplicates
@@ -200,8 +200,5 @@ pub(super) fn parse_patch(
             .map(|text| format!("json patch {text}"))
             .collect();
     }
-    match validation.judge(duplicates) {
-        Ok(warnings) => Ok((patch, warnings)),
-        Err(problem) => Err(unpatchable(key.kind, &key.name, problem)),
-    }
+    Ok((patch, duplicates))
 }

@@ -157,14 +157,14 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
         return apply(call, &key, &bytes, validation).await;
     }
     let bytes = read_body(body, MAX_OBJECT_BODY_BYTES).await?;
-    let (patch, read) = decode::parse_patch(&key, &media, &bytes, validation)?;
+    let (patch, duplicates) = decode::parse_patch(&media, &bytes)?;
     if let Some(answer) = foreign::write(call, &key, named_version(&patch)?, &bytes).await? {
         return Ok(answer);
     }
     let change = |object: &Object| patched(&media, object, &patch);
-    let (view, warnings) = change_object(call, &key, validation, &change).await?;
+    let (view, warnings) = change_sent(call, &key, (validation, duplicates), &change).await?;
     let mut response = object_answer(call, StatusCode::OK, view)?;
-    content::add_warnings(&mut response, &[read, warnings].concat());
+    content::add_warnings(&mut response, &warnings);
     Ok(response)
 }
 
@@ -199,6 +199,16 @@ pub(super) async fn change_object(
     validation: Validation,
     edit: &(dyn Fn(&Object) -> ApiResult<Object> + Send + Sync),
 ) -> ApiResult<(Object, Vec<String>)> {
+    change_sent(call, key, (validation, Vec::new()), edit).await
+}
+
+/// [`change_object`] by what has keys twice (`duplicates`): of these clients hear with the rest.
+async fn change_sent(
+    call: &Call<'_>,
+    key: &ObjectKey,
+    (validation, duplicates): (Validation, Vec<String>),
+    edit: &(dyn Fn(&Object) -> ApiResult<Object> + Send + Sync),
+) -> ApiResult<(Object, Vec<String>)> {
     let part = part_of(call);
     let view = call
         .state
@@ -206,7 +216,7 @@ pub(super) async fn change_object(
         .get(key)
         .ok_or_else(|| ApiError::not_found(key))?;
     if key.kind == Kind::Event {
-        return change_event(call, &view, validation, edit);
+        return change_event(call, &view, (validation, duplicates), edit);
     }
     let before = shown(&view);
     let mut warnings = Vec::new();
@@ -217,7 +227,8 @@ pub(super) async fn change_object(
         } else {
             validate::defaulted(raw)
         };
-        let (edited, unknown) = decode::patched(&base, edit(&base)?, validation)?;
+        let sent = (edit(&base)?, duplicates.clone());
+        let (edited, unknown) = decode::patched(&base, sent, validation)?;
         check_meant(key, raw, &base, &edited)?;
         check_identity(&base, &edited)?;
         let edited = tidied(confined(&base, edited, part, key.kind.has_status()));
@@ -257,13 +268,13 @@ pub(super) async fn change_object(
 fn change_event(
     call: &Call<'_>,
     view: &View,
-    validation: Validation,
+    (validation, duplicates): (Validation, Vec<String>),
     edit: &(dyn Fn(&Object) -> ApiResult<Object> + Send + Sync),
 ) -> ApiResult<(Object, Vec<String>)> {
     let key = &view.key;
     let before = shown(view);
     let base = event::in_group(call.target.row.group, before.clone());
-    let (edited, mut warnings) = decode::patched(&base, edit(&base)?, validation)?;
+    let (edited, mut warnings) = decode::patched(&base, (edit(&base)?, duplicates), validation)?;
     check_meant(key, &view.object, &base, &edited)?;
     check_identity(&base, &edited)?;
     // What the newer group asks of a new one it does not ask of a change, which may be of an older one.

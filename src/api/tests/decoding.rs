@@ -162,3 +162,27 @@ async fn of_a_key_that_is_there_twice_the_last_counts() {
         assert_eq!(api.get(&format!("{maps}/{name}")).await.json()["data"]["a"], "c");
     }
 }
+
+#[tokio::test]
+async fn a_strict_client_hears_of_duplicate_and_unknown_fields_at_once() {
+    let api = Api::open().await;
+    api.post(DEPLOYMENTS, deployment("web", 1)).await.expect(201);
+    let body = r#"{"spec":{"replicas":1,"replicas":2,"colour":"red"}}"#;
+    for media in ["merge-patch", "strategic-merge-patch"] {
+        let ask = |validation: &str| {
+            let (api, path) = (&api, format!("{WEB}?dryRun=All&fieldValidation={validation}"));
+            let media = format!("application/{media}+json");
+            async move { api.call("PATCH", &path, &[("content-type", &media)], body).await }
+        };
+        let refused = ask("Strict").await.expect(422).json();
+        let message = refused["message"].as_str().unwrap();
+        assert!(
+            message.contains(
+                "strict decoding error: duplicate field \"spec.replicas\", unknown field \"spec.colour\""
+            ),
+            "{message}"
+        );
+        assert_eq!(ask("Warn").await.expect(200).warnings().len(), 2);
+        assert_eq!(ask("Ignore").await.expect(200).warnings().len(), 0);
+    }
+}
