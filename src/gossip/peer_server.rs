@@ -56,6 +56,9 @@ const STREAMS: u32 = 1024;
 /// reads must not stop the others, or sync.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 pub(super) const CONNECTION_WINDOW_BYTES: u32 = STREAMS * STREAM_WINDOW_BYTES;
+/// The same of a connection without a certificate, whose one request is a small body.
+const STRANGER_STREAMS: u32 = 4;
+const STRANGER_WINDOW_BYTES: u32 = 65_535;
 /// After a failed accept (out of file descriptors), so that it does not spin.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
@@ -190,19 +193,7 @@ async fn serve(
         request.extensions_mut().insert(Origin(address));
         router.clone().oneshot(request.map(Body::new))
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    let builder = http_server(stranger);
     let connection =
         builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
     let ended = if stranger {
@@ -213,6 +204,28 @@ async fn serve(
     if let Err(error) = ended {
         debug!(%error, "a peer connection ended");
     }
+}
+
+/// HTTP for one connection: who has proven nothing gets little room.
+fn http_server(stranger: bool) -> auto::Builder<TokioExecutor> {
+    let (streams, stream_window, connection_window) = match stranger {
+        true => (STRANGER_STREAMS, STRANGER_WINDOW_BYTES, STRANGER_WINDOW_BYTES),
+        false => (STREAMS, STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES),
+    };
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_concurrent_streams(streams)
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(connection_window);
+    builder
 }
 
 /// Lets members pass, as [`Caller::Peer`].
@@ -358,6 +371,7 @@ mod tests {
 
     use futures::StreamExt;
     use futures::future::join_all;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::super::bootstrap::bootstrap;
     use super::super::conduct::{BAD_FRAMES, FRAMES_AT_ONCE};
@@ -473,5 +487,60 @@ mod tests {
         let turned_away = post(&server, "stalls", Body::from(bad.clone())).await;
         assert_eq!(turned_away, StatusCode::TOO_MANY_REQUESTS);
         assert!(post(&server, "other", Body::from(bad)).await.is_success());
+    }
+
+    /// What a server offers who connects: concurrent streams, bytes of a stream, bytes of the connection (RFC 9113, 6.5 and 6.9).
+    async fn offered(stranger: bool) -> [u32; 3] {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        /// HEADERS that end stream 1: `GET`, `http`, `/` of the static table (RFC 7541).
+        const REQUEST: &[u8] = b"\0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84";
+        /// What a connection has before anything is said.
+        const INITIAL_WINDOW: u32 = 65_535;
+        let (mut client, server) = tokio::io::duplex(1 << 12);
+        tokio::spawn(async move {
+            let service = TowerToHyperService::new(Router::new());
+            let _ = http_server(stranger)
+                .serve_connection(TokioIo::new(server), service)
+                .await;
+        });
+        client.write_all(PREFACE).await.unwrap();
+        client.write_all(REQUEST).await.unwrap();
+        let mut offered = [0, 0, INITIAL_WINDOW];
+        loop {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.unwrap();
+            let size = usize::from(head[1]) << 8 | usize::from(head[2]);
+            let mut payload = vec![0; size];
+            client.read_exact(&mut payload).await.unwrap();
+            let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+            match (head[3], head[4]) {
+                (4, 0) => {
+                    for setting in payload.chunks(6) {
+                        match setting[1] {
+                            3 => offered[0] = number(&setting[2..]),
+                            4 => offered[1] = number(&setting[2..]),
+                            _ => {}
+                        }
+                    }
+                }
+                (8, _) => offered[2] += number(&payload),
+                // What a server offers goes before what it answers.
+                (1, _) => return offered,
+                _ => {}
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn strangers_are_offered_little_room() {
+        let of_stranger = offered(true).await;
+        assert_eq!(
+            of_stranger,
+            [STRANGER_STREAMS, STRANGER_WINDOW_BYTES, STRANGER_WINDOW_BYTES]
+        );
+        assert_eq!(
+            offered(false).await,
+            [STREAMS, STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES]
+        );
     }
 }
