@@ -24,14 +24,14 @@ pub(super) async fn log(call: &Call<'_>) -> ApiResult {
         )));
     }
     match call.state.node_named(node) {
-        Some(node) if node == call.state.node => local(call, &key, &pod, &container).await,
-        Some(node) if !call.is_local_only() => {
+        Some(id) if id == call.state.node => local(call, &key, &pod, &container).await,
+        Some(id) if !call.is_local_only() => {
             let request = call.relayed(None)?;
             call.state
                 .relay
-                .send(&node, request)
+                .send(&id, request)
                 .await
-                .map_err(|error| relay_failed(&node, &error))
+                .map_err(|error| relay_failed(node, &key.name, &error))
         }
         _ => Err(ApiError::unavailable(format!(
             "node {node} of pod \"{}\" is not known here",

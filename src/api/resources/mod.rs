@@ -31,7 +31,7 @@ use hyper::upgrade::OnUpgrade;
 use schemas::meta::{MANAGER_MAX_BYTES, OWNED_APART, manager_through, split_manager};
 use schemas::{Ending, Kind, Object, ObjectKey, Subresource};
 use serde_json::Value;
-use store::{NodeId, View};
+use store::View;
 use tokio_util::sync::CancellationToken;
 
 use self::form::Form;
@@ -288,8 +288,10 @@ fn plain_answer(call: &Call<'_>, code: http::StatusCode, value: &serde_json::Val
     content::answer(code, format, value)
 }
 
-/// Says in a log line which node a request went to.
-fn relay_failed(node: &NodeId, error: &crate::relay::RelayError) -> ApiError {
-    tracing::warn!(%node, %error, "api: a request could not be relayed");
-    ApiError::unavailable(error.to_string())
+/// Says to users which node of theirs does not answer, and in a log line why.
+fn relay_failed(node: &str, pod: &str, error: &crate::relay::RelayError) -> ApiError {
+    tracing::warn!(node, pod, %error, "api: a request could not be relayed");
+    ApiError::unavailable(format!(
+        "node {node} of pod \"{pod}\" does not answer: its agent is down or cannot be reached"
+    ))
 }

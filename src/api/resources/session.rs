@@ -14,7 +14,7 @@ use reconcilers::ports::{Container, ContainerState, PortError, Session, SessionS
 use schemas::{Object, ObjectKey, Subresource};
 
 use super::log::{container_name, pick, waiting_reason};
-use super::{Call, get_object};
+use super::{Call, get_object, relay_failed};
 use crate::api::status::{ApiError, ApiResult};
 use crate::api::streams::{
     Asked, Client, Dialect, FORWARD_PROTOCOLS, PROCESS_PROTOCOLS, Ports, RELAYED_PROTOCOL, TUNNEL, Way,
@@ -80,13 +80,7 @@ pub(super) async fn open(
             let sessions = &call.state.sessions;
             let place = sessions.enter()?;
             let relayed = relay(way, (sessions, place), &asked, client, call.relayed(None)?).await?;
-            relayed.map_err(|error| {
-                tracing::warn!(node = %id, %error, "api: a session could not be relayed");
-                ApiError::unavailable(format!(
-                    "node {node} of pod \"{}\" does not answer: its agent is down or cannot be reached",
-                    key.name
-                ))
-            })
+            relayed.map_err(|error| relay_failed(node, &key.name, &error))
         }
         _ => Err(ApiError::unavailable(format!(
             "node {node} of pod \"{}\" is not known here",

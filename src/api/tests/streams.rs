@@ -257,6 +257,13 @@ async fn logs_of_a_pod_elsewhere_come_from_its_node() {
             .text,
         "from n2\n"
     );
+    // Users know nodes by their names, not by their ids.
+    here.peers.forget(&there);
+    let refused = here.get(&format!("{PODS}/web/log?container=a")).await;
+    assert_eq!(
+        refused.expect(503).json()["message"],
+        "node n2 of pod \"web\" does not answer: its agent is down or cannot be reached"
+    );
     add_container(&here, &uid, "a", 0, "never read\n");
     here.delete(&format!("{PODS}/web?gracePeriodSeconds=0"))
         .await
