@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::names;
 use crate::node::{Errors, Node};
-use crate::{Kind, Object};
+use crate::{FieldError, Kind, Object};
 
 /// The group that serves Events beside the core group.
 pub const GROUP: &str = "events.k8s.io";
@@ -71,15 +71,7 @@ pub(crate) fn validate(root: &Node<'_>, errors: &mut Errors) {
 /// Checks an Event that was sent in the form of `events.k8s.io/v1` and has that of `v1` by now.
 pub(crate) fn validate_strictly(root: &Node<'_>, errors: &mut Errors) {
     check(root, "reportingController", errors);
-    let series = root.at("series");
-    if series.is_set() {
-        if series.at("count").int().unwrap_or_default() < 2 {
-            errors.invalid(&series.at("count"), "should be at least 2");
-        }
-        if !series.at("lastObservedTime").is_set() {
-            errors.required(&series.at("lastObservedTime"), "");
-        }
-    }
+    check_series(&root.at("series"), errors);
     if !root.at("eventTime").is_set() {
         errors.required(&root.at("eventTime"), "");
     }
@@ -109,6 +101,64 @@ pub(crate) fn validate_strictly(root: &Node<'_>, errors: &mut Errors) {
         if said {
             errors.invalid(&without_value(&root.at(field)), "needs to be unset");
         }
+    }
+}
+
+fn check_series(series: &Node<'_>, errors: &mut Errors) {
+    if series.is_set() {
+        if series.at("count").int().unwrap_or_default() < 2 {
+            errors.invalid(&series.at("count"), "should be at least 2");
+        }
+        if !series.at("lastObservedTime").is_set() {
+            errors.required(&series.at("lastObservedTime"), "");
+        }
+    }
+}
+
+/// Checks a change that was sent in the form of `events.k8s.io/v1`, of an Event that has that of `v1` by now: besides its
+/// metadata, its series alone can change (Kubernetes' `ValidateEventUpdate`).
+pub fn validate_strict_update(old: &Object, new: &Object) -> Vec<FieldError> {
+    const FIXED: [&str; 12] = [
+        "reason",
+        "message",
+        "source",
+        "firstTimestamp",
+        "lastTimestamp",
+        "count",
+        "type",
+        "eventTime",
+        "action",
+        "related",
+        "reportingComponent",
+        "reportingInstance",
+    ];
+    let mut errors = Errors::default();
+    let (old, new) = (Value::Object(old.0.clone()), Value::Object(new.0.clone()));
+    let (old, new) = (Node::root(&old), Node::root(&new));
+    if old.at("series").value != new.at("series").value {
+        check_series(&new.at("series"), &mut errors);
+    }
+    for name in FIXED {
+        let (old, mut new) = (old.at(name), new.at(name));
+        let is_absent = is_zero(old.value) && is_zero(new.value);
+        if !is_absent && old.value != new.value {
+            if name == "reportingComponent" {
+                new.path = "reportingController".to_owned();
+            }
+            errors.invalid(&new, "field is immutable");
+        }
+    }
+    errors.0
+}
+
+/// Whether Go has nothing else where a field is absent.
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::Object(fields) => fields.values().all(is_zero),
+        Value::Bool(_) | Value::Array(_) => false,
     }
 }
 

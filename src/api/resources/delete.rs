@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use store::{Author, Precondition, Revision, View};
 
 use super::form::list_value;
-use super::read::peer_answer;
+use super::read::{peer_answer, peer_events};
 use super::{Call, answered, foreign, node, object_answer, plain_answer, shown};
-use crate::api::content::{MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body};
+use crate::api::content::{self, MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body};
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
 use crate::api::status::{self, ApiError, ApiResult};
@@ -96,7 +96,8 @@ pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<
     if call.kind().is_namespaced() && call.target.namespace.is_none() {
         return Err(ApiError::method_not_allowed());
     }
-    let options = options(call, &read_body(body, MAX_OBJECT_BYTES).await?)?;
+    let body = read_body(body, MAX_OBJECT_BYTES).await?;
+    let options = options(call, &body)?;
     let listing = call
         .state
         .store
@@ -117,9 +118,18 @@ pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<
             Err(error) => return Err(error),
         }
     }
+    let mut left = Vec::new();
+    if call.kind() == Kind::Event && !call.is_local_only() {
+        let (events, unanswered) = peer_events(call, &Method::DELETE, &body).await;
+        let in_group = |event| event::in_group(row.group, event).into_value();
+        items.extend(events.into_iter().map(in_group));
+        left = unanswered;
+    }
     let metadata = json!({"resourceVersion": call.state.store.revision().to_string()});
     let list = list_value(row, metadata, items);
-    Ok(plain_answer(call, StatusCode::OK, &list))
+    let mut response = plain_answer(call, StatusCode::OK, &list);
+    content::add_warnings(&mut response, &left);
+    Ok(response)
 }
 
 /// Deletes an object as clients expect of its kind, if it has this uid; absent or another one: nothing to do. Of a node

@@ -111,7 +111,7 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
         break;
     }
     if call.kind() == Kind::Event && !call.is_local_only() && options.after.is_none() {
-        let (others, missing) = peer_events(call).await;
+        let (others, missing) = peer_events(call, &Method::GET, &Bytes::new()).await;
         others.into_iter().for_each(|object| items.push(object, None));
         warnings = missing;
     }
@@ -209,31 +209,53 @@ pub(crate) fn list_objects(state: &ApiState, kind: Kind, namespace: Option<&str>
 
 // ---------------------------------------------------------------- events of other nodes
 
-/// Asks every live node for its events (the same request); names those that did not answer.
-async fn peer_events(call: &Call<'_>) -> (Vec<Object>, Vec<String>) {
+/// Asks every live node for its events, or to delete them (the same request); names those that did not answer.
+pub(super) async fn peer_events(
+    call: &Call<'_>,
+    method: &Method,
+    body: &Bytes,
+) -> (Vec<Object>, Vec<String>) {
     let answers = join_all(call.state.live_peers().into_iter().map(|node| async move {
-        let answer = tokio::time::timeout(PEER_TIMEOUT, events_of(call, &node)).await;
+        let answer = tokio::time::timeout(PEER_TIMEOUT, events_of(call, &node, method, body)).await;
         (
             node,
             answer.unwrap_or_else(|_| Err("no answer in time".to_owned())),
         )
     }))
     .await;
+    let lack = match *method {
+        Method::DELETE => "may be there still",
+        _ => "are missing",
+    };
     let (mut objects, mut missing) = (Vec::new(), Vec::new());
     for (node, answer) in answers {
         match answer {
             Ok(found) => objects.extend(found),
-            Err(reason) => missing.push(format!("events of node {node} are missing: {reason}")),
+            Err(reason) => missing.push(format!("events of node {node} {lack}: {reason}")),
         }
     }
     (objects, missing)
 }
 
-async fn events_of(call: &Call<'_>, node: &NodeId) -> Result<Vec<Object>, String> {
-    let request = call
-        .relayed(Some("application/json"))
-        .map_err(|error| error.message)?;
+async fn events_of(
+    call: &Call<'_>,
+    node: &NodeId,
+    method: &Method,
+    body: &Bytes,
+) -> Result<Vec<Object>, String> {
+    let request = peer_request(call, method, body).map_err(|error| error.message)?;
     peer_list(call.state, node, request).await
+}
+
+/// The client's request, for another node's own state.
+fn peer_request(call: &Call<'_>, method: &Method, body: &Bytes) -> ApiResult<Request> {
+    let mut request = call.relayed(Some("application/json"))?;
+    *request.method_mut() = method.clone();
+    *request.body_mut() = body.clone().into();
+    if let Some(media) = call.headers.get(header::CONTENT_TYPE) {
+        request.headers_mut().insert(header::CONTENT_TYPE, media.clone());
+    }
+    Ok(request)
 }
 
 /// Sends a request for a list to another node; the error says in words why there is none.
@@ -281,12 +303,7 @@ pub(super) async fn peer_answer(call: &Call<'_>, method: Method, body: &Bytes) -
     let answers = join_all(call.state.live_peers().into_iter().map(|node| {
         let method = method.clone();
         async move {
-            let mut request = call.relayed(Some("application/json")).ok()?;
-            *request.method_mut() = method;
-            *request.body_mut() = body.clone().into();
-            if let Some(media) = call.headers.get(header::CONTENT_TYPE) {
-                request.headers_mut().insert(header::CONTENT_TYPE, media.clone());
-            }
+            let request = peer_request(call, &method, body).ok()?;
             let answer = tokio::time::timeout(PEER_TIMEOUT, call.state.relay.send(&node, request)).await;
             let response = answer.ok()?.ok()?;
             if !response.status().is_success() {

@@ -280,7 +280,13 @@ fn change_event(
     // What the newer group asks of a new one it does not ask of a change, which may be of an older one.
     let edited = tidied(confined(&base, edited, Part::Main, false));
     let mut changed = event::in_group(key.kind.row().group, edited);
-    warnings.extend(check_changed(key, &before, &changed)?);
+    let mut errors = validate::validate(&changed);
+    errors.extend(validate::validate_update(&before, &changed));
+    if call.target.row.group != key.kind.row().group {
+        errors.extend(event::validate_strict_update(&before, &changed));
+    }
+    refused(key, errors)?;
+    warnings.extend(validate::warnings(&changed, Some(&before)));
     changed.remove(&["metadata", "resourceVersion"]);
     changed.remove(&["metadata", "managedFields"]);
     events::check_size(&changed)?;

@@ -86,21 +86,39 @@ async fn an_event_is_changed_in_both_groups_where_it_is_kept() {
         (&json!(4), &json!("it came"))
     );
     let mut event = here.get(&newer).await.expect(200).json();
-    event["note"] = "it went".into();
+    event["series"]["count"] = 5.into();
     let changed = here.put(&newer, event.clone()).await.expect(200).json();
-    assert_eq!(changed["note"], "it went");
+    assert_eq!(changed["series"]["count"], 5);
     // That was another version.
     here.put(&newer, event.clone()).await.expect(409);
     let refused = here
-        .patch(&newer, "merge", json!({"note": "x".repeat(1025)}))
+        .patch(&older, "merge", json!({"message": "x".repeat(1025)}))
         .await
         .expect(422);
     contains(&refused.text, &["can have at most 1024 characters"]);
     let dry = here
-        .patch(&format!("{newer}?dryRun=All"), "merge", json!({"note": "dry"}))
+        .patch(&format!("{older}?dryRun=All"), "merge", json!({"message": "dry"}))
         .await;
-    assert_eq!(dry.expect(200).json()["note"], "dry");
-    assert_eq!(here.get(&newer).await.expect(200).json()["note"], "it went");
+    assert_eq!(dry.expect(200).json()["message"], "dry");
+    assert_eq!(here.get(&newer).await.expect(200).json()["note"], "it came");
+    for (field, value, path) in [
+        ("note", json!("it went"), "message"),
+        ("reason", json!("Gone"), "reason"),
+        ("type", json!("Warning"), "type"),
+        (
+            "reportingController",
+            json!("example.com/x"),
+            "reportingController",
+        ),
+        ("deprecatedCount", json!(2), "count"),
+    ] {
+        let refused = here.patch(&newer, "merge", json!({field: value})).await;
+        let causes = refused.expect(422).json()["details"]["causes"].clone();
+        assert_eq!(causes[0]["field"], path, "{causes}");
+        contains(causes[0]["message"].as_str().unwrap(), &["field is immutable"]);
+    }
+    let refused = here.patch(&newer, "merge", json!({"series": {"count": 1}})).await;
+    contains(&refused.expect(422).text, &["should be at least 2"]);
     here.patch(&format!("{NEWER}/none"), "merge", json!({}))
         .await
         .expect(404);
@@ -357,6 +375,31 @@ async fn events_of_other_nodes_come_in_either_form() {
     let deleted = here.delete(&path).await.expect(200).json();
     assert_eq!(deleted["details"]["group"], "events.k8s.io");
     assert_eq!(there.get_all_events(), 0);
+}
+
+#[tokio::test]
+async fn a_collection_of_events_is_deleted_on_all_nodes() {
+    let (here, there) = (Api::open().await, Api::named("n2", true).await);
+    here.join(&there);
+    here.post(OLDER, pulled_in_v1("web.1")).await.expect(201);
+    there.state.events.event(record("far", "Failed"));
+    there.state.events.event(record("further", "Killed"));
+    let dry = here
+        .delete(&format!("{NEWER}?dryRun=All"))
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(dry["items"].as_array().unwrap().len(), 3);
+    assert_eq!((here.get_all_events(), there.get_all_events()), (1, 2));
+    let some = format!("{NEWER}?fieldSelector=reason=Failed");
+    let some = here.delete(&some).await.expect(200).json();
+    assert_eq!(some["items"][0]["regarding"]["name"], "far");
+    let all = here.delete(OLDER).await.expect(200);
+    assert!(all.warnings().is_empty(), "{:?}", all.warnings());
+    let all = all.json();
+    let about = |item: usize| &all["items"][item]["involvedObject"]["name"];
+    assert_eq!([about(0), about(1)], ["web", "further"]);
+    assert_eq!((here.get_all_events(), there.get_all_events()), (0, 0));
 }
 
 impl Api {
