@@ -1,5 +1,7 @@
 //! Workloads that keep pods running, and their templates: defaults and validation.
 
+use std::collections::HashSet;
+
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
@@ -10,6 +12,7 @@ use crate::selector::LabelSelector;
 use crate::{Kind, fields, meta, names, pod, storage};
 
 const ROLLING: &str = "RollingUpdate";
+const STATEFUL_SET_NAME: &str = "StatefulSet";
 
 /// Puts the defaults into a Deployment.
 pub(crate) fn default_deployment(root: &mut Tree) {
@@ -184,7 +187,7 @@ pub(crate) fn validate_replica_set(root: &Node<'_>, errors: &mut Errors) {
 /// Checks a StatefulSet.
 pub(crate) fn validate_stateful_set(root: &Node<'_>, errors: &mut Errors) {
     let spec = root.at("spec");
-    validate_replicas(&spec, "statefulset", "StatefulSet", errors);
+    validate_replicas(&spec, "statefulset", STATEFUL_SET_NAME, errors);
     errors.at_least(&spec.at("revisionHistoryLimit"), 0);
     errors.at_least(&spec.at("ordinals").at("start"), 0);
     errors.one_of(&spec.at("podManagementPolicy"), &["OrderedReady", "Parallel"]);
@@ -261,7 +264,7 @@ pub(crate) fn validate_replication_controller(root: &Node<'_>, errors: &mut Erro
     } else if template.is_set() && !selector.entries().all(matches) {
         errors.invalid(&labels, "`selector` does not match template `labels`");
     }
-    validate_template(&template, "ReplicationController", errors);
+    validate_template(&template, "ReplicationController", HashSet::new(), errors);
 }
 
 /// Checks a PodTemplate.
@@ -305,17 +308,20 @@ fn validate_pods(spec: &Node<'_>, kind: &str, keeper: &str, errors: &mut Errors)
             Ok(_) => {}
         }
     }
-    validate_template(&template, keeper, errors);
+    let claims = spec.at("volumeClaimTemplates");
+    let claims = claims.items().filter(|_| keeper == STATEFUL_SET_NAME);
+    let claims = claims.map(|claim| claim.at("metadata").at("name").text());
+    validate_template(&template, keeper, claims.collect(), errors);
 }
 
-/// Checks the template of pods that run until they are removed.
-fn validate_template(template: &Node<'_>, keeper: &str, errors: &mut Errors) {
+/// Checks the template of pods that run until they are removed, and get `claims` as volumes.
+fn validate_template(template: &Node<'_>, keeper: &str, claims: HashSet<&str>, errors: &mut Errors) {
     if !template.is_set() {
         return errors.required(template, "");
     }
     meta::validate_of_template(&template.at("metadata"), errors);
     let pod_spec = template.at("spec");
-    pod::validate_spec(&pod_spec, errors);
+    pod::validate_spec_with_claims(&pod_spec, claims, errors);
     if matches!(pod_spec.at("restartPolicy").text(), "OnFailure" | "Never") {
         errors.one_of(&pod_spec.at("restartPolicy"), &["Always"]);
     }

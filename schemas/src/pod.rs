@@ -141,6 +141,11 @@ pub fn default_pull_policy(image: &str) -> &'static str {
 
 /// Checks a pod's `spec`.
 pub(crate) fn validate_spec(spec: &Node<'_>, errors: &mut Errors) {
+    validate_spec_with_claims(spec, HashSet::new(), errors);
+}
+
+/// Checks the `spec` of pods that get volumes of these names beside their own: a StatefulSet's claims.
+pub(crate) fn validate_spec_with_claims(spec: &Node<'_>, claims: HashSet<&str>, errors: &mut Errors) {
     errors.one_of(&spec.at("restartPolicy"), &["Always", "OnFailure", "Never"]);
     let dns_policy = spec.at("dnsPolicy");
     errors.one_of(
@@ -185,7 +190,8 @@ pub(crate) fn validate_spec(spec: &Node<'_>, errors: &mut Errors) {
         );
     }
     validate_user(&spec.at("securityContext"), errors);
-    let volumes = validate_volumes(&spec.at("volumes"), errors);
+    let mut volumes = validate_volumes(&spec.at("volumes"), errors);
+    volumes.extend(claims);
 
     let containers = spec.at("containers");
     if containers.is_empty_list() {

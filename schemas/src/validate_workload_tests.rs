@@ -76,6 +76,23 @@ fn stateful_sets() {
             "spec.template.spec.activeDeadlineSeconds: Forbidden: activeDeadlineSeconds in StatefulSet is not Supported",
         ],
     );
+    // Pods get the claims as volumes.
+    const MOUNTED: &str = "{metadata: {labels: {app: a}}, spec: {containers: [{name: a, image: x, volumeMounts: \
+                           [{name: www, mountPath: /a}, {name: logs, mountPath: /b}]}]}}";
+    let mounted = format!("selector: {{matchLabels: {{app: a}}}}, template: {MOUNTED}");
+    let claim = "{metadata: {name: www}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}";
+    let missing = |name: &str, mount: usize| {
+        format!("spec.template.spec.containers[0].volumeMounts[{mount}].name: Not found: \"{name}\"")
+    };
+    check(
+        &format!("{mounted}, volumeClaimTemplates: [{claim}]"),
+        &[&missing("logs", 1)],
+    );
+    super::workload_tests::check(
+        "DaemonSet",
+        &format!("spec: {{{mounted}, volumeClaimTemplates: [{claim}]}}"),
+        &[&missing("www", 0), &missing("logs", 1)],
+    );
     let old = format!("spec: {{{OF}}}");
     check_update(
         "StatefulSet",
