@@ -11,7 +11,7 @@ use store::{Applied, Author, Outcome, OwnedField, Precondition, Via, View, Write
 use super::decode::{self, Validation, parse_yaml};
 use super::edit::{Part, cleaned, tidied};
 use super::write::{
-    addressed, check_namespace, check_precondition, check_status, part_of, precondition, refused,
+    addressed, check_namespace, check_precondition, check_status, of_object, part_of, precondition, refused,
 };
 use super::{Call, answered, foreign, object_answer, scale, shown};
 use crate::api::content;
@@ -103,7 +103,7 @@ pub(super) async fn applied(
     }
     let planned = planned.map_err(|error| refusal(call, error))?;
     let warnings = match part_of(call) {
-        Part::Main => check_applied(key, before.as_ref(), &object, &planned.view)?,
+        Part::Main => of_object(key, check_applied(key, before.as_ref(), &object, &planned.view)?),
         Part::Status => {
             check_status(key, &planned.view.object)?;
             Vec::new()
@@ -166,7 +166,7 @@ fn is_own(error: &WriteError, before: Option<&View>, author: &Author) -> bool {
     is_applied && author.manager == "kubectl" && fields.iter().all(client_side)
 }
 
-/// Checks what an apply would make of an object.
+/// Checks what an apply would make of an object. Returns what is warned about, without the object's name.
 pub(crate) fn check_applied(
     key: &ObjectKey,
     before: Option<&View>,

@@ -32,6 +32,8 @@ const NAME_ATTEMPTS: usize = 8;
 /// As Kubernetes: a generated name has this many characters of its own, and at most 63 in all.
 const NAME_SUFFIX: usize = 5;
 const MAX_GENERATED_NAME: usize = 63;
+/// Characters of a name in a warning, which has 256 bytes for the path of a field, too.
+const MAX_NAME_SHOWN: usize = 63;
 
 /// Answers `POST` to a collection.
 pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
@@ -502,17 +504,29 @@ pub(super) fn refused(key: &ObjectKey, errors: Vec<FieldError>) -> ApiResult<()>
     Err(ApiError::invalid(key.kind, &key.name, field_causes(errors)))
 }
 
-/// Checks an object that is to be made.
+/// Checks an object that is to be made, and returns what is warned about.
 pub(crate) fn check_new(key: &ObjectKey, object: &Object) -> ApiResult<Vec<String>> {
     refused(key, validate::validate(object))?;
-    Ok(validate::warnings(object, None))
+    Ok(of_object(key, validate::warnings(object, None)))
+}
+
+/// Puts the object before what is warned about: kubectl prints equal sentences once, however many objects they are about.
+pub(super) fn of_object(key: &ObjectKey, warnings: Vec<String>) -> Vec<String> {
+    let name = match key.name.get(..MAX_NAME_SHOWN) {
+        Some(short) if short.len() < key.name.len() => format!("{short}..."),
+        _ => key.name.clone(),
+    };
+    let warnings = warnings.into_iter();
+    warnings
+        .map(|warning| format!("{} \"{name}\": {warning}", key.kind))
+        .collect()
 }
 
 pub(super) fn check_changed(key: &ObjectKey, old: &Object, new: &Object) -> ApiResult<Vec<String>> {
     let mut errors = validate::validate(new);
     errors.extend(validate::validate_update(old, new));
     refused(key, errors)?;
-    Ok(validate::warnings(new, Some(old)))
+    Ok(of_object(key, validate::warnings(new, Some(old))))
 }
 
 /// Checks the types of a status; what is wrong elsewhere does not keep it from being written.
