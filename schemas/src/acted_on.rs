@@ -50,6 +50,7 @@ const POD_SPEC: &[&str] = &[
     "containers.securityContext.capabilities",
     "containers.tty",
     "containers.stdin",
+    "containers.stdinOnce",
     "volumes.name",
     "volumes.emptyDir{}",
     "volumes.hostPath",

@@ -545,6 +545,7 @@ fn fields_without_effect_are_named() {
         let paths: Vec<&str> = warned.iter().filter_map(|text| text.split(": ").next()).collect();
         assert_eq!(paths, expected, "{text}");
     };
+    check(&container("stdin: true, stdinOnce: true, tty: true"), &[]);
     check(
         &container("ports: [{containerPort: 1}, {containerPort: 2, protocol: SCTP}]"),
         &["spec.containers[0].ports[1].protocol"],
