@@ -7,7 +7,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use http::{HeaderMap, header};
+use http::{HeaderMap, StatusCode, header};
 use schemas::{Kind, Object, ObjectKey, hex, time};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -45,8 +45,38 @@ pub(crate) async fn check(State(state): State<ApiState>, mut request: Request, n
     let Some(caller) = caller.or(public.then_some(Caller::Anonymous)) else {
         return ApiError::unauthorized().into_response();
     };
+    if let Some(refused) = impersonation(request.headers(), &caller) {
+        return refused.into_response();
+    }
     request.extensions_mut().insert(caller);
     next.run(request).await
+}
+
+/// Refuses who asks to be somebody else, as Kubernetes does with those who may not: every token may do everything, so that
+/// nothing would be gained, and who looks whether another may not would be told wrong.
+fn impersonation(headers: &HeaderMap, caller: &Caller) -> Option<ApiError> {
+    let named = |header: &str, resource| Some((resource, headers.get(header)?));
+    let (resource, name) = named("impersonate-user", "users")
+        .or_else(|| named("impersonate-group", "groups"))
+        .or_else(|| named("impersonate-uid", "uids"))
+        .or_else(|| {
+            let mut headers = headers.iter();
+            let (_, value) = headers.find(|(header, _)| header.as_str().starts_with("impersonate-"))?;
+            Some(("userextras", value))
+        })?;
+    let name = String::from_utf8_lossy(name.as_bytes());
+    let user = match caller {
+        Caller::Token(user) => user,
+        Caller::Peer(_) | Caller::Anonymous => "system:anonymous",
+    };
+    let message = format!(
+        "{resource} \"{name}\" is forbidden: User \"{user}\" cannot impersonate resource \"{resource}\" in API group \"\" at the \
+         cluster scope: this version of Podman Swarm has no impersonation, and every token may do everything"
+    );
+    let mut refused = ApiError::new(StatusCode::FORBIDDEN, "Forbidden", message);
+    refused.details.name = name.into_owned();
+    refused.details.kind = resource.to_owned();
+    Some(refused)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -62,6 +62,35 @@ async fn a_client_is_told_who_it_is() {
 }
 
 #[tokio::test]
+async fn nobody_can_be_somebody_else() {
+    let api = Api::named("n1", true).await;
+    let (token, secret) = create_token("ci", None);
+    let author = api.state.author("test", "");
+    api.state.store.create(token, author).await.unwrap();
+    let bearer = format!("Bearer {secret}");
+    for (header, resource) in [
+        ("impersonate-user", "users"),
+        ("impersonate-group", "groups"),
+        ("impersonate-uid", "uids"),
+        ("impersonate-extra-scopes", "userextras"),
+    ] {
+        for path in ["/api/v1/pods", "/apis", "/livez", "/api/v1/tokens", "/nothing"] {
+            let headers = [("authorization", bearer.as_str()), (header, "bob")];
+            let refused = api.call("GET", path, &headers, "").await.expect(403).json();
+            let said = refused["message"].as_str().unwrap();
+            let expected = format!(
+                "{resource} \"bob\" is forbidden: User \"ci\" cannot impersonate resource \"{resource}\""
+            );
+            assert!(said.starts_with(&expected), "{said}");
+            assert_eq!(refused["reason"], "Forbidden");
+        }
+    }
+    api.call("GET", "/apis", &[("impersonate-user", "bob")], "")
+        .await
+        .expect(401);
+}
+
+#[tokio::test]
 async fn discovery_names_what_is_served_and_no_more() {
     let api = Api::open().await;
     for path in ["/api", "/apis", "/apis/apps", "/apis/apps/v1", "/api/v1"] {
