@@ -48,7 +48,10 @@ impl Allowance {
             0 => ("False", "InsufficientPods"),
             _ => ("True", "SufficientPods"),
         };
-        let condition = condition("DisruptionAllowed", holds, reason, "");
+        let mut condition = condition("DisruptionAllowed", holds, reason, "");
+        // Of a `metav1.Condition` clients ask for a message, be it empty.
+        condition["message"] = "".into();
+        condition["observedGeneration"] = budget.generation().into();
         put_condition(&mut status, &previous, condition, unix_seconds);
         status
     }
@@ -175,10 +178,10 @@ mod tests {
             );
             let status = found.status(&budget, 0);
             assert_eq!(status["disruptionsAllowed"], allowed, "{spec}");
-            assert_eq!(
-                status["conditions"][0]["status"],
-                if allowed > 0 { "True" } else { "False" }
-            );
+            let condition = &status["conditions"][0];
+            assert_eq!(condition["status"], if allowed > 0 { "True" } else { "False" });
+            assert_eq!(condition["message"], "");
+            assert_eq!(condition["observedGeneration"], status["observedGeneration"]);
         }
         let budget = object(
             Kind::PodDisruptionBudget,

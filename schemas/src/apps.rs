@@ -42,6 +42,7 @@ pub(crate) fn default_replica_set(root: &mut Tree) {
 
 /// Puts the defaults into a StatefulSet.
 pub(crate) fn default_stateful_set(root: &mut Tree) {
+    defaults::status(root, &["availableReplicas", "replicas"]);
     let Some(spec) = defaults::make(root, "spec") else {
         return;
     };
@@ -67,6 +68,15 @@ pub(crate) fn default_stateful_set(root: &mut Tree) {
 
 /// Puts the defaults into a DaemonSet.
 pub(crate) fn default_daemon_set(root: &mut Tree) {
+    defaults::status(
+        root,
+        &[
+            "currentNumberScheduled",
+            "desiredNumberScheduled",
+            "numberMisscheduled",
+            "numberReady",
+        ],
+    );
     let Some(spec) = defaults::make(root, "spec") else {
         return;
     };
@@ -90,6 +100,7 @@ fn default_update_strategy(spec: &mut Tree) -> Option<&mut Tree> {
 
 /// Puts the defaults into a ReplicationController, which is for the pods of its template unless it says otherwise.
 pub(crate) fn default_replication_controller(root: &mut Tree) {
+    defaults::status(root, &["replicas"]);
     let Some(spec) = defaults::make(root, "spec") else {
         return;
     };

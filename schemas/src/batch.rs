@@ -18,6 +18,7 @@ const CRON_JOB_NAME_MAX: usize = 52;
 
 /// Puts the defaults into a Job. One that has a uid shows what makes its pods its own, unless the user sees to that.
 pub(crate) fn default_job(root: &mut Tree) {
+    defaults::status(root, &[]);
     let metadata = |field: &str| {
         let text = root
             .get("metadata")
@@ -73,6 +74,7 @@ fn generate_selector(spec: &mut Tree, uid: &str, name: &str) {
 
 /// Puts the defaults into a CronJob.
 pub(crate) fn default_cron_job(root: &mut Tree) {
+    defaults::status(root, &[]);
     let Some(spec) = defaults::make(root, "spec") else {
         return;
     };

@@ -30,6 +30,13 @@ pub(crate) fn make<'a>(map: &'a mut Tree, field: &str) -> Option<&'a mut Tree> {
     map.get_mut(field)?.as_object_mut()
 }
 
+/// Puts what Kubernetes shows as the `status` of an object that no controller has looked at: Go's zeros.
+pub(crate) fn status(root: &mut Tree, counts: &[&str]) {
+    if let Some(status) = make(root, "status") {
+        counts.iter().for_each(|count| set(status, count, 0));
+    }
+}
+
 /// Returns the maps in the list in a field.
 pub(crate) fn each<'a>(map: &'a mut Tree, field: &str) -> impl Iterator<Item = &'a mut Tree> {
     let list = map.get_mut(field).and_then(Value::as_array_mut);

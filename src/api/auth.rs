@@ -25,7 +25,14 @@ pub const RELAYED_USER: &str = "x-podman-swarm-user";
 /// Text before the id of every API token, so that secret scanners can know it.
 const PREFIX: &str = "pst-";
 /// Paths that answer without a token.
-const PUBLIC: [&str; 5] = ["/api/v1/health", "/livez", "/readyz", "/healthz", "/version"];
+const PUBLIC: [&str; 6] = [
+    "/api/v1/health",
+    "/livez",
+    "/readyz",
+    "/healthz",
+    "/version",
+    "/version/",
+];
 
 /// Refuses requests that prove nothing, and notes on the others who makes them.
 pub(crate) async fn check(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {

@@ -125,6 +125,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/readyz", get(health::ready))
         .route("/healthz", get(health::ready))
         .route("/version", get(discovery::version))
+        .route("/version/", get(discovery::version))
         .route("/api", get(discovery::api_versions))
         .route("/apis", get(discovery::groups))
         .route("/apis/{group}", get(discovery::group))

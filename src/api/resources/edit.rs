@@ -56,13 +56,20 @@ pub(super) fn confined(base: &Object, mut edited: Object, part: Part, has_status
 /// Returns the document to store, given the stored one, what was shown of it and what the client made of that.
 ///
 /// Where storing the difference alone would show something else (a default that hangs on a field that changed: the pull
-/// policy on the image), the edit is stored as it is, as Kubernetes does.
+/// policy on the image), the edit is stored as it is, as Kubernetes does; but for a status that it leaves alone.
 pub(super) fn stored(raw: &Object, shown: &Object, edited: &Object) -> Object {
     let candidate = Object(transfer_map(&raw.0, &shown.0, &edited.0));
     if schemas::validate::defaulted(&candidate) == *edited {
         candidate
     } else {
-        edited.clone()
+        let mut whole = edited.clone();
+        if shown.pointer("/status") == edited.pointer("/status") {
+            whole.remove(&["status"]);
+            if let Some(status) = raw.pointer("/status") {
+                whole.set(&["status"], status.clone());
+            }
+        }
+        whole
     }
 }
 

@@ -93,7 +93,7 @@ async fn nobody_can_be_somebody_else() {
 #[tokio::test]
 async fn discovery_names_what_is_served_and_no_more() {
     let api = Api::open().await;
-    for path in ["/api", "/apis", "/apis/apps", "/apis/apps/v1", "/api/v1"] {
+    for path in ["/api", "/apis", "/apis/apps", "/apis/apps/v1", "/api/v1", "/version"] {
         let plain = api.get(path).await.expect(200).json();
         assert_eq!(
             api.get(&format!("{path}/")).await.expect(200).json(),
