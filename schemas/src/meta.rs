@@ -91,6 +91,28 @@ pub(crate) fn validate_managed(shown: &Node<'_>, entries: &Node<'_>, errors: &mu
     }
 }
 
+/// Checks that nothing new is waited for once an object is being deleted.
+pub(crate) fn validate_finalizers_update(old: &Node<'_>, new: &Node<'_>, errors: &mut Errors) {
+    if !old.at("deletionTimestamp").is_set() {
+        return;
+    }
+    let (known, said) = (old.at("finalizers"), new.at("finalizers"));
+    let known: Vec<&str> = known.items().map(|finalizer| finalizer.text()).collect();
+    let names = said.items().map(|finalizer| finalizer.text());
+    let mut added: Vec<&str> = names.filter(|name| !known.contains(name)).collect();
+    added.sort_unstable();
+    added.dedup();
+    if !added.is_empty() {
+        errors.forbidden(
+            &said,
+            format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{\"{}\"}}",
+                added.join("\", \"")
+            ),
+        );
+    }
+}
+
 /// Checks what metadata of objects and of pod templates have in common.
 pub(crate) fn validate_of_template(metadata: &Node<'_>, errors: &mut Errors) {
     validate_labels(&metadata.at("labels"), errors);

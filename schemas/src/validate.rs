@@ -189,6 +189,7 @@ pub fn validate_update(old: &Object, new: &Object) -> Vec<FieldError> {
     let (old, new) = (Node::root(&old), Node::root(&new));
     let [shown, said] = [&old, &new].map(|node| follow(node, "metadata.managedFields"));
     meta::validate_managed(&shown, &said, &mut errors);
+    meta::validate_finalizers_update(&old.at("metadata"), &new.at("metadata"), &mut errors);
     for path in fields::METADATA_IMMUTABLE {
         let (old, new) = (follow(&old, path), follow(&new, path));
         // What the server fills in, clients may leave out.

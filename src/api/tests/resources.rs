@@ -459,6 +459,16 @@ async fn finalizers_hold_an_object() {
     api.delete(WEB).await.expect(200);
     let held = api.get(WEB).await.expect(200).json();
     assert!(held["metadata"]["deletionTimestamp"].is_string());
+    // Nothing new is waited for.
+    let more = json!({"metadata": {"finalizers": ["example.com/hold", "b.example.com/x", "a.example.com/x"]}});
+    let refused = api.patch(WEB, "merge", more).await.expect(422).json();
+    assert_eq!(
+        refused["message"],
+        "Deployment.apps \"web\" is invalid: metadata.finalizers: Forbidden: no new finalizers can be added if the object is \
+         being deleted, found new finalizers []string{\"a.example.com/x\", \"b.example.com/x\"}"
+    );
+    let labels = json!({"metadata": {"labels": {"x": "y"}}});
+    api.patch(WEB, "merge", labels).await.expect(200);
     api.patch(WEB, "merge", json!({"metadata": {"finalizers": null}}))
         .await
         .expect(200);
