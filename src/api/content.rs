@@ -20,9 +20,6 @@ pub(crate) const MAX_OBJECT_BODY_BYTES: usize = 3 * 1024 * 1024;
 pub(crate) const MAX_MANIFEST_BYTES: usize = 16 * 1024 * 1024;
 /// A body of the largest size at 300 KiB a second; a slower client holds a connection for nothing.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Of a body that is too large, so much is read and dropped, and for so long. Whoever sends more may miss the answer.
-const MAX_DROPPED_BYTES: usize = 2 * MAX_MANIFEST_BYTES;
-const DROP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Warnings in one answer, and bytes of each, as kube-apiserver bounds them (4 KiB in all, 256 bytes each).
 const MAX_WARNING_BYTES: usize = 256;
 const MAX_ALL_WARNINGS_BYTES: usize = 4096;
@@ -163,29 +160,16 @@ pub(crate) fn add_warnings(response: &mut Response, warnings: &[String]) {
 ///
 /// # Errors
 /// 413 above `limit_bytes`, 408 when it comes too slowly, 400 when it breaks off.
-pub(crate) async fn read_body(mut body: Body, limit_bytes: usize) -> ApiResult<Bytes> {
-    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(&mut body, limit_bytes).collect()).await {
+pub(crate) async fn read_body(body: Body, limit_bytes: usize) -> ApiResult<Bytes> {
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit_bytes).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let _ = tokio::time::timeout(DROP_TIMEOUT, drop_rest(body)).await;
-            Err(ApiError::too_large(limit_bytes))
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit_bytes)),
         Ok(Err(error)) => Err(ApiError::bad_request(format!("the body cannot be read: {error}"))),
         Err(_) => Err(ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
             "Timeout",
             format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()),
         )),
-    }
-}
-
-/// Reads on to a limit: most clients write all of a body before they read the answer.
-async fn drop_rest(mut body: Body) {
-    let mut dropped = 0;
-    while dropped < MAX_DROPPED_BYTES
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        dropped += frame.data_ref().map_or(0, Bytes::len);
     }
 }
 

@@ -28,6 +28,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod unread;
 
 pub use auth::{RELAYED_USER, admin_kubeconfig, create_token, knows_token};
 pub use backups::BackupSource;

@@ -19,7 +19,7 @@ use super::resources::history;
 use super::status::ApiError;
 use super::streams::Sessions;
 use super::{
-    discovery, gzip, health, manifests, metrics, native, openapi, resources, restore, reviews, tokens,
+    discovery, gzip, health, manifests, metrics, native, openapi, resources, restore, reviews, tokens, unread,
 };
 use crate::caller::Caller;
 use crate::relay::Relay;
@@ -204,6 +204,7 @@ pub fn router(state: ApiState) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed().into_response() })
         .layer(axum::middleware::from_fn(gzip::compress))
         .layer(axum::middleware::from_fn_with_state(state.clone(), auth::check))
+        .layer(axum::middleware::from_fn(unread::drain))
         .with_state(state)
 }
 

@@ -1,9 +1,18 @@
 //! The listener: TLS and plain HTTP on one port, and its end.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use axum::body::Body;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use http::Request;
+use http_body_util::BodyExt;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -143,6 +152,63 @@ async fn plain_http_can_be_turned_off() {
     );
     let sealed = get(served.connect_tls().await, "/livez").await;
     assert!(sealed.starts_with("HTTP/1.1 200"), "{sealed}");
+}
+
+/// What is answered before a body was looked at: where, and how.
+const EARLY: [(&str, &str, u16); 4] = [
+    ("POST", "/apis/authentication.k8s.io/v1/tokenreviews", 404),
+    ("PATCH", "/api/v1/namespaces/default/pods/web/resize", 501),
+    ("POST", "/api/v1/namespaces/default/pods?fieldValidation=Bogus", 400),
+    ("PUT", "/api/v1/namespaces/default/pods", 405),
+];
+
+#[tokio::test]
+async fn who_is_answered_early_can_send_the_rest() {
+    let api = Api::open().await;
+    let served = Served::start(&api, PlainHttp::Loopback).await;
+    let stream = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
+    let (mut client, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    for (method, path, code) in EARLY {
+        let is_sent = Arc::new(AtomicBool::new(false));
+        let sent = is_sent.clone();
+        let parts = stream::iter(0..3).then(move |part| {
+            let sent = sent.clone();
+            async move {
+                // Long enough for an answer that does not wait.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                sent.store(part == 2, Ordering::SeqCst);
+                Ok::<_, Infallible>(Bytes::from_static(b"{}"))
+            }
+        });
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://localhost{path}"))
+            .body(Body::from_stream(parts))
+            .unwrap();
+        let answer = client.send_request(request).await.unwrap();
+        assert_eq!(answer.status(), code, "{method} {path}");
+        assert!(is_sent.load(Ordering::SeqCst), "{method} {path}");
+        answer.into_body().collect().await.unwrap();
+    }
+    connection.abort();
+}
+
+#[tokio::test]
+async fn curl_reads_early_answers_over_http_2() {
+    let api = Api::open().await;
+    let served = Served::start(&api, PlainHttp::Loopback).await;
+    for (method, path, code) in EARLY.iter().cycle().take(5 * EARLY.len()) {
+        let url = format!("http://{}{path}", served.address);
+        let options = ["--http2-prior-knowledge", "-sS", "-w", "%{http_code}", "-d", "{}", "-X"];
+        let mut curl = tokio::process::Command::new("curl");
+        let Ok(ran) = curl.args(options).args([*method, &url]).output().await else {
+            eprintln!("no curl");
+            return;
+        };
+        let text = String::from_utf8_lossy(&ran.stdout);
+        assert!(ran.status.success() && text.ends_with(&code.to_string()), "{ran:?}");
+    }
 }
 
 /// Reads until the other side closes; tells whether it did so within the time.
