@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::Object;
 use crate::yaml::Documents;
-use crate::{json, yaml_write};
+use crate::{defaults, json, yaml_write};
 
 /// Largest object, as compact JSON: what fits one document of the store and one request of Kubernetes (etcd: 1.5 MiB).
 pub const MAX_OBJECT_BYTES: usize = 1 << 20;
@@ -227,11 +227,14 @@ pub fn parse_all(bytes: &[u8]) -> Parsed {
 }
 
 /// Reads the objects of a body, and what a strict decoder says of keys that are there twice, of which the last counts: as
-/// Kubernetes, which leaves it to clients whether that is refused.
+/// Kubernetes, which leaves it to clients whether that is refused. `assumed` are version and kind of what does not say them.
 ///
 /// # Errors
 /// The first thing that cannot be read.
-pub fn parse_last_wins(bytes: &[u8]) -> Result<(Vec<Object>, Vec<String>), ManifestError> {
+pub fn parse_last_wins(
+    bytes: &[u8],
+    assumed: Option<(&str, &str)>,
+) -> Result<(Vec<Object>, Vec<String>), ManifestError> {
     let text = checked_text(bytes)?;
     let mut duplicates = Duplicates::Noted(Vec::new());
     let (documents, unreadable) = documents(text, &mut duplicates);
@@ -239,7 +242,11 @@ pub fn parse_last_wins(bytes: &[u8]) -> Result<(Vec<Object>, Vec<String>), Manif
         return Err(error);
     }
     let mut objects = Vec::new();
-    for document in documents {
+    for mut document in documents {
+        if let (Some((api_version, kind)), Value::Object(map)) = (assumed, &mut document.value) {
+            defaults::set_text(map, "apiVersion", api_version);
+            defaults::set_text(map, "kind", kind);
+        }
         let mut problems = Vec::new();
         flatten(document.value, &mut objects, &mut problems);
         if let Some(problem) = problems.into_iter().next() {
@@ -503,7 +510,8 @@ mod tests {
         assert_eq!(value, json!({"a": {"d": 4}, "list": [0, {"b": {"c": 3}}]}));
         let again = "duplicate field \"list[1].b.c\"";
         assert_eq!(notes, [again, again, "duplicate field \"a\""]);
-        let (objects, notes) = parse_last_wins(format!("{HEAD}spec:\n  a: 1\n  a: 2\n").as_bytes()).unwrap();
+        let (objects, notes) =
+            parse_last_wins(format!("{HEAD}spec:\n  a: 1\n  a: 2\n").as_bytes(), None).unwrap();
         assert_eq!(objects[0].i64_at("/spec/a"), Some(2));
         assert_eq!(notes, ["line 5: key \"a\" already set in map"]);
         let many = format!("{{{}\"a\": 1}}", "\"a\": 0, ".repeat(MAX_ERRORS * 2));

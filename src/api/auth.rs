@@ -25,11 +25,14 @@ pub const RELAYED_USER: &str = "x-podman-swarm-user";
 /// Text before the id of every API token, so that secret scanners can know it.
 const PREFIX: &str = "pst-";
 /// Paths that answer without a token.
-const PUBLIC: [&str; 6] = [
+const PUBLIC: [&str; 9] = [
     "/api/v1/health",
     "/livez",
+    "/livez/ping",
     "/readyz",
+    "/readyz/ping",
     "/healthz",
+    "/healthz/ping",
     "/version",
     "/version/",
 ];

@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, header};
-use schemas::{KindRow, Scope, Subresource};
+use schemas::{Kind, KindRow, Scope, Subresource};
 use serde_json::{Value, json};
 
 use super::metrics::METRICS;
@@ -28,6 +28,8 @@ pub(crate) const VERBS: [&str; 8] = [
     "update",
     "watch",
 ];
+/// Those of Namespaces, of which Kubernetes deletes one at a time.
+const NAMESPACE_VERBS: [&str; 7] = ["create", "delete", "get", "list", "patch", "update", "watch"];
 const SUBRESOURCE_VERBS: [&str; 3] = ["get", "patch", "update"];
 
 /// A resource that is answered and never kept: it has no row in the kind table.
@@ -167,7 +169,7 @@ fn resource_list(group: &str, version: &str) -> ApiResult {
             "singularName": row.singular,
             "namespaced": namespaced,
             "kind": row.name,
-            "verbs": VERBS,
+            "verbs": verbs(row),
         });
         if !row.short_names.is_empty() {
             resource["shortNames"] = row.short_names.into();
@@ -218,6 +220,15 @@ fn resource_list(group: &str, version: &str) -> ApiResult {
         "resources": resources,
     }))
     .into_response())
+}
+
+/// What can be done with a kind.
+pub(crate) fn verbs(row: &KindRow) -> &'static [&'static str] {
+    if row.kind == Kind::Namespace {
+        &NAMESPACE_VERBS
+    } else {
+        &VERBS
+    }
 }
 
 pub(crate) fn subresource_verbs(part: Subresource) -> &'static [&'static str] {
@@ -316,7 +327,7 @@ fn aggregated_resource(row: &'static KindRow) -> Value {
         "responseKind": kind(row.group, row.name),
         "scope": scope_name(row.scope),
         "singularResource": row.singular,
-        "verbs": VERBS,
+        "verbs": verbs(row),
     });
     if !row.short_names.is_empty() {
         resource["shortNames"] = row.short_names.into();

@@ -18,6 +18,11 @@ pub(crate) async fn live(RawQuery(query): RawQuery) -> &'static str {
     }
 }
 
+/// That part of the checks which asks whether anybody answers.
+pub(crate) async fn ping() -> &'static str {
+    "ok"
+}
+
 fn is_verbose(query: Option<&str>) -> bool {
     query.is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose")))
 }

@@ -9,8 +9,8 @@ use super::status::{ApiError, ApiResult};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Behind {
     Served(Subresource),
-    /// Known to Kubernetes and not served (yet).
-    Unserved,
+    /// Known to Kubernetes and not served (yet), by its word.
+    Unserved(&'static str),
 }
 
 /// What a path names.
@@ -36,10 +36,15 @@ impl Behind {
             "exec" => Subresource::Exec,
             "attach" => Subresource::Attach,
             "portforward" => Subresource::PortForward,
-            "proxy" | "ephemeralcontainers" | "resize" => {
-                return matches!(kind, Kind::Pod | Kind::Service | Kind::Node).then_some(Self::Unserved);
+            "proxy" => {
+                let has_one = matches!(kind, Kind::Pod | Kind::Service | Kind::Node);
+                return has_one.then_some(Self::Unserved("proxy"));
             }
-            "finalize" => return (kind == Kind::Namespace).then_some(Self::Unserved),
+            "ephemeralcontainers" => {
+                return (kind == Kind::Pod).then_some(Self::Unserved("ephemeralcontainers"));
+            }
+            "resize" => return (kind == Kind::Pod).then_some(Self::Unserved("resize")),
+            "finalize" => return (kind == Kind::Namespace).then_some(Self::Unserved("finalize")),
             _ => return None,
         };
         kind.row()
@@ -94,7 +99,10 @@ impl Target {
         let (name, behind) = match rest {
             [] => (None, None),
             [name] => (Some((*name).to_owned()), None),
-            [name, word] => (Some((*name).to_owned()), Some(Behind::parse(row.kind, word)?)),
+            // What follows is a path of whom is asked.
+            [name, word] | [name, word @ "proxy", ..] => {
+                (Some((*name).to_owned()), Some(Behind::parse(row.kind, word)?))
+            }
             _ => return None,
         };
         Some(Target {
@@ -254,6 +262,19 @@ mod tests {
             "/apis/events.k8s.io/v1/namespaces/a/events/web.1",
             Some((Kind::Event, Some("a"), Some("web.1"), None)),
         );
+        let proxy = Some(Behind::Unserved("proxy"));
+        for (path, kind, namespace) in [
+            ("/api/v1/namespaces/a/pods/web/proxy/", Kind::Pod, Some("a")),
+            (
+                "/api/v1/namespaces/a/services/web/proxy/x/y",
+                Kind::Service,
+                Some("a"),
+            ),
+            ("/api/v1/nodes/web/proxy/metrics", Kind::Node, None),
+        ] {
+            check(path, Some((kind, namespace, Some("web"), proxy)));
+        }
+        check("/apis/apps/v1/namespaces/a/deployments/web/proxy/x", None);
         check("/apis/events.k8s.io/v1/pods", None);
         check("/api/v1/pods/web", None);
         check("/api/v1/deployments/a/b", None);

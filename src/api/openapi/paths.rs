@@ -8,7 +8,7 @@ use schemas::{KindRow, Scope, Subresource};
 use serde_json::{Map, Value, json};
 
 use super::group_path;
-use crate::api::discovery::{Unkept, own_kind, served, subresource_verbs, unkept, version_of};
+use crate::api::discovery::{Unkept, own_kind, served, subresource_verbs, unkept, verbs, version_of};
 use crate::api::target::word;
 
 const WRITE: &[&str] = &["dryRun", "fieldManager", "fieldValidation"];
@@ -104,12 +104,13 @@ fn of_kind(row: &KindRow, root: &str, paths: &mut Map<String, Value>) {
         insert(format!("{root}/{}", row.plural), &[], &["list"], about);
     }
     let collection = format!("{root}{scope}/{}", row.plural);
-    let verbs = ["list", "create", "deletecollection"];
-    insert(collection.clone(), within, &verbs, about);
+    let mut of_all = vec!["list", "create", "deletecollection"];
+    of_all.retain(|verb| verbs(row).contains(verb));
+    insert(collection.clone(), within, &of_all, about);
     let names: Vec<&str> = within.iter().copied().chain(["name"]).collect();
     let object = format!("{collection}/{{name}}");
-    let verbs = ["get", "update", "patch", "delete"];
-    insert(object.clone(), &names, &verbs, about);
+    let of_one = ["get", "update", "patch", "delete"];
+    insert(object.clone(), &names, &of_one, about);
     for part in row.subresources {
         let path = format!("{object}/{}", word(*part));
         let about = own_kind(*part).unwrap_or(about);

@@ -37,7 +37,7 @@ pub(super) async fn apply(
     if key.kind == Kind::Event {
         return Err(ApiError::method_not_allowed());
     }
-    let (object, duplicates) = parse_yaml(bytes)?;
+    let (object, duplicates) = parse_yaml(bytes, None)?;
     let object = addressed(call, object, Some(key))?;
     let precondition = demanded(&object)?;
     if let Some(answer) = foreign::write(call, key, precondition.resource_version, bytes).await? {

@@ -3,7 +3,7 @@
 
 use http::HeaderMap;
 use schemas::manifest::Problem;
-use schemas::{Kind, Object, manifest, validate};
+use schemas::{Kind, KindRow, Object, manifest, validate};
 use serde_json::Value;
 
 use crate::api::content::{MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, unsupported_media};
@@ -150,12 +150,15 @@ fn undecodable(object: &Object, problem: &str) -> ApiError {
 /// An object as it was sent, and what a strict decoder says of keys that are there twice.
 pub(super) type Sent = (Object, Vec<String>);
 
-/// Reads one object in JSON, YAML or protobuf.
-pub(super) fn parse_object(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Sent> {
+/// Reads one object in JSON, YAML or protobuf, sent to a path of `row`.
+pub(super) fn parse_object(row: &KindRow, headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Sent> {
     let (value, duplicates) = match content_type(headers) {
         PROTOBUF => (parse_value(headers, bytes)?, Vec::new()),
         "" | "application/json" => parse_json(bytes)?,
-        "application/yaml" | "application/x-yaml" | "text/yaml" => return parse_yaml(bytes),
+        "application/yaml" | "application/x-yaml" | "text/yaml" => {
+            let api_version = row.api_version();
+            return parse_yaml(bytes, Some((&api_version, row.name)));
+        }
         _ => return Err(unsupported_media(&OBJECT_TYPES)),
     };
     let object =
@@ -172,10 +175,10 @@ fn parse_json(bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
         .map_err(|error| ApiError::bad_request(format!("the body is not JSON that can be read: {error}")))
 }
 
-/// Reads one YAML document (JSON is YAML, too).
-pub(super) fn parse_yaml(bytes: &[u8]) -> ApiResult<Sent> {
+/// Reads one YAML document (JSON is YAML, too). `assumed`: its version and kind, where it does not say them.
+pub(super) fn parse_yaml(bytes: &[u8], assumed: Option<(&str, &str)>) -> ApiResult<Sent> {
     let (mut objects, mut duplicates) =
-        manifest::parse_last_wins(bytes).map_err(|error| match error.problem {
+        manifest::parse_last_wins(bytes, assumed).map_err(|error| match error.problem {
             Problem::ObjectTooLarge(_) => ApiError::too_large(MAX_OBJECT_BYTES),
             _ => ApiError::bad_request(format!("error decoding YAML: {error}")),
         })?;

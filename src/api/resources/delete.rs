@@ -15,6 +15,7 @@ use super::form::list_value;
 use super::read::{peer_answer, peer_events};
 use super::{Call, answered, foreign, node, object_answer, plain_answer, shown};
 use crate::api::content::{self, MAX_OBJECT_BYTES, PROTOBUF, content_type, parse_value, read_body};
+use crate::api::discovery::verbs;
 use crate::api::selection::Selection;
 use crate::api::state::ApiState;
 use crate::api::status::{self, ApiError, ApiResult};
@@ -93,7 +94,8 @@ pub(super) async fn delete(call: &Call<'_>, body: Body) -> ApiResult {
 /// Answers `DELETE` of a collection.
 pub(super) async fn delete_collection(call: &Call<'_>, body: Body) -> ApiResult<Response> {
     let selection = Selection::of(call.target.row, &call.query)?;
-    if call.kind().is_namespaced() && call.target.namespace.is_none() {
+    let is_across = call.kind().is_namespaced() && call.target.namespace.is_none();
+    if is_across || !verbs(call.target.row).contains(&"deletecollection") {
         return Err(ApiError::method_not_allowed());
     }
     let body = read_body(body, MAX_OBJECT_BYTES).await?;

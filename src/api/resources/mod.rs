@@ -82,10 +82,9 @@ pub(crate) async fn handle(state: &ApiState, mut request: Request) -> ApiResult 
 async fn answer(call: &Call<'_>, on_upgrade: Option<OnUpgrade>, body: Body) -> ApiResult {
     let named = call.target.name.is_some();
     let subresource = match call.target.behind {
-        Some(Behind::Unserved) => {
+        Some(Behind::Unserved(word)) => {
             return Err(ApiError::not_implemented(format!(
-                "this version of Podman Swarm does not serve {}",
-                call.uri.path().rsplit('/').next().unwrap_or_default()
+                "this version of Podman Swarm does not serve {word}"
             )));
         }
         Some(Behind::Served(subresource)) => Some(subresource),

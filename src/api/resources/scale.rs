@@ -76,7 +76,7 @@ pub(super) async fn patch(call: &Call<'_>, body: Body) -> ApiResult {
 async fn apply(call: &Call<'_>, bytes: &Bytes) -> ApiResult {
     check_manager_is_named(call)?;
     let key = call.key()?;
-    let (scale, _) = parse_yaml(bytes)?;
+    let (scale, _) = parse_yaml(bytes, None)?;
     let scale = scale.into_value();
     content::expect_type(&scale, API_VERSION, "Scale")?;
     let meant = Object::from_value(scale.clone()).unwrap_or_default();

@@ -44,7 +44,7 @@ pub(super) async fn create(call: &Call<'_>, body: Body) -> ApiResult {
         return Err(ApiError::method_not_allowed());
     }
     let bytes = read_body(body, MAX_OBJECT_BODY_BYTES).await?;
-    let (object, duplicates) = parse_object(&call.headers, &bytes)?;
+    let (object, duplicates) = parse_object(call.target.row, &call.headers, &bytes)?;
     let object = addressed(call, object, None)?;
     if !object.str_at("/metadata/resourceVersion").is_empty() {
         return Err(ApiError::bad_request(
@@ -120,7 +120,7 @@ pub(super) async fn update(call: &Call<'_>, body: Body) -> ApiResult {
     let key = call.key()?;
     let validation = Validation::parse(call.query.text("fieldValidation"))?;
     let bytes = read_body(body, MAX_OBJECT_BODY_BYTES).await?;
-    let (object, duplicates) = parse_object(&call.headers, &bytes)?;
+    let (object, duplicates) = parse_object(call.target.row, &call.headers, &bytes)?;
     let object = addressed(call, object, Some(&key))?;
     let meant = precondition(&object)?.resource_version;
     if let Some(answer) = foreign::write(call, &key, meant, &bytes).await? {

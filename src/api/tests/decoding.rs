@@ -8,6 +8,34 @@ const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 const WEB: &str = "/apis/apps/v1/namespaces/default/deployments/web";
 
 #[tokio::test]
+async fn an_object_need_not_repeat_the_kind_that_its_path_says() {
+    let api = Api::open().await;
+    let path = "/api/v1/namespaces/default/configmaps";
+    for (media, text) in [
+        ("application/yaml", "metadata: {name: yaml}\ndata: {a: b}\n"),
+        (
+            "application/json",
+            r#"{"metadata": {"name": "json"}, "data": {"a": "b"}}"#,
+        ),
+    ] {
+        let headers = [("content-type", media)];
+        let made = api.call("POST", path, &headers, text).await.expect(201).json();
+        assert_eq!(
+            (&made["apiVersion"], &made["kind"]),
+            (&json!("v1"), &json!("ConfigMap"))
+        );
+        let one = format!("{path}/{}", made["metadata"]["name"].as_str().unwrap());
+        api.call("PUT", &one, &headers, text).await.expect(200);
+    }
+    let other = "kind: Secret\nmetadata: {name: other}\n";
+    let refused = api
+        .call("POST", path, &[("content-type", "application/yaml")], other)
+        .await;
+    let said = "the kind in the data (Secret) does not match the expected kind (ConfigMap)";
+    assert!(refused.expect(400).text.contains(said));
+}
+
+#[tokio::test]
 async fn unknown_fields_are_kept_and_told_of_however_they_come() {
     let api = Api::open().await;
     let unknown = [

@@ -238,7 +238,10 @@ async fn a_status_that_nobody_wrote_has_gos_zeros() {
         let label = json!({"metadata": {"labels": {"x": "y"}}});
         let labelled = api.patch(&one, "merge", label).await.expect(200).json();
         let owned = labelled["metadata"]["managedFields"].to_string();
-        assert!(!owned.contains("f:status"), "{kind}: what is shown is not stored: {owned}");
+        assert!(
+            !owned.contains("f:status"),
+            "{kind}: what is shown is not stored: {owned}"
+        );
         // What is written by a controller stands beside the others.
         let observed = json!([{"op": "add", "path": "/status/observedGeneration", "value": 7}]);
         let written = api.patch(&format!("{one}/status"), "json", observed).await;
@@ -282,7 +285,10 @@ async fn what_nothing_acts_on_is_warned_about() {
     ];
     for (path, object, _) in examples() {
         let kind = object["kind"].as_str().unwrap().to_owned();
-        let named = format!("{kind} \\\"{}\\\": ", object["metadata"]["name"].as_str().unwrap());
+        let named = format!(
+            "{kind} \\\"{}\\\": ",
+            object["metadata"]["name"].as_str().unwrap()
+        );
         let created = api.post(path, object).await.expect(201);
         let warnings = created.warnings();
         let warned = warnings

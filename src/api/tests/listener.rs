@@ -158,7 +158,11 @@ async fn plain_http_can_be_turned_off() {
 const EARLY: [(&str, &str, u16); 4] = [
     ("POST", "/apis/authentication.k8s.io/v1/tokenreviews", 404),
     ("PATCH", "/api/v1/namespaces/default/pods/web/resize", 501),
-    ("POST", "/api/v1/namespaces/default/pods?fieldValidation=Bogus", 400),
+    (
+        "POST",
+        "/api/v1/namespaces/default/pods?fieldValidation=Bogus",
+        400,
+    ),
     ("PUT", "/api/v1/namespaces/default/pods", 405),
 ];
 
@@ -200,14 +204,25 @@ async fn curl_reads_early_answers_over_http_2() {
     let served = Served::start(&api, PlainHttp::Loopback).await;
     for (method, path, code) in EARLY.iter().cycle().take(5 * EARLY.len()) {
         let url = format!("http://{}{path}", served.address);
-        let options = ["--http2-prior-knowledge", "-sS", "-w", "%{http_code}", "-d", "{}", "-X"];
+        let options = [
+            "--http2-prior-knowledge",
+            "-sS",
+            "-w",
+            "%{http_code}",
+            "-d",
+            "{}",
+            "-X",
+        ];
         let mut curl = tokio::process::Command::new("curl");
         let Ok(ran) = curl.args(options).args([*method, &url]).output().await else {
             eprintln!("no curl");
             return;
         };
         let text = String::from_utf8_lossy(&ran.stdout);
-        assert!(ran.status.success() && text.ends_with(&code.to_string()), "{ran:?}");
+        assert!(
+            ran.status.success() && text.ends_with(&code.to_string()),
+            "{ran:?}"
+        );
     }
 }
 

@@ -460,7 +460,8 @@ async fn finalizers_hold_an_object() {
     let held = api.get(WEB).await.expect(200).json();
     assert!(held["metadata"]["deletionTimestamp"].is_string());
     // Nothing new is waited for.
-    let more = json!({"metadata": {"finalizers": ["example.com/hold", "b.example.com/x", "a.example.com/x"]}});
+    let more =
+        json!({"metadata": {"finalizers": ["example.com/hold", "b.example.com/x", "a.example.com/x"]}});
     let refused = api.patch(WEB, "merge", more).await.expect(422).json();
     assert_eq!(
         refused["message"],

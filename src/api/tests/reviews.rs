@@ -93,7 +93,14 @@ async fn nobody_can_be_somebody_else() {
 #[tokio::test]
 async fn discovery_names_what_is_served_and_no_more() {
     let api = Api::open().await;
-    for path in ["/api", "/apis", "/apis/apps", "/apis/apps/v1", "/api/v1", "/version"] {
+    for path in [
+        "/api",
+        "/apis",
+        "/apis/apps",
+        "/apis/apps/v1",
+        "/api/v1",
+        "/version",
+    ] {
         let plain = api.get(path).await.expect(200).json();
         assert_eq!(
             api.get(&format!("{path}/")).await.expect(200).json(),
@@ -110,11 +117,16 @@ async fn discovery_names_what_is_served_and_no_more() {
         let verbs = &named(name)["verbs"];
         assert!(verbs.as_array().unwrap().contains(&json!("patch")), "{name}");
     }
+    let verbs = &named("namespaces")["verbs"];
+    assert!(!verbs.as_array().unwrap().contains(&json!("deletecollection")));
+    api.delete("/api/v1/namespaces").await.expect(405);
+    api.get("/api/v1/namespaces/default").await.expect(200);
     let reviews = api.get("/apis/authorization.k8s.io/v1").await.expect(200).json();
     assert_eq!(reviews["resources"][0]["verbs"], json!(["create"]));
     api.get("/apis/authorization.k8s.io/v2").await.expect(404);
     for check in ["livez", "readyz", "healthz"] {
         assert_eq!(api.get(&format!("/{check}")).await.expect(200).text, "ok");
+        assert_eq!(api.get(&format!("/{check}/ping")).await.expect(200).text, "ok");
         let verbose = api.get(&format!("/{check}?verbose")).await.expect(200).text;
         assert_eq!(verbose, format!("[+]ping ok\n{check} check passed\n"));
     }
