@@ -9,7 +9,7 @@ use crate::defaults::{self, Tree};
 use crate::int_or_string::{self, Rounding};
 use crate::node::{Errors, Node};
 use crate::selector::LabelSelector;
-use crate::{Kind, fields, meta, names, pod, storage};
+use crate::{Kind, choices, fields, meta, names, pod, storage};
 
 const ROLLING: &str = "RollingUpdate";
 const STATEFUL_SET_NAME: &str = "StatefulSet";
@@ -168,7 +168,7 @@ pub(crate) fn validate_deployment(root: &Node<'_>, errors: &mut Errors) {
     }
 
     let strategy = spec.at("strategy");
-    errors.one_of(&strategy.at("type"), &["Recreate", "RollingUpdate"]);
+    errors.one_of(&strategy.at("type"), choices::DEPLOYMENT_STRATEGIES);
     let rolling = strategy.at("rollingUpdate");
     if strategy.at("type").text() == "Recreate" {
         if rolling.is_set() {
@@ -201,7 +201,7 @@ pub(crate) fn validate_stateful_set(root: &Node<'_>, errors: &mut Errors) {
     validate_replicas(&spec, "statefulset", STATEFUL_SET_NAME, errors);
     errors.at_least(&spec.at("revisionHistoryLimit"), 0);
     errors.at_least(&spec.at("ordinals").at("start"), 0);
-    errors.one_of(&spec.at("podManagementPolicy"), &["OrderedReady", "Parallel"]);
+    errors.one_of(&spec.at("podManagementPolicy"), choices::POD_MANAGEMENT_POLICIES);
     let retention = spec.at("persistentVolumeClaimRetentionPolicy");
     for when in ["whenDeleted", "whenScaled"] {
         errors.one_of(&retention.at(when), &["Delete", "Retain"]);
@@ -253,7 +253,7 @@ pub(crate) fn validate_daemon_set(root: &Node<'_>, errors: &mut Errors) {
 /// Checks how pods are replaced and returns the parameters of a rolling update.
 fn validate_update_strategy<'a>(spec: &Node<'a>, errors: &mut Errors) -> Node<'a> {
     let strategy = spec.at("updateStrategy");
-    errors.one_of(&strategy.at("type"), &["OnDelete", ROLLING]);
+    errors.one_of(&strategy.at("type"), choices::UPDATE_STRATEGIES);
     let rolling = strategy.at("rollingUpdate");
     if strategy.at("type").text() == "OnDelete" && rolling.is_set() {
         errors.invalid(&rolling, "only allowed for updateStrategy 'RollingUpdate'");

@@ -4,6 +4,7 @@
 
 use serde_json::json;
 
+use crate::choices;
 use crate::defaults::{self, Tree};
 use crate::networking::validate_selector;
 use crate::node::{Errors, Node};
@@ -135,7 +136,7 @@ pub(crate) fn validate_cron_job(root: &Node<'_>, errors: &mut Errors) {
     ] {
         errors.at_least(&spec.at(field), 0);
     }
-    errors.one_of(&spec.at("concurrencyPolicy"), &["Allow", "Forbid", "Replace"]);
+    errors.one_of(&spec.at("concurrencyPolicy"), choices::CONCURRENCY_POLICIES);
     let template = spec.at("jobTemplate");
     meta::validate_of_template(&template.at("metadata"), errors);
     let job = template.at("spec");
@@ -169,11 +170,8 @@ fn validate_job_spec(spec: &Node<'_>, errors: &mut Errors) {
     ] {
         errors.at_least(&spec.at(field), 0);
     }
-    errors.one_of(&spec.at("completionMode"), &["NonIndexed", INDEXED]);
-    errors.one_of(
-        &spec.at("podReplacementPolicy"),
-        &["Failed", "TerminatingOrFailed"],
-    );
+    errors.one_of(&spec.at("completionMode"), choices::COMPLETION_MODES);
+    errors.one_of(&spec.at("podReplacementPolicy"), choices::REPLACEMENT_POLICIES);
     validate_indexes(spec, errors);
     let template = spec.at("template");
     if !template.is_set() {
@@ -222,7 +220,7 @@ fn validate_failure_policy(policy: &Node<'_>, restart: &str, errors: &mut Errors
     }
     for rule in policy.at("rules").items() {
         let (codes, conditions) = (rule.at("onExitCodes"), rule.at("onPodConditions"));
-        errors.one_of(&rule.at("action"), &["Count", "FailIndex", "FailJob", "Ignore"]);
+        errors.one_of(&rule.at("action"), choices::FAILURE_ACTIONS);
         match (codes.is_set(), conditions.is_empty_list()) {
             (true, false) => errors.invalid(
                 &rule,
@@ -234,7 +232,7 @@ fn validate_failure_policy(policy: &Node<'_>, restart: &str, errors: &mut Errors
             ),
             _ => {}
         }
-        errors.one_of(&codes.at("operator"), &["In", "NotIn"]);
+        errors.one_of(&codes.at("operator"), choices::EXIT_CODE_OPERATORS);
         if codes.is_set() && codes.at("values").is_empty_list() {
             errors.invalid(&codes.at("values"), "at least one value is required");
         }

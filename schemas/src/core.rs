@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
+use crate::choices;
 use crate::defaults::{self, Tree};
 use crate::names;
 use crate::node::{Errors, Node};
@@ -76,8 +77,8 @@ pub(crate) fn default_endpoint_slice(root: &mut Tree) {
 pub(crate) fn validate_service(root: &Node<'_>, written: &Node<'_>, errors: &mut Errors) {
     let spec = root.at("spec");
     let kind = spec.at("type");
-    errors.one_of(&kind, &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]);
-    errors.one_of(&spec.at("sessionAffinity"), &["ClientIP", "None"]);
+    errors.one_of(&kind, choices::SERVICE_TYPES);
+    errors.one_of(&spec.at("sessionAffinity"), choices::SERVICE_AFFINITIES);
     crate::meta::validate_labels(&spec.at("selector"), errors);
     let external = kind.text() == "ExternalName";
     if external {
@@ -120,7 +121,7 @@ pub(crate) fn validate_service(root: &Node<'_>, written: &Node<'_>, errors: &mut
         }
         let (number, protocol) = (port.at("port"), port.at("protocol"));
         errors.port(&number);
-        errors.one_of(&protocol, &["SCTP", "TCP", "UDP"]);
+        errors.one_of(&protocol, choices::PROTOCOLS);
         if number.is_set() && !numbers.insert((number.int(), protocol.text())) {
             errors.duplicate(&port);
         }
@@ -159,7 +160,7 @@ pub(crate) fn validate_endpoints(root: &Node<'_>, errors: &mut Errors) {
 /// Checks an EndpointSlice.
 pub(crate) fn validate_endpoint_slice(root: &Node<'_>, errors: &mut Errors) {
     let family = root.at("addressType");
-    errors.one_of(&family, &["FQDN", "IPv4", "IPv6"]);
+    errors.one_of(&family, choices::ADDRESS_TYPES);
     for endpoint in root.at("endpoints").items() {
         let addresses = endpoint.at("addresses");
         if addresses.is_empty_list() {

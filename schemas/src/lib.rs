@@ -10,6 +10,7 @@ mod acted_on;
 mod apps;
 mod batch;
 mod causes;
+mod choices;
 pub mod compatibility;
 mod config;
 mod core;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::json;
 
+use crate::choices;
 use crate::defaults::{self, Tree};
 use crate::names;
 use crate::node::{Errors, Node};
@@ -89,12 +90,12 @@ pub(crate) fn validate_policy(spec: &Node<'_>, errors: &mut Errors) {
         }
     }
     for kind in spec.at("policyTypes").items() {
-        errors.one_of(&kind, &["Egress", "Ingress"]);
+        errors.one_of(&kind, choices::POLICY_TYPES);
     }
 }
 
 fn validate_policy_port(entry: &Node<'_>, errors: &mut Errors) {
-    errors.one_of(&entry.at("protocol"), &["SCTP", "TCP", "UDP"]);
+    errors.one_of(&entry.at("protocol"), choices::PROTOCOLS);
     let (port, end) = (entry.at("port"), entry.at("endPort"));
     if port.is_set() {
         errors.port(&port);
@@ -234,7 +235,7 @@ fn validate_path(entry: &Node<'_>, errors: &mut Errors) {
     if kind.text().is_empty() {
         errors.required(&kind, "pathType must be specified");
     } else {
-        errors.one_of(&kind, &["Exact", "ImplementationSpecific", "Prefix"]);
+        errors.one_of(&kind, choices::PATH_TYPES);
     }
     let text = path.text();
     if text.is_empty() && kind.text() == "ImplementationSpecific" {

@@ -8,10 +8,12 @@ use k8s_openapi::api::{
     authentication::v1 as authentication, authorization::v1 as authorization, autoscaling::v1 as autoscaling,
     core::v1 as core, events::v1 as events, policy::v1 as policy,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use schemars::SchemaGenerator;
 use serde_json::{Map, Value, json};
 
+use crate::choices::CHOICES;
 use crate::fields::{self, ListRule, Mark, PatchRule};
 use crate::schema::{add, register};
 use crate::{KINDS, KindRow, event};
@@ -27,6 +29,7 @@ pub enum Form {
 
 const GROUP_VERSION_KIND: &str = "x-kubernetes-group-version-kind";
 const LIST_TYPE: &str = "x-kubernetes-list-type";
+const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
 /// How k8s-openapi marks what is a string or a number.
 const INT_OR_STRING: &str = "x-kubernetes-int-or-string";
 
@@ -70,6 +73,7 @@ pub fn definitions(kinds: &[(&str, &str)], form: Form) -> Map<String, Value> {
     }
     let mut definitions = generator.take_definitions(true);
     mark_all(&mut definitions, &named);
+    name_words(&mut definitions);
     for (name, group, kind) in &named {
         if kept(group, kind).is_some() {
             definitions.insert(format!("{name}List"), list_of(kind, name));
@@ -86,6 +90,77 @@ pub fn definitions(kinds: &[(&str, &str)], form: Form) -> Map<String, Value> {
     let mut shown: Map<String, Value> = shown.into_iter().collect();
     name_kinds(&mut shown, &named);
     shown
+}
+
+/// Returns the schemas of what metrics-server's API shows, and of what they refer to, by name.
+pub fn metrics_definitions(form: Form) -> Map<String, Value> {
+    const VERSION: &str = "v1beta1";
+    let name = |kind: &str| format!("io.k8s.metrics.pkg.apis.metrics.{VERSION}.{kind}");
+    let mut generator = SchemaGenerator::default();
+    add::<meta::ObjectMeta>(&mut generator);
+    add::<meta::Time>(&mut generator);
+    add::<Quantity>(&mut generator);
+    let mut definitions = generator.take_definitions(true);
+    let refer = |name: &str, description: &str| {
+        let target = &reference(name, Form::V2)["$ref"];
+        json!({"$ref": target, "description": description})
+    };
+    let usage = json!({
+        "description": "What is used, by resource: processor time in cores over the window, memory in bytes at its end.",
+        "type": "object",
+        "additionalProperties": reference(QUANTITY, Form::V2),
+    });
+    let measured = |kind: &str, what: &str, field: &str, measure: Value| {
+        json!({
+            "description": format!("What {what} used."),
+            "type": "object",
+            "required": ["timestamp", "window", field],
+            "properties": {
+                "apiVersion": {"description": "Group and version of the object.", "type": "string"},
+                "kind": {"description": "The kind of the object.", "type": "string"},
+                "metadata": refer(&meta_name("ObjectMeta"), &format!("Name and labels of {what}.")),
+                "timestamp": refer(&meta_name("Time"), "The end of the window that was measured."),
+                "window": {"description": "How long was measured, like \"15.2s\".", "type": "string"},
+                field: measure,
+            },
+            GROUP_VERSION_KIND: [{"group": "metrics.k8s.io", "kind": kind, "version": VERSION}],
+        })
+    };
+    let containers = json!({
+        "description": "Each container by itself.",
+        "type": "array",
+        "items": reference(&name("ContainerMetrics"), Form::V2),
+        LIST_TYPE: "atomic",
+    });
+    let container = json!({
+        "description": "What a container used.",
+        "type": "object",
+        "required": ["name", "usage"],
+        "properties": {
+            "name": {"description": "The container's name.", "type": "string"},
+            "usage": usage,
+        },
+    });
+    for (kind, schema) in [
+        ("ContainerMetrics", container),
+        (
+            "NodeMetrics",
+            measured("NodeMetrics", "a node", "usage", usage.clone()),
+        ),
+        (
+            "PodMetrics",
+            measured("PodMetrics", "a pod", "containers", containers),
+        ),
+    ] {
+        definitions.insert(name(kind), schema);
+    }
+    let shown = definitions.into_iter();
+    shown
+        .map(|(name, schema)| {
+            let schema = shown_type(&name, schema, form);
+            (name, schema)
+        })
+        .collect()
 }
 
 /// The kind that is served under these names, and how.
@@ -138,6 +213,24 @@ fn mark_all(definitions: &mut Map<String, Value>, named: &[(String, &str, &str)]
     for field in fields.filter(|field| field["type"] == "array" && field.get(LIST_TYPE).is_none()) {
         // Lists that the table does not know.
         field[LIST_TYPE] = "atomic".into();
+    }
+}
+
+/// Says of fields that hold one of a few words which these are.
+fn name_words(definitions: &mut Map<String, Value>) {
+    for choice in CHOICES {
+        let holder = definitions.get_mut(&format!("io.k8s.api.{}", choice.of));
+        let Some(field) = holder.and_then(|of| of["properties"].get_mut(choice.field)) else {
+            continue;
+        };
+        let mut words = choice.words.to_vec();
+        words.sort_unstable();
+        let one = if field["type"] == "array" {
+            &mut field["items"]
+        } else {
+            field
+        };
+        one["enum"] = words.into();
     }
 }
 

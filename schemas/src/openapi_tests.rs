@@ -46,6 +46,33 @@ fn every_served_kind_and_its_list_have_schemas_with_descriptions() {
 }
 
 #[test]
+fn every_choice_is_a_field_and_a_document_names_its_words() {
+    let all = everything(Form::V3);
+    for choice in CHOICES {
+        let field = &all[&format!("io.k8s.api.{}", choice.of)]["properties"][choice.field];
+        let one = if field["type"] == "array" {
+            &field["items"]
+        } else {
+            field
+        };
+        assert_eq!(one["type"], "string", "{}.{}", choice.of, choice.field);
+        let named: BTreeSet<&str> = one["enum"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
+        assert_eq!(
+            named,
+            choice.words.iter().copied().collect(),
+            "{}.{}",
+            choice.of,
+            choice.field
+        );
+    }
+}
+
+#[test]
 fn a_document_has_what_its_kinds_refer_to_and_nothing_else() {
     for (form, prefix) in [(Form::V2, "#/definitions/"), (Form::V3, "#/components/schemas/")] {
         let few = definitions(&[("", "ConfigMap"), ("none.example.com", "Widget")], form);

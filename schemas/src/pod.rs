@@ -6,6 +6,7 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
+use crate::choices;
 use crate::defaults::{self, Tree};
 use crate::fields;
 use crate::node::{Errors, Node};
@@ -146,12 +147,9 @@ pub(crate) fn validate_spec(spec: &Node<'_>, errors: &mut Errors) {
 
 /// Checks the `spec` of pods that get volumes of these names beside their own: a StatefulSet's claims.
 pub(crate) fn validate_spec_with_claims(spec: &Node<'_>, claims: HashSet<&str>, errors: &mut Errors) {
-    errors.one_of(&spec.at("restartPolicy"), &["Always", "OnFailure", "Never"]);
+    errors.one_of(&spec.at("restartPolicy"), choices::RESTART_POLICIES);
     let dns_policy = spec.at("dnsPolicy");
-    errors.one_of(
-        &dns_policy,
-        &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
-    );
+    errors.one_of(&dns_policy, choices::DNS_POLICIES);
     let nameservers = spec.at("dnsConfig").at("nameservers");
     if dns_policy.text() == "None" && nameservers.is_empty_list() {
         errors.required(
@@ -247,19 +245,7 @@ fn validate_volumes<'a>(volumes: &Node<'a>, errors: &mut Errors) -> HashSet<&'a 
         if path.text().split('/').any(|part| part == "..") {
             errors.invalid(&path, "must not contain '..'");
         }
-        errors.one_of(
-            &host_path.at("type"),
-            &[
-                "",
-                "BlockDevice",
-                "CharDevice",
-                "Directory",
-                "DirectoryOrCreate",
-                "File",
-                "FileOrCreate",
-                "Socket",
-            ],
-        );
+        errors.one_of(&host_path.at("type"), choices::HOST_PATHS);
     }
     names
 }
@@ -281,13 +267,10 @@ fn validate_container<'a>(
     } else if image.text() != image.text().trim() {
         errors.invalid(&image, "must not have leading or trailing whitespace");
     }
-    errors.one_of(
-        &container.at("imagePullPolicy"),
-        &["Always", "IfNotPresent", "Never"],
-    );
+    errors.one_of(&container.at("imagePullPolicy"), choices::PULL_POLICIES);
     errors.one_of(
         &container.at("terminationMessagePolicy"),
-        &["FallbackToLogsOnError", "File"],
+        choices::MESSAGE_POLICIES,
     );
     container
         .at("env")
@@ -340,7 +323,7 @@ fn validate_ports(ports: &Node<'_>, host_ports: &mut HashSet<String>, errors: &m
                 errors.duplicate(&name);
             }
         }
-        errors.one_of(&port.at("protocol"), &["SCTP", "TCP", "UDP"]);
+        errors.one_of(&port.at("protocol"), choices::PROTOCOLS);
         let number = port.at("containerPort");
         match number.int() {
             None | Some(0) => errors.required(&number, ""),
@@ -500,7 +483,7 @@ fn validate_handler(handler: &Node<'_>, members: &[&str], errors: &mut Errors) {
     let request = handler.at("httpGet");
     if request.is_set() {
         errors.port(&request.at("port"));
-        errors.one_of(&request.at("scheme"), &["HTTP", "HTTPS"]);
+        errors.one_of(&request.at("scheme"), choices::SCHEMES);
     }
     for member in ["tcpSocket", "grpc"] {
         let member = handler.at(member);

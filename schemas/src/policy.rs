@@ -1,6 +1,7 @@
 //! PodDisruptionBudgets, PriorityClasses and Leases: defaults and validation.
 
 use crate::apps::validate_count_or_percent;
+use crate::choices;
 use crate::defaults::{self, Tree};
 use crate::int_or_string;
 use crate::networking::validate_selector;
@@ -30,10 +31,7 @@ pub(crate) fn validate_budget(spec: &Node<'_>, errors: &mut Errors) {
         }
     }
     validate_selector(&spec.at("selector"), errors);
-    errors.one_of(
-        &spec.at("unhealthyPodEvictionPolicy"),
-        &["AlwaysAllow", "IfHealthyBudget"],
-    );
+    errors.one_of(&spec.at("unhealthyPodEvictionPolicy"), choices::EVICTION_POLICIES);
 }
 
 /// Checks a PriorityClass.
@@ -51,7 +49,7 @@ pub(crate) fn validate_priority_class(root: &Node<'_>, errors: &mut Errors) {
             format!("maximum allowed value of a user defined priority is {HIGHEST_PRIORITY}"),
         );
     }
-    errors.one_of(&root.at("preemptionPolicy"), &["Never", "PreemptLowerPriority"]);
+    errors.one_of(&root.at("preemptionPolicy"), choices::PREEMPTION_POLICIES);
 }
 
 /// Checks the spec of a Lease.

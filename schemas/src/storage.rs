@@ -2,19 +2,13 @@
 
 use serde_json::Value;
 
+use crate::choices;
 use crate::defaults::{self, Tree};
 use crate::names;
 use crate::node::{Errors, Node};
 use crate::quantity::Quantity;
 use crate::{Kind, fields};
 
-const ACCESS_MODES: &[&str] = &[
-    "ReadOnlyMany",
-    "ReadWriteMany",
-    "ReadWriteOnce",
-    "ReadWriteOncePod",
-];
-const VOLUME_MODES: &[&str] = &["Block", "Filesystem"];
 /// What a volume can be.
 const SOURCES: &[&str] = &[
     "awsElasticBlockStore",
@@ -70,7 +64,7 @@ pub(crate) fn validate_claim(spec: &Node<'_>, errors: &mut Errors) {
     validate_access_modes(&spec.at("accessModes"), errors);
     let storage = spec.at("resources").at("requests").at("storage");
     validate_storage(&storage, errors);
-    errors.one_of(&spec.at("volumeMode"), VOLUME_MODES);
+    errors.one_of(&spec.at("volumeMode"), choices::VOLUME_MODES);
     validate_class_name(&spec.at("storageClassName"), errors);
     crate::networking::validate_selector(&spec.at("selector"), errors);
 }
@@ -85,10 +79,10 @@ pub(crate) fn validate_volume(spec: &Node<'_>, errors: &mut Errors) {
         [name] if *name == "storage" => validate_storage(&capacity.at("storage"), errors),
         _ => errors.not_supported(&capacity, &["storage"]),
     }
-    errors.one_of(&spec.at("volumeMode"), VOLUME_MODES);
+    errors.one_of(&spec.at("volumeMode"), choices::VOLUME_MODES);
     errors.one_of(
         &spec.at("persistentVolumeReclaimPolicy"),
-        &["Delete", "Recycle", "Retain"],
+        choices::RECLAIM_POLICIES,
     );
     validate_class_name(&spec.at("storageClassName"), errors);
     match SOURCES.iter().filter(|name| spec.at(name).is_set()).count() {
@@ -109,10 +103,7 @@ pub(crate) fn validate_class(root: &Node<'_>, errors: &mut Errors) {
         errors.required(&provisioner, "");
     }
     errors.one_of(&root.at("reclaimPolicy"), &["Delete", "Retain"]);
-    errors.one_of(
-        &root.at("volumeBindingMode"),
-        &["Immediate", "WaitForFirstConsumer"],
-    );
+    errors.one_of(&root.at("volumeBindingMode"), choices::VOLUME_BINDINGS);
 }
 
 /// Checks a change of a claim.
@@ -181,7 +172,9 @@ fn validate_access_modes(modes: &Node<'_>, errors: &mut Errors) {
     if modes.is_empty_list() {
         errors.required(modes, "at least 1 access mode is required");
     }
-    modes.items().for_each(|mode| errors.one_of(&mode, ACCESS_MODES));
+    modes
+        .items()
+        .for_each(|mode| errors.one_of(&mode, choices::ACCESS_MODES));
     let is_alone = modes.items().count() < 2;
     if !is_alone && modes.items().any(|mode| mode.text() == "ReadWriteOncePod") {
         errors.forbidden(modes, "may not use ReadWriteOncePod with other access modes");

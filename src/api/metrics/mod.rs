@@ -28,7 +28,7 @@ use super::status::{ApiError, ApiResult};
 use super::tables;
 use super::target::Query;
 
-const GROUP: &str = "metrics.k8s.io";
+pub(crate) const GROUP: &str = "metrics.k8s.io";
 const API_VERSION: &str = "metrics.k8s.io/v1beta1";
 const COLLECTIONS: &str = "/apis/metrics.k8s.io/v1beta1/";
 

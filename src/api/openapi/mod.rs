@@ -18,13 +18,14 @@ use axum::extract::{Path, RawQuery};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use schemas::hex;
-use schemas::openapi::{Form, definitions};
+use schemas::openapi::{Form, definitions, metrics_definitions};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 
 use super::content::{accepted, answer_json};
 use super::discovery::{named_groups, own_kind, served, unkept, version_of};
+use super::metrics::GROUP as METRICS_GROUP;
 use super::status::{ApiError, ApiResult};
 
 /// Asked for with an `@` before the version, which is no media type (RFC 6838) and older clients cannot read back.
@@ -183,11 +184,15 @@ fn kinds(group: &'static str) -> Vec<(&'static str, &'static str)> {
 }
 
 fn v3_document(group: &'static str) -> Vec<u8> {
+    let mut schemas = definitions(&kinds(group), Form::V3);
+    if group == METRICS_GROUP {
+        schemas.extend(metrics_definitions(Form::V3));
+    }
     let document = json!({
         "openapi": "3.0.0",
         "info": {"title": TITLE, "version": "unversioned"},
         "paths": paths::of(group),
-        "components": {"schemas": definitions(&kinds(group), Form::V3)},
+        "components": {"schemas": schemas},
     });
     document.to_string().into_bytes()
 }
@@ -198,10 +203,12 @@ fn v2_document() -> Value {
     let mut all: Vec<(&str, &str)> = groups().into_iter().flat_map(kinds).collect();
     all.sort_unstable();
     all.dedup();
+    let mut definitions = definitions(&all, Form::V2);
+    definitions.extend(metrics_definitions(Form::V2));
     json!({
         "swagger": "2.0",
         "info": {"title": TITLE, "version": "unversioned"},
         "paths": {},
-        "definitions": definitions(&all, Form::V2),
+        "definitions": definitions,
     })
 }

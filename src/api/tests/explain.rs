@@ -52,6 +52,9 @@ async fn explains_every_kind(kubectl: &Kubectl) {
         let shown = kubectl.ok(&format!("explain {}", row.resource())).await;
         contains(&shown, &[&format!("KIND:       {}", row.name), "VERSION:    v1"]);
     }
+    // Older ones do not show it.
+    let restart = kubectl.ok("explain pod.spec.restartPolicy").await;
+    contains(&restart, &["ENUM:\n    Always\n    Never\n    OnFailure\n"]);
 }
 
 async fn explains(kubectl: &Kubectl) {
@@ -85,6 +88,16 @@ async fn explains(kubectl: &Kubectl) {
             "matchLabels\t<map[string]string>",
         ],
     );
+    for (kind, field) in [
+        ("podmetrics", "containers\t<[]ContainerMetrics>"),
+        ("nodemetrics", "usage\t<map[string]Quantity>"),
+    ] {
+        let explained = kubectl.ok(&format!("explain {kind}")).await;
+        contains(
+            &explained,
+            &["GROUP:      metrics.k8s.io", "VERSION:    v1beta1", field],
+        );
+    }
     let port = "explain service.spec.ports.targetPort";
     contains(&kubectl.ok(port).await, &["IntOrString"]);
     let limits = "explain pod.spec.containers.resources.limits";

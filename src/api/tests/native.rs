@@ -532,7 +532,10 @@ async fn answers_to_wrong_methods_and_paths_are_statuses() {
     for path in ["proxy", "proxy/", "proxy/healthz"] {
         let path = format!("/api/v1/namespaces/default/services/web/{path}");
         let refused = api.get(&path).await.expect(501).json();
-        assert_eq!(refused["message"], "this version of Podman Swarm does not serve proxy");
+        assert_eq!(
+            refused["message"],
+            "this version of Podman Swarm does not serve proxy"
+        );
     }
     check("GET", "/api/v1/namespaces/default/pods/web/exec", 404).await;
     check("PUT", "/api/v1/namespaces/default/pods", 405).await;
