@@ -32,6 +32,9 @@ pub(crate) fn default_service(root: &mut Tree) {
         let address = spec.get("clusterIP").cloned();
         defaults::set(spec, "clusterIPs", json!([address]));
         defaults::set(spec, "internalTrafficPolicy", "Cluster");
+        // The pod network has no other addresses.
+        defaults::set(spec, "ipFamilies", json!(["IPv4"]));
+        defaults::set_text(spec, "ipFamilyPolicy", "SingleStack");
     }
     if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
         defaults::set_text(spec, "externalTrafficPolicy", "Cluster");

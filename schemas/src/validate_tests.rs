@@ -203,8 +203,11 @@ fn services_are_headless_by_default() {
         Some(&json!({"port": 80, "protocol": "TCP", "targetPort": 80}))
     );
     assert_eq!(object.str_at("/spec/ports/1/targetPort"), "http");
+    assert_eq!(object.pointer("/spec/ipFamilies"), Some(&json!(["IPv4"])));
+    assert_eq!(object.str_at("/spec/ipFamilyPolicy"), "SingleStack");
     let external = defaulted(&read(&service("{type: ExternalName, externalName: example.com}")));
     assert_eq!(external.pointer("/spec/clusterIP"), None);
+    assert_eq!(external.pointer("/spec/ipFamilies"), None);
 }
 
 #[test]
