@@ -218,6 +218,11 @@ impl Document {
         decided_presence(all.into_iter().map(|(value, _)| value))
     }
 
+    /// Tells whether a value is at a key, whatever else was put there at once.
+    pub(crate) fn holds(&self, key: &str, value: &ScalarValue) -> bool {
+        self.sides(key, None).iter().any(|(held, _)| held == value)
+    }
+
     fn creators(&self) -> BTreeSet<Owner> {
         let all = self.automerge.get_all(&ROOT, CREATOR).unwrap_or_default();
         all.into_iter()
@@ -371,7 +376,7 @@ impl Document {
     }
 
     /// Returns the values of a field that were written at once, the winner last: now, or as it was.
-    fn sides(&self, path: &str, at: Option<&[ChangeHash]>) -> Vec<(ScalarValue, ObjId)> {
+    pub(crate) fn sides(&self, path: &str, at: Option<&[ChangeHash]>) -> Vec<(ScalarValue, ObjId)> {
         let all = match at {
             Some(heads) => self.automerge.get_all_at(&ROOT, path, heads),
             None => self.automerge.get_all(&ROOT, path),

@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use automerge::legacy::{Key, OpType};
-use automerge::transaction::Transactable;
 use automerge::{ActorId, Change, ChangeHash, ScalarValue};
 use schemas::{Kind, hex};
 use serde::{Deserialize, Serialize};
@@ -264,46 +263,66 @@ pub(crate) fn carry_over(
         .base
         .as_ref()
         .ok_or_else(|| BadBytes("not a base".to_owned()))?;
-    let mut document = Document::new(actor);
-    document.merge(&[change])?;
-    let mut carried = Carried {
-        document,
-        generation: change.spec_changes,
-        changes: 1,
-        any: false,
-        is_doubtful: old_epoch.dropped < base.floor,
-    };
-    if carried.is_doubtful {
-        return Ok(carried);
-    }
-    // Of each change that is not in the base, what to build on instead of it.
-    let mut stands_for: HashMap<ChangeHash, ChangeHash> = HashMap::new();
-    for old_change in old.history() {
-        let incoming = IncomingChange::parse(old_change.raw_bytes())?;
-        if let Some(old_base) = &incoming.base {
-            carried.is_doubtful = !base.holds_all_of(old_base, &old_change);
-            continue;
+    if old_epoch.dropped >= base.floor {
+        let mut carried = Carried::base_alone(change, actor.clone())?;
+        match carried.take_over(old, base, change.hash) {
+            Ok(()) => return Ok(carried),
+            // Said again it may be too large. To stay behind would be worse.
+            Err(error) => tracing::warn!(%error, "a change cannot be carried over to a squashed history"),
         }
-        if base.holds(&old_change) {
-            continue;
-        }
-        let causes = old_change.deps().iter();
-        let causes: BTreeSet<ChangeHash> = causes
-            .filter_map(|cause| stands_for.get(cause))
-            .copied()
-            .collect();
-        let causes: Vec<ChangeHash> = if causes.is_empty() {
-            vec![change.hash]
-        } else {
-            causes.into_iter().collect()
-        };
-        let put = carried.document.replay(&old_change, &causes)?;
-        carried.any = true;
-        carried.changes += 1;
-        carried.generation = carried.generation.saturating_add(put.spec_changes);
-        stands_for.insert(old_change.hash(), put.hash);
     }
-    Ok(carried)
+    let alone = Carried::base_alone(change, actor)?;
+    Ok(Carried {
+        is_doubtful: true,
+        ..alone
+    })
+}
+
+impl Carried {
+    fn base_alone(change: &IncomingChange, actor: ActorId) -> Result<Self, BadBytes> {
+        let mut document = Document::new(actor);
+        document.merge(&[change])?;
+        Ok(Self {
+            document,
+            generation: change.spec_changes,
+            changes: 1,
+            any: false,
+            is_doubtful: false,
+        })
+    }
+
+    fn take_over(&mut self, old: &mut Document, base: &Base, base_hash: ChangeHash) -> Result<(), BadBytes> {
+        // Of each change that is not in the base, what to build on instead of it.
+        let mut stands_for: HashMap<ChangeHash, ChangeHash> = HashMap::new();
+        for old_change in old.history() {
+            let incoming = IncomingChange::parse(old_change.raw_bytes())?;
+            if let Some(old_base) = &incoming.base {
+                self.is_doubtful = !base.holds_all_of(old_base, &old_change);
+                continue;
+            }
+            if base.holds(&old_change) {
+                continue;
+            }
+            let causes = old_change.deps().iter();
+            let causes: BTreeSet<ChangeHash> = causes
+                .filter_map(|cause| stands_for.get(cause))
+                .copied()
+                .collect();
+            let causes: Vec<ChangeHash> = if causes.is_empty() {
+                vec![base_hash]
+            } else {
+                causes.into_iter().collect()
+            };
+            let put = self
+                .document
+                .replay(&old_change, &old.said(&old_change)?, &causes)?;
+            self.any = true;
+            self.changes += 1;
+            self.generation = self.generation.saturating_add(put.spec_changes);
+            stands_for.insert(old_change.hash(), put.hash);
+        }
+        Ok(())
+    }
 }
 
 impl Document {
@@ -323,21 +342,26 @@ impl Document {
     /// Returns the presence of an element that is here and wins over one that was written at the same time, as it would have
     /// without a squash.
     fn outdating(&self, key: &str, value: &ScalarValue) -> Option<ScalarValue> {
-        let held = self.presence(key).filter(|_| path::role(key) == Role::Presence)?;
+        let held = self.presence(key).filter(|_| is_presence(key))?;
         let both = [&held, value].map(|value| automerge::Value::from(value.clone()));
         (decided_presence(both.into_iter()).as_ref() == Some(&held)).then_some(held)
     }
 
     /// Makes a change like one of another epoch, built on `causes`, which are here.
-    fn replay(&mut self, change: &Change, causes: &[ChangeHash]) -> Result<IncomingChange, BadBytes> {
+    fn replay(
+        &mut self,
+        change: &Change,
+        said: &[Said],
+        causes: &[ChangeHash],
+    ) -> Result<IncomingChange, BadBytes> {
         // Mostly one change follows the other, and nothing has to be copied.
         let bytes = if self.heads() == causes {
             let actor = self.automerge.get_actor().clone();
-            let bytes = self.say_again(change)?;
+            let bytes = self.say_again(change, said)?;
             self.automerge.set_actor(actor);
             bytes
         } else {
-            self.at(causes)?.say_again(change)?
+            self.at(causes)?.say_again(change, said)?
         };
         let change = IncomingChange::parse(&bytes)?;
         self.merge(&[&change])?;
@@ -345,68 +369,79 @@ impl Document {
     }
 
     /// Says again all that a change says, also what changes nothing here: it may where it is carried to from here, and who
-    /// carries it there from elsewhere must make the same of it. [`said`] reads it.
-    fn say_again(&mut self, change: &Change) -> Result<Vec<u8>, BadBytes> {
+    /// carries it there from elsewhere must make the same of it. [`Document::said`] reads it.
+    fn say_again(&mut self, change: &Change, said: &[Said]) -> Result<Vec<u8>, BadBytes> {
         self.automerge.set_actor(carried_actor(change));
-        for (key, value) in said(change)? {
-            let before = self.automerge.pending_ops();
+        for (key, value) in said {
             match value {
                 Some(value) => {
                     // What the loser left is taken away by whoever writes next: shown, it would be an element without a name.
-                    let stays = self.outdating(&key, &value);
-                    self.put(&key, value.clone())?;
-                    // A put of an equal value alone would be left out. Facts are not deleted.
-                    if self.automerge.pending_ops() == before {
-                        if is_fact(&key) {
-                            self.put(&key, other_than(&value, &key)?)?;
+                    let stays = self.outdating(key, value);
+                    // Of a value that is here already automerge leaves the put out, or says that the others go. Facts are not deleted.
+                    if self.holds(key, value) {
+                        if is_fact(key) {
+                            self.put(key, other_than(value, key)?)?;
                         } else {
-                            self.delete(&key)?;
+                            self.delete(key)?;
                         }
-                        self.put(&key, value)?;
                     }
+                    self.put(key, value.clone())?;
                     if let Some(stays) = stays {
-                        self.put(&key, stays)?;
+                        self.put(key, stays)?;
                     }
                 }
                 None => {
-                    self.delete(&key)?;
-                    // So would a deletion of what is not there.
-                    if self.automerge.pending_ops() == before {
-                        self.put(&key, other_than(&ScalarValue::Null, &key)?)?;
-                        self.delete(&key)?;
+                    // Of what is not there a deletion would be left out, too.
+                    if self.sides(key, None).is_empty() {
+                        self.put(key, other_than(&ScalarValue::Null, key)?)?;
                     }
+                    self.delete(key)?;
                 }
             }
         }
         let message = change.message().map(ToOwned::to_owned).unwrap_or_default();
         self.commit_as(message, change.timestamp())
     }
+
+    /// Returns what a change of this document says of each key, in its order. What it does last counts, but of the presence of
+    /// an element the first put does, after which [`Document::say_again`] may say what stays.
+    fn said(&self, change: &Change) -> Result<Vec<Said>, BadBytes> {
+        let mut said: Vec<Said> = Vec::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
+        for operation in change.decode().operations {
+            let Key::Map(key) = &operation.key else {
+                return Err(BadBytes("an operation outside the flat map".to_owned()));
+            };
+            let value = match operation.action {
+                OpType::Put(value) => Some(value),
+                OpType::Delete => None,
+                OpType::Make(_) | OpType::Increment(_) | OpType::MarkBegin(..) | OpType::MarkEnd(_) => {
+                    return Err(BadBytes("an operation that is neither put nor delete".to_owned()));
+                }
+            };
+            let place = *places.entry(key.to_string()).or_insert(said.len());
+            match said.get_mut(place) {
+                Some((key, Some(_))) if value.is_some() && is_presence(key) => {}
+                Some((_, before)) => *before = value,
+                None => said.push((key.to_string(), value)),
+            }
+        }
+        // Of several values that are there at once, automerge says that one is put by deleting the others.
+        for (key, value) in said.iter_mut().filter(|(_, value)| value.is_none()) {
+            *value = self
+                .sides(key, Some(&[change.hash()]))
+                .pop()
+                .map(|(left, _)| left);
+        }
+        Ok(said)
+    }
 }
 
-/// Returns what a change says of each key, in its order; None: that it is deleted. As [`Document::say_again`] says it: of
-/// what is put at a fact the last counts, and else the first, unless it is deleted after that.
-fn said(change: &Change) -> Result<Vec<(String, Option<ScalarValue>)>, BadBytes> {
-    let mut said: Vec<(String, Option<ScalarValue>)> = Vec::new();
-    let mut places: HashMap<String, usize> = HashMap::new();
-    for operation in change.decode().operations {
-        let Key::Map(key) = &operation.key else {
-            return Err(BadBytes("an operation outside the flat map".to_owned()));
-        };
-        let value = match operation.action {
-            OpType::Put(value) => Some(value),
-            OpType::Delete => None,
-            OpType::Make(_) | OpType::Increment(_) | OpType::MarkBegin(..) | OpType::MarkEnd(_) => {
-                return Err(BadBytes("an operation that is neither put nor delete".to_owned()));
-            }
-        };
-        let place = *places.entry(key.to_string()).or_insert(said.len());
-        match said.get_mut(place) {
-            Some((key, Some(_))) if value.is_some() && !is_fact(key) => {}
-            Some((_, before)) => *before = value,
-            None => said.push((key.to_string(), value)),
-        }
-    }
-    Ok(said)
+/// What a change says of a key; None: that it is deleted.
+type Said = (String, Option<ScalarValue>);
+
+fn is_presence(key: &str) -> bool {
+    !key.starts_with('@') && path::role(key) == Role::Presence
 }
 
 /// What a document says of an object's creation: see `birth_facts`.
@@ -458,6 +493,8 @@ fn without_removed(leaves: Leaves) -> Leaves {
 
 #[cfg(test)]
 mod tests {
+    use automerge::transaction::Transactable;
+
     use super::*;
     use crate::document::{CREATED, CREATOR, NAMESPACE};
 
@@ -524,7 +561,28 @@ mod tests {
             put(PRESENCE, number(-1)),
         ];
         change(&mut away, "b", &said);
+        let mut beside = away.at(&heads).unwrap();
         change(&mut away, "b", &[put("spec/paused", text("b2"))]);
+        // Another at the same time: some of what is said again then is what wins already.
+        let said_beside = [
+            put("spec/replicas", number(2)),
+            put("spec/paused", text("b3")),
+            put(PRESENCE, number(3)),
+        ];
+        change(&mut beside, "d", &said_beside);
+        let all: Vec<_> = beside.changes_after(&[]);
+        let all: Vec<_> = all
+            .iter()
+            .map(|bytes| IncomingChange::parse(bytes).unwrap())
+            .collect();
+        away.merge(&all.iter().collect::<Vec<_>>()).unwrap();
+        let adopted = [("spec/replicas", None), put("spec/replicas", number(2))];
+        change(&mut away, "e", &adopted);
+        change(
+            &mut away,
+            "e",
+            &[put("spec/paused", text("b2")), put(PRESENCE, number(-3))],
+        );
         change(&mut document, "a", &said[..4]);
         change(
             &mut document,
@@ -545,7 +603,7 @@ mod tests {
         let mut once = carry_over(&mut away, Epoch::default(), &second, actor()).unwrap();
         let mut between = carry_over(&mut away, Epoch::default(), &first, actor()).unwrap();
         let mut twice = carry_over(&mut between.document, first_epoch, &second, actor()).unwrap();
-        assert_eq!(once.changes, 3);
+        assert_eq!(once.changes, 6);
         assert_eq!(twice.document.heads(), once.document.heads());
         let all = twice.document.changes_after(&[]);
         let all: Vec<_> = all
@@ -559,6 +617,22 @@ mod tests {
         assert_eq!(held("spec/replicas"), Some(number(2)));
         assert_eq!(held("spec/paused"), Some(text("b2")));
         assert_eq!(held("metadata/labels/x"), None);
-        assert_eq!(once.document.presence(PRESENCE), Some(number(2)), "it wins");
+        assert_eq!(once.document.presence(PRESENCE), Some(number(-3)));
+    }
+
+    #[test]
+    fn what_cannot_be_said_again_is_doubtful_and_holds_up_nothing() {
+        let actor = || ActorId::from([9; NODE_ACTOR_BYTES]);
+        let mut document = Document::new(actor());
+        change(&mut document, "a", &[(CREATED, Some(ScalarValue::Int(0)))]);
+        let (base, _) = base(&mut document, Epoch::default());
+        let counter = ScalarValue::counter(1);
+        document
+            .automerge
+            .put(&automerge::ROOT, "spec/replicas", counter)
+            .unwrap();
+        document.commit_as(r#"{"m":"x","n":"y"}"#.to_owned(), 0).unwrap();
+        let carried = carry_over(&mut document, Epoch::default(), &base, actor()).unwrap();
+        assert!(carried.is_doubtful && !carried.any);
     }
 }
