@@ -1,5 +1,8 @@
 //! Collects what is left when an owner or a namespace is gone. The work for an object is its root's owner's.
 
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
+
 use async_trait::async_trait;
 use schemas::deletion::Propagation;
 use schemas::{KINDS, Kind, Object, ObjectKey};
@@ -16,8 +19,6 @@ use crate::ownership::Holding;
 pub enum GarbageKey {
     /// An object that has owners.
     Owned(ObjectKey),
-    /// What the object that had this uid owned, in a namespace.
-    Dependents { namespace: String, uid: String },
     /// An object that is being deleted and waits until this has seen to what it owns.
     Owner(ObjectKey),
     /// A namespace that is being deleted.
@@ -32,14 +33,68 @@ fn is_waiting(object: &Object) -> bool {
     object.is_terminating() && (Propagation::of(object) != Propagation::Background || is_over(object))
 }
 
+/// Who owns what, as the watch told it: a deletion finds what it concerns without looking at everything.
+#[derive(Default)]
+struct Owners {
+    /// The uids that an object names as its owners; not there without any.
+    of: HashMap<ObjectKey, Vec<String>>,
+    /// The other way round.
+    owned: HashMap<String, BTreeSet<ObjectKey>>,
+}
+
+impl Owners {
+    /// Takes in what an object that was put names as its owners; returns whether it names any.
+    fn put(&mut self, object: &Object, key: &ObjectKey) -> bool {
+        let owners = object.owner_references().into_iter().map(|owner| owner.uid);
+        let owners: Vec<String> = owners.collect();
+        if self.of.get(key).map(Vec::as_slice).unwrap_or_default() != owners {
+            self.forget(key);
+            for uid in &owners {
+                self.owned.entry(uid.clone()).or_default().insert(key.clone());
+            }
+            if !owners.is_empty() {
+                self.of.insert(key.clone(), owners.clone());
+            }
+        }
+        !owners.is_empty()
+    }
+
+    fn forget(&mut self, key: &ObjectKey) {
+        for uid in self.of.remove(key).unwrap_or_default() {
+            if let Some(owned) = self.owned.get_mut(&uid) {
+                owned.remove(key);
+                if owned.is_empty() {
+                    self.owned.remove(&uid);
+                }
+            }
+        }
+    }
+
+    /// Forgets what went while the watch was cut off.
+    fn keep(&mut self, is_there: impl Fn(&ObjectKey) -> bool) {
+        let gone: Vec<ObjectKey> = self.of.keys().filter(|key| !is_there(key)).cloned().collect();
+        for key in &gone {
+            self.forget(key);
+        }
+    }
+}
+
 /// The garbage collector.
 pub struct Garbage {
     context: Context,
+    owners: Mutex<Owners>,
 }
 
 impl Garbage {
     pub fn new(context: Context) -> Self {
-        Self { context }
+        Self {
+            context,
+            owners: Mutex::default(),
+        }
+    }
+
+    fn owners(&self) -> std::sync::MutexGuard<'_, Owners> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the keys of owners that are being deleted and wait for what becomes of this object.
@@ -150,10 +205,10 @@ impl Reconciler for Garbage {
     fn keys(&self, trigger: &Trigger) -> Vec<GarbageKey> {
         match trigger {
             Trigger::Store(WatchEvent::Put { view, previous }) => {
+                let has_owners = self.owners().put(&view.object, &view.key);
                 if view.key.kind == Kind::Namespace {
                     return self.going(&view.key.name).into_iter().collect();
                 }
-                let has_owners = view.object.pointer("/metadata/ownerReferences/0").is_some();
                 let owned = has_owners.then(|| GarbageKey::Owned(view.key.clone()));
                 let waits = is_waiting(&view.object).then(|| GarbageKey::Owner(view.key.clone()));
                 // One that was let go has a reference less.
@@ -162,23 +217,27 @@ impl Reconciler for Garbage {
                 let going = self.going(&view.key.namespace).into_iter();
                 going.chain(owned).chain(waits).chain(waiting).collect()
             }
-            Trigger::Store(WatchEvent::Deleted { view }) => match view.key.kind {
-                Kind::Namespace => vec![GarbageKey::Orphans],
-                Kind::Event | Kind::Endpoints | Kind::EndpointSlice => Vec::new(),
-                kind => {
-                    // Who goes often, pods, owns nothing of ours. What users gave to such owners goes with the next resync.
-                    let dependents = kind.row().owner.then(|| GarbageKey::Dependents {
-                        namespace: view.key.namespace.clone(),
-                        uid: view.object.uid().to_owned(),
-                    });
-                    self.going(&view.key.namespace)
-                        .into_iter()
-                        .chain(dependents)
-                        .chain(self.waiting(&view.object))
-                        .collect()
+            Trigger::Store(WatchEvent::Deleted { view }) => {
+                let owned = {
+                    let mut owners = self.owners();
+                    owners.forget(&view.key);
+                    owners.owned.get(view.object.uid()).cloned().unwrap_or_default()
+                };
+                let owned = owned.into_iter().map(GarbageKey::Owned);
+                if view.key.kind == Kind::Namespace {
+                    return owned.chain([GarbageKey::Orphans]).collect();
                 }
-            },
-            Trigger::Resync => vec![GarbageKey::Orphans],
+                self.going(&view.key.namespace)
+                    .into_iter()
+                    .chain(owned)
+                    .chain(self.waiting(&view.object))
+                    .collect()
+            }
+            Trigger::Resync => {
+                let store = &self.context.store;
+                self.owners().keep(|key| store.get(key).is_some());
+                vec![GarbageKey::Orphans]
+            }
             Trigger::Cluster(_) | Trigger::Runtime(_) => Vec::new(),
         }
     }
@@ -192,12 +251,6 @@ impl Reconciler for Garbage {
                     .into_iter()
                     .collect()
             }
-            GarbageKey::Dependents { namespace, uid } => self
-                .stored_in(namespace)
-                .iter()
-                .filter(|object| object.owner_references().iter().any(|owner| owner.uid == *uid))
-                .filter_map(|object| self.collect(object))
-                .collect(),
             GarbageKey::Owner(key) => self.finish(key),
             GarbageKey::Namespace(name) => self.in_namespace(name),
             GarbageKey::Orphans => self.orphans(),
@@ -218,28 +271,54 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_a_pod_owns_goes_with_the_next_resync_and_is_not_looked_for_at_every_deletion() {
+    async fn what_an_owner_of_any_kind_had_is_found_at_once_and_nothing_else_is_looked_at() {
         let fixture = Fixture::new(110);
         let garbage = Garbage::new(fixture.context.clone());
-        for (kind, looks) in [(Kind::ReplicaSet, 1), (Kind::Pod, 0)] {
+        for kind in [Kind::ReplicaSet, Kind::Pod, Kind::ConfigMap, Kind::Secret] {
             let owner = ObjectKey::new(kind, "default", "owner");
             let view = fixture.store.create(Object::new(&owner), author()).await.unwrap();
-            let owned = ObjectKey::new(Kind::Service, "default", "owned");
-            let mut object = Object::new(&owned);
-            let reference = crate::replica_set::controller_reference(&view.object);
-            object.set(&["metadata", "ownerReferences"], json!([reference]));
-            fixture.store.create(object, author()).await.unwrap();
-            fixture.remove(&owner).await;
-            let keys = garbage.keys(&Trigger::Store(WatchEvent::Deleted { view }));
-            assert_eq!(keys.len(), looks, "{kind}");
-            // On resync, each object comes as it is.
-            let view = fixture.store.get(&owned).unwrap();
-            let resync = Trigger::Store(WatchEvent::Put { view, previous: None });
-            for key in garbage.keys(&resync) {
-                garbage.reconcile(&key).await.unwrap();
+            let dependent = owned(&fixture, Kind::Service, "owned", &[&view]).await;
+            let other = ObjectKey::new(kind, "default", "other");
+            let other = fixture.store.create(Object::new(&other), author()).await.unwrap();
+            for view in [&view, &dependent, &other] {
+                let view = view.clone();
+                garbage.keys(&Trigger::Store(WatchEvent::Put { view, previous: None }));
             }
-            assert_eq!(fixture.context.object(&owned), None, "{kind}");
+            for (view, looks) in [(other, 0), (view, 1)] {
+                fixture.remove(&view.key).await;
+                let keys = garbage.keys(&Trigger::Store(WatchEvent::Deleted { view }));
+                assert_eq!(keys.len(), looks, "{kind}");
+                for key in keys {
+                    garbage.reconcile(&key).await.unwrap();
+                }
+            }
+            assert_eq!(fixture.context.object(&dependent.key), None, "{kind}");
+            let view = dependent;
+            garbage.keys(&Trigger::Store(WatchEvent::Deleted { view }));
+            assert!(garbage.owners().of.is_empty() && garbage.owners().owned.is_empty());
         }
+    }
+
+    #[tokio::test]
+    async fn what_went_unseen_is_forgotten_and_what_was_let_go_is_not_looked_at() {
+        let fixture = Fixture::new(110);
+        let garbage = Garbage::new(fixture.context.clone());
+        let owner = ObjectKey::new(Kind::ConfigMap, "default", "owner");
+        let owner = fixture.store.create(Object::new(&owner), author()).await.unwrap();
+        let gone = owned(&fixture, Kind::Service, "gone", &[&owner]).await;
+        let free = owned(&fixture, Kind::Service, "free", &[&owner]).await;
+        for view in [&gone, &free] {
+            let view = view.clone();
+            garbage.keys(&Trigger::Store(WatchEvent::Put { view, previous: None }));
+        }
+        fixture.remove(&gone.key).await;
+        fixture
+            .edit(&free.key, &["metadata", "ownerReferences"], json!([]))
+            .await;
+        let view = fixture.store.get(&free.key).unwrap();
+        garbage.keys(&Trigger::Store(WatchEvent::Put { view, previous: None }));
+        garbage.keys(&Trigger::Resync);
+        assert!(garbage.owners().of.is_empty() && garbage.owners().owned.is_empty());
     }
 
     #[tokio::test]
