@@ -42,7 +42,7 @@ pub struct ReplicaSetState {
     pub pods: Vec<PodState>,
     /// Pods that it controls although its selector does not match their labels: somebody took them out.
     pub strangers: Vec<PodState>,
-    /// Names that pods of this set cannot have, since other pods have them.
+    /// Names that new pods of this set cannot have: other pods have them, or had them until a while ago.
     pub taken_names: BTreeSet<String>,
     pub replicas: u32,
 }

@@ -292,8 +292,8 @@ fn create(set: Pods<'_>, number: u32, chooser: &mut Chooser<'_>, plan: &mut Plan
         .unwrap_or_default();
     let name = loop {
         let name = pod_name(owner.name(), owner.uid(), number, attempt);
-        // Five letters may collide with a pod of another slot, and a pod that was taken out keeps its name; step over it
-        // as both owners would.
+        // Five letters may collide with a pod of another slot, a pod that was taken out keeps its name, and one that was
+        // removed is still known by it; step over it as both owners would.
         if !set.pods.iter().any(|pod| pod.name() == name) && !set.taken_names.contains(&name) {
             break name;
         }

@@ -190,6 +190,17 @@ impl Store {
         incarnation.is_some_and(|incarnation| self.shared.index().is_removed(key, incarnation))
     }
 
+    /// Returns the names of a kind in a namespace that begin with `prefix` and that something had that was removed, as
+    /// long as tombstones tell of it. Something may be there again by such a name.
+    pub fn removed_names(&self, kind: Kind, namespace: &str, prefix: &str) -> Vec<String> {
+        let index = self.shared.index();
+        let from = ObjectKey::new(kind, namespace, prefix);
+        let keys = index.tombstones().range(from..).map(|(key, _)| key);
+        keys.take_while(|key| key.kind == kind && key.namespace == namespace && key.name.starts_with(prefix))
+            .map(|key| key.name.clone())
+            .collect()
+    }
+
     /// Returns the tombstone of a key that has no document, as a frame for a peer's [`Store::receive`]; None if nothing of
     /// that key was removed, or if there is one again.
     pub fn removal(&self, key: &ObjectKey) -> Option<Bytes> {

@@ -145,6 +145,9 @@ impl Context {
                     .filter(named_like_its_own)
                     .filter(|pod| pod.controller().is_none_or(|owner| owner.uid != set.uid()));
                 state.taken_names.extend(others.map(|pod| pod.name().to_owned()));
+                let prefix = format!("{}-", set.name());
+                let removed = self.store.removed_names(Kind::Pod, &key.namespace, &prefix);
+                state.taken_names.extend(removed);
                 tree.replica_sets.push(state);
             }
         }

@@ -297,6 +297,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_replacement_of_a_pod_that_is_gone_has_a_name_of_its_own() {
+        let fixture = Fixture::new(10);
+        fixture.admit().await;
+        let key = ObjectKey::new(Kind::ReplicaSet, "default", "web");
+        let mut set = schemas::Object::new(&key);
+        set.set(&["spec"], replicas(1));
+        fixture.store.create(set, author()).await.unwrap();
+        let workloads = Workloads::new(fixture.context.clone(), Graces::default());
+        let mut names = std::collections::BTreeSet::new();
+        for _ in 0..3 {
+            workloads.reconcile(&key).await.unwrap();
+            let pods = fixture.context.objects(Kind::Pod, None);
+            assert_eq!(pods.len(), 1);
+            assert!(names.insert(pods[0].name().to_owned()), "{names:?}");
+            fixture.remove(&pods[0].key().unwrap()).await;
+        }
+    }
+
+    #[tokio::test]
     async fn a_pod_whose_labels_are_taken_away_is_replaced_and_left_alone() {
         let fixture = Fixture::new(20);
         fixture.admit().await;

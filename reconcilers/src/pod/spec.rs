@@ -228,9 +228,10 @@ pub fn build(
     Ok(Built { spec, sub_paths })
 }
 
-/// Podman's name: `<pod>_<namespace>_<container>_<uid>_<attempt>`; the uid's first 8 characters tell incarnations apart.
+/// Podman's name: `<pod>_<namespace>_<container>_<uid>_<attempt>`. Of uids of one name, the first 13 characters (48 bits)
+/// tell incarnations apart; the first 8 are the same until the last 16 bits have counted to their end.
 fn container_name(pod: &DesiredPod, container: &str, attempt: u32) -> String {
-    let uid: String = pod.uid.chars().take(8).collect();
+    let uid: String = pod.uid.chars().take(13).collect();
     format!(
         "{}_{}_{container}_{uid}_{attempt}",
         pod.key.name, pod.key.namespace

@@ -84,8 +84,13 @@ async fn a_new_object_of_a_removed_name_is_another() {
         .unwrap();
     assert!(store.get(&key).is_none());
     assert!(store.is_removed(&key, first.object.uid()));
+    for (prefix, expected) in [("we", &["web"][..]), ("wed", &[])] {
+        assert_eq!(store.removed_names(key.kind, &key.namespace, prefix), expected);
+        assert!(store.removed_names(key.kind, "other", prefix).is_empty());
+    }
     let second = store.create(deployment("web"), author("x")).await.unwrap();
-    assert_ne!(first.object.uid(), second.object.uid());
+    // Names of containers have so much of it.
+    assert_ne!(first.object.uid()[..13], second.object.uid()[..13]);
     assert!(!store.is_removed(&key, second.object.uid()));
     let precondition = Precondition {
         uid: Some(first.object.uid().to_owned()),
