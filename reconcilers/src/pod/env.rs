@@ -19,7 +19,7 @@ pub(super) fn environment(
             (None, None) => return Err(ConfigError("envFrom without a source".to_owned())),
         };
         if optional != Some(true) {
-            return Err(ConfigError(format!("{what} \"{name}\" not found")));
+            return Err(not_given(what, name));
         }
     }
     let mut environment: Vec<(String, String)> = Vec::new();
@@ -89,7 +89,12 @@ fn resolve(
     if optional == Some(true) {
         return Ok(None);
     }
-    Err(ConfigError(format!("{what} \"{name}\" not found")))
+    Err(not_given(what, name))
+}
+
+/// Whether the object is there or not: nothing reads it for pods.
+fn not_given(what: &str, name: &str) -> ConfigError {
+    ConfigError(format!("{what} \"{name}\" is of a kind that pods do not get yet"))
 }
 
 fn field_value(surroundings: &Surroundings<'_>, path: &str) -> Result<String, ConfigError> {
