@@ -40,11 +40,7 @@ pub(super) fn cells(pod: &Object, now: Now) -> Vec<Value> {
         .map_or(pod.str_at("/status/podIP"), |first| text(first, "ip"));
     vec![
         json!(pod.name()),
-        json!(format!(
-            "{}/{}",
-            summary.ready,
-            array(pod, "/spec/containers").len()
-        )),
+        json!(format!("{}/{}", summary.ready, summary.containers)),
         json!(summary.reason),
         json!(restarts),
         json!(now.age(pod)),
@@ -56,7 +52,9 @@ pub(super) fn cells(pod: &Object, now: Now) -> Vec<Value> {
 }
 
 struct Summary {
+    /// Sidecars among them.
     ready: usize,
+    containers: usize,
     restarts: i64,
     /// When the container that was restarted last had ended.
     last_restart: Option<i64>,
@@ -75,6 +73,7 @@ impl Summary {
         };
         let mut summary = Summary {
             ready: 0,
+            containers: array(pod, "/spec/containers").len() + sidecars(pod).count(),
             restarts: 0,
             last_restart: None,
             reason: String::new(),
@@ -85,6 +84,10 @@ impl Summary {
         }
         if initializing.is_none() || condition(pod, "Initialized") {
             (summary.restarts, summary.last_restart) = (0, None);
+            let sidecars = array(pod, "/status/initContainerStatuses").iter();
+            for status in sidecars.filter(|status| is_sidecar(pod, status)) {
+                summary.count_restarts(status);
+            }
             let mut running = false;
             for status in array(pod, "/status/containerStatuses").iter().rev() {
                 summary.count_restarts(status);
@@ -115,13 +118,17 @@ impl Summary {
         summary
     }
 
-    /// Why the pod's init containers are not through, if they are not.
+    /// Why the pod's init containers are not through, if they are not; counts the sidecars that are ready.
     fn init_reason(&mut self, pod: &Object) -> Option<String> {
         let statuses = array(pod, "/status/initContainerStatuses");
         for (index, status) in statuses.iter().enumerate() {
             self.count_restarts(status);
             let state = &status["state"];
             if state["terminated"].is_object() && state["terminated"]["exitCode"] == 0 {
+                continue;
+            }
+            if is_sidecar(pod, status) && status["started"] == true {
+                self.ready += usize::from(status["ready"] == true);
                 continue;
             }
             return Some(match stopped_reason(status) {
@@ -137,6 +144,17 @@ impl Summary {
         let ended = time::from_rfc3339(text(&status["lastState"]["terminated"], "finishedAt"));
         self.last_restart = self.last_restart.max(ended);
     }
+}
+
+/// The init containers that run beside the others.
+fn sidecars(pod: &Object) -> impl Iterator<Item = &Value> {
+    let containers = array(pod, "/spec/initContainers").iter();
+    containers.filter(|container| container["restartPolicy"] == "Always")
+}
+
+/// Whether a status is that of a sidecar.
+fn is_sidecar(pod: &Object, status: &Value) -> bool {
+    sidecars(pod).any(|container| container["name"] == status["name"])
 }
 
 /// Why a container is waiting or ended; None if it runs (or nothing is known).
@@ -223,5 +241,35 @@ mod tests {
                 "initContainerStatuses": [{"state": {"running": {}}}]}}),
             ["0/1", "Init:0/1", "0"],
         );
+    }
+
+    #[test]
+    fn sidecars_count_as_containers_once_they_started() {
+        let spec = json!({"containers": [{"name": "a"}],
+            "initContainers": [{"name": "once"}, {"name": "side", "restartPolicy": "Always"}]});
+        let running = json!({"name": "a", "ready": true, "state": {"running": {}}});
+        let once = json!({"name": "once", "restartCount": 5, "state": {"terminated": {"exitCode": 0}}});
+        let side = |started: bool, ready: bool| json!({"name": "side", "started": started, "ready": ready, "restartCount": 2, "state": {"running": {}}});
+        for (phase, side, others, expected) in [
+            (
+                "Running",
+                side(true, true),
+                json!([running]),
+                ["2/2", "Running", "2"],
+            ),
+            (
+                "Running",
+                side(true, false),
+                json!([running]),
+                ["1/2", "Running", "2"],
+            ),
+            ("Pending", side(false, false), json!([]), ["0/2", "Init:1/2", "7"]),
+        ] {
+            check(
+                json!({"spec": spec, "status": {"phase": phase,
+                    "initContainerStatuses": [once, side], "containerStatuses": others}}),
+                expected,
+            );
+        }
     }
 }
