@@ -72,13 +72,22 @@ pub fn pod_status(pod: &Object, knowledge: PodKnowledge<'_>, unix_seconds: i64) 
 /// Computes `status` of a ReplicaSet.
 pub fn replica_set_status(set: &ReplicaSetState, now: Now) -> Value {
     let counts = counts(&set.pods, min_ready_seconds(&set.object), now);
-    json!({
+    let mut status = json!({
         "replicas": counts.replicas,
         "fullyLabeledReplicas": counts.replicas,
         "readyReplicas": counts.ready,
         "availableReplicas": counts.available,
         "observedGeneration": set.object.generation(),
-    })
+    });
+    leave_out_zeros(&mut status, &["replicas"]);
+    status
+}
+
+/// As Kubernetes writes counts: a zero is not there, but for those in `kept`.
+fn leave_out_zeros(status: &mut Value, kept: &[&str]) {
+    if let Value::Object(fields) = status {
+        fields.retain(|name, value| *value != 0 || kept.contains(&name.as_str()));
+    }
 }
 
 /// Computes `status` of a Deployment from its ReplicaSets; `deployment` has the previous one. Also returns when to look
@@ -110,6 +119,7 @@ pub fn deployment_status(
         "availableReplicas": total.available,
         "unavailableReplicas": total.replicas.max(wanted).saturating_sub(total.available),
     });
+    leave_out_zeros(&mut status, &[]);
     let minimum = wanted.saturating_sub(strategy(deployment).max_unavailable(wanted));
     let available = if total.available >= minimum {
         condition(

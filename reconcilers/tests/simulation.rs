@@ -642,9 +642,13 @@ impl World {
                 "readyReplicas",
                 "availableReplicas",
             ] {
-                let shown = view.object.i64_at(&format!("/status/{field}"));
-                if shown != Some(replicas) {
-                    let _ = writeln!(faults, "{}: {field} {shown:?} of {replicas}", view.key);
+                // A zero is left out.
+                let shown = view
+                    .object
+                    .i64_at(&format!("/status/{field}"))
+                    .unwrap_or_default();
+                if shown != replicas {
+                    let _ = writeln!(faults, "{}: {field} {shown} of {replicas}", view.key);
                 }
             }
         }

@@ -9,6 +9,7 @@ use tracing::info;
 
 use super::{Context, ReconcileError};
 use crate::action::Action;
+use crate::deployment::replicas;
 use crate::pod_state::MEMBER_ANNOTATION;
 use crate::ports::{EventKind, EventRecord};
 
@@ -67,10 +68,12 @@ async fn act(context: &Context, component: Component, action: Action) -> Result<
         via: Via::Controller,
         unix_seconds: context.clock.unix_seconds(),
     };
+    let before = context.store.get(&key);
+    let replicas = before.map_or(0, |before| replicas(&before.object));
     match write(context, author, action.clone()).await {
         Ok(true) => {
             info!(kind = %key.kind, namespace = key.namespace, name = key.name, action = verb(&action), "done");
-            report(context, manager, &key, &action);
+            report(context, manager, (&key, replicas), &action);
             Ok(())
         }
         // Someone else did it, or made it pointless; what it is now wakes the next plan.
@@ -221,8 +224,8 @@ fn verb(action: &Action) -> &'static str {
     }
 }
 
-/// Records the events that Kubernetes' controllers record.
-fn report(context: &Context, component: &'static str, key: &ObjectKey, action: &Action) {
+/// Records the events that Kubernetes' controllers record. `before`: the replicas of what the key names, before the action.
+fn report(context: &Context, component: &'static str, (key, before): (&ObjectKey, u32), action: &Action) {
     let stored = context.store.get(key);
     let owner = match action {
         Action::Create(object) => object.controller(),
@@ -254,7 +257,7 @@ fn report(context: &Context, component: &'static str, key: &ObjectKey, action: &
             let replicas = object.i64_at("/spec/replicas").unwrap_or_default();
             on_owner(
                 "ScalingReplicaSet",
-                format!("Scaled up replica set {} to {replicas}", key.name),
+                format!("Scaled up replica set {} from 0 to {replicas}", key.name),
             )
         }
         (
@@ -265,7 +268,11 @@ fn report(context: &Context, component: &'static str, key: &ObjectKey, action: &
             },
         ) => on_owner(
             "ScalingReplicaSet",
-            format!("Scaled replica set {} to {replicas}", key.name),
+            format!(
+                "Scaled {} replica set {} from {before} to {replicas}",
+                if *replicas > before { "up" } else { "down" },
+                key.name
+            ),
         ),
         _ => None,
     };
