@@ -54,6 +54,13 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> Moment;
     /// Seconds since the Unix epoch; for display and timestamps alone.
     fn unix_seconds(&self) -> i64;
+    /// Nanoseconds since the Unix epoch, as far as the clock has them; for the order of names alone.
+    fn unix_nanoseconds(&self) -> u64 {
+        self.unix_seconds()
+            .max(0)
+            .unsigned_abs()
+            .saturating_mul(1_000_000_000)
+    }
 }
 
 // ---------------------------------------------------------------- cluster (observed plane)

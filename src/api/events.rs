@@ -33,8 +33,41 @@ pub struct Events {
     node: NodeId,
     node_name: String,
     clock: Arc<dyn Clock>,
-    /// When each happened last. The objects are in the store.
-    kept: Mutex<HashMap<ObjectKey, Moment>>,
+    kept: Mutex<Kept>,
+}
+
+/// What is kept; the objects are in the store.
+#[derive(Default)]
+struct Kept {
+    /// When each happened last.
+    last: HashMap<ObjectKey, Moment>,
+    /// The names of what happened on this node, by [`identity`]; of some that are gone as well.
+    named: HashMap<String, ObjectKey>,
+    /// The stamp in the newest name.
+    stamp: u64,
+}
+
+impl Kept {
+    /// The key of what happened: the one it had before, or a new one, whose name sorts behind all earlier ones of the object.
+    fn key(&mut self, id: &str, event: &EventRecord, unix_nanoseconds: u64) -> ObjectKey {
+        let before = self.named.get(id).filter(|key| self.last.contains_key(key));
+        if let Some(key) = before {
+            return key.clone();
+        }
+        if self.named.len() >= 2 * MAX_EVENTS {
+            self.named.retain(|_, key| self.last.contains_key(key));
+        }
+        self.stamp = unix_nanoseconds.max(self.stamp.saturating_add(1));
+        let namespace = match event.key.namespace.as_str() {
+            "" => "default",
+            namespace => namespace,
+        };
+        // As Kubernetes names them; a few digits of the hash keep those of two nodes apart.
+        let name = format!("{}.{:016x}{}", event.key.name, self.stamp, &id[..4]);
+        let key = ObjectKey::new(Kind::Event, namespace, name);
+        self.named.insert(id.to_owned(), key.clone());
+        key
+    }
 }
 
 impl Events {
@@ -61,7 +94,7 @@ impl Events {
     pub fn forget_expired(&self) {
         let now = self.clock.now();
         let mut kept = self.lock();
-        let expired = kept.extract_if(|_, last| now.since(*last) >= LIFETIME);
+        let expired = kept.last.extract_if(|_, last| now.since(*last) >= LIFETIME);
         for (key, _) in expired {
             self.store.project(&key, None);
         }
@@ -75,7 +108,7 @@ impl Events {
     /// Puts a changed event in the place of the one that was seen at a version; false, if that has changed or is gone.
     pub(crate) fn replace(&self, seen: &View, object: Object) -> bool {
         let mut kept = self.lock();
-        let is_there = kept.contains_key(&seen.key);
+        let is_there = kept.last.contains_key(&seen.key);
         let is_same = self
             .store
             .get(&seen.key)
@@ -86,32 +119,33 @@ impl Events {
         is_there && is_same
     }
 
-    fn insert(&self, kept: &mut HashMap<ObjectKey, Moment>, key: ObjectKey, object: Object) {
-        if kept.len() >= MAX_EVENTS
-            && !kept.contains_key(&key)
+    fn insert(&self, kept: &mut Kept, key: ObjectKey, object: Object) {
+        if kept.last.len() >= MAX_EVENTS
+            && !kept.last.contains_key(&key)
             && let Some(oldest) = kept
+                .last
                 .iter()
                 .min_by_key(|(_, last)| **last)
                 .map(|(key, _)| key.clone())
         {
-            kept.remove(&oldest);
+            kept.last.remove(&oldest);
             self.store.project(&oldest, None);
         }
         self.store.project(&key, Some(object));
-        kept.insert(key, self.clock.now());
+        kept.last.insert(key, self.clock.now());
     }
 
     /// Forgets an event; false if it is not this node's.
     pub(crate) fn forget(&self, key: &ObjectKey) -> bool {
-        let found = self.lock().remove(key).is_some();
+        let found = self.lock().last.remove(key).is_some();
         if found {
             self.store.project(key, None);
         }
         found
     }
 
-    /// No panic can leave the map half changed.
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectKey, Moment>> {
+    /// No panic can leave it half changed.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -165,17 +199,9 @@ impl Events {
 impl EventSink for Events {
     fn event(&self, event: EventRecord) {
         let id = identity(&self.node, &event);
-        let namespace = match event.key.namespace.as_str() {
-            "" => "default",
-            namespace => namespace,
-        };
-        let key = ObjectKey::new(
-            Kind::Event,
-            namespace,
-            format!("{}.{}", event.key.name, &id[..16]),
-        );
         let mut kept = self.lock();
-        let before = self.store.get(&key).filter(|_| kept.contains_key(&key));
+        let key = kept.key(&id, &event, self.clock.unix_nanoseconds());
+        let before = self.store.get(&key).filter(|_| kept.last.contains_key(&key));
         let before = before.as_ref().map(|view| view.object.as_ref());
         let object = self.object(before, &key, &id, &event);
         self.insert(&mut kept, key, object);

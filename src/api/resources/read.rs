@@ -1,5 +1,6 @@
 //! get and list: selectors, pages, tables, and the events of other nodes.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use axum::extract::Request;
@@ -78,9 +79,13 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
         snapshot = snapshot.named(name);
     }
     let mut metadata = json!({"resourceVersion": snapshot.revision().to_string()});
-    let mut warnings = Vec::new();
     let mut items = Items::of(call)?;
-    // Events of other nodes have no place in this node's order: they come all at once.
+    let (mut others, mut warnings) = (Vec::new(), Vec::new());
+    if call.kind() == Kind::Event && !call.is_local_only() && options.after.is_none() {
+        (others, warnings) = peer_events(call, &Method::GET, &Bytes::new()).await;
+        others.sort_by_cached_key(|event| Reverse(event.key()));
+    }
+    // What other nodes have has no place in a page: events come all at once.
     let limit = match (options.limit, call.kind()) {
         (0, _) | (_, Kind::Event) => usize::MAX,
         (limit, _) => limit,
@@ -92,6 +97,9 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
             continue;
         }
         if items.count < limit {
+            while let Some(other) = others.pop_if(|other| other.key().as_ref() < Some(&view.key)) {
+                items.push(other, None);
+            }
             let managed = match accepted.shape {
                 Shape::Whole | Shape::Metadata => view.managed.as_deref(),
                 // Nobody reads them there.
@@ -110,11 +118,10 @@ pub(super) async fn list(call: &Call<'_>) -> ApiResult {
         }
         break;
     }
-    if call.kind() == Kind::Event && !call.is_local_only() && options.after.is_none() {
-        let (others, missing) = peer_events(call, &Method::GET, &Bytes::new()).await;
-        others.into_iter().for_each(|object| items.push(object, None));
-        warnings = missing;
-    }
+    others
+        .into_iter()
+        .rev()
+        .for_each(|object| items.push(object, None));
     let mut response = content::answer_json(StatusCode::OK, accepted.format, items.close(metadata));
     content::add_warnings(&mut response, &warnings);
     Ok(response)

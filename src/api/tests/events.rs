@@ -344,6 +344,39 @@ async fn a_watch_shows_events_in_the_form_of_its_group() {
 }
 
 #[tokio::test]
+async fn a_list_has_what_happened_to_an_object_in_the_order_in_which_it_happened() {
+    let (here, there) = (Api::open().await, Api::named("n2", true).await);
+    here.join(&there);
+    let reasons = [
+        "Scheduled",
+        "Pulled",
+        "Created",
+        "Started",
+        "Unhealthy",
+        "Killing",
+    ];
+    for (number, reason) in reasons.into_iter().enumerate() {
+        let api = if number < 3 { &there } else { &here };
+        api.state.events.event(record("web", reason));
+        if number == 2 {
+            here.clock.advance(1);
+        }
+    }
+    // The same again has its place.
+    here.state.events.event(record("web", "Started"));
+    here.state.events.event(record("a", "Pulled"));
+    let list = here.get(NEWER).await.expect(200).json();
+    let items = list["items"].as_array().unwrap();
+    let shown: Vec<_> = items
+        .iter()
+        .map(|event| event["reason"].as_str().unwrap())
+        .collect();
+    assert_eq!(shown[..1], ["Pulled"], "of a");
+    assert_eq!(shown[1..], reasons);
+    assert_eq!(items[4]["deprecatedCount"], 2);
+}
+
+#[tokio::test]
 async fn events_of_other_nodes_come_in_either_form() {
     let (here, there) = (Api::open().await, Api::named("n2", true).await);
     here.join(&there);
