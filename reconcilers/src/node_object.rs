@@ -7,12 +7,9 @@ use schemas::{Kind, Object, ObjectKey};
 use serde_json::{Map, Value, json};
 use store::PROTOCOL;
 
-use crate::nodes::NodeState;
+use crate::nodes::{NodeState, UNSCHEDULABLE_TAINT};
 use crate::ports::{Liveness, NodeFacts};
 use crate::status::{NODE_STATUS_UNKNOWN, condition, put_condition};
-
-/// Kubernetes' taint of a cordoned node.
-const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
 
 /// Computes the Node object of a member. `written` is the document with what users wrote, `previous` the Node as it was
 /// last shown.

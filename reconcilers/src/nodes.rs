@@ -8,9 +8,22 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use schemas::Object;
+use serde_json::Value;
 use store::NodeId;
 
 use crate::ports::{Cluster, Liveness, Moment, NodeFacts};
+
+/// Kubernetes' taint of a cordoned node.
+pub(crate) const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
+
+/// What keeps pods away that do not tolerate it. Source: Kubernetes API, `Taint`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taint {
+    pub key: String,
+    pub value: String,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    pub effect: String,
+}
 
 /// One admitted node.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +43,10 @@ pub struct NodeState {
     pub seen: bool,
     /// Takes no new pods (`kubectl cordon`).
     pub unschedulable: bool,
+    /// Those that the node says of itself, and those that users set on the Node object.
+    pub labels: BTreeMap<String, String>,
+    /// Users' taints; that of a cordon is `unschedulable`.
+    pub taints: Vec<Taint>,
     pub facts: NodeFacts,
 }
 
@@ -48,17 +65,16 @@ impl Nodes {
     /// Joins Member documents, Node documents (what users wrote, not what is shown of nodes) and gossip. Of two members with one name the one that is not cordoned counts,
     /// then the lower id.
     pub fn read(members: &[Arc<Object>], node_objects: &[Arc<Object>], cluster: &Cluster) -> Self {
-        let unschedulable: BTreeMap<&str, bool> = node_objects
+        let written: BTreeMap<&str, &Object> = node_objects
             .iter()
-            .map(|node| (node.name(), flag(node, "/spec/unschedulable")))
+            .map(|node| (node.name(), node.as_ref()))
             .collect();
         let mut candidates: Vec<(bool, NodeState)> = members
             .iter()
             .map(|member| {
                 let cordoned = flag(member, "/spec/cordoned");
-                let name = member.str_at("/spec/name");
-                let user_cordoned = unschedulable.get(name).copied().unwrap_or_default();
-                (cordoned, node_state(member, cordoned || user_cordoned, cluster))
+                let written = written.get(member.str_at("/spec/name")).copied();
+                (cordoned, node_state(member, written, cluster))
             })
             .collect();
         candidates.sort_by(|(cordoned, one), (other_cordoned, other)| {
@@ -87,12 +103,16 @@ impl FromIterator<NodeState> for Nodes {
 }
 
 fn flag(object: &Object, pointer: &str) -> bool {
-    object.pointer(pointer).and_then(serde_json::Value::as_bool) == Some(true)
+    object.pointer(pointer).and_then(Value::as_bool) == Some(true)
 }
 
-fn node_state(member: &Object, unschedulable: bool, cluster: &Cluster) -> NodeState {
+/// `written`: what users wrote to the Node object.
+fn node_state(member: &Object, written: Option<&Object>, cluster: &Cluster) -> NodeState {
     let id = NodeId(member.name().to_owned());
     let observation = cluster.nodes.get(&id);
+    let facts = observation.map(|node| node.facts.clone()).unwrap_or_default();
+    let mut labels = written.map(labels).unwrap_or_default();
+    labels.extend(facts.labels.clone());
     NodeState {
         uid: member.uid().to_owned(),
         name: member.str_at("/spec/name").to_owned(),
@@ -103,10 +123,38 @@ fn node_state(member: &Object, unschedulable: bool, cluster: &Cluster) -> NodeSt
         since: observation.map_or(Moment::default(), |node| node.since),
         in_sync: observation.is_some_and(|node| node.in_sync),
         seen: observation.is_some(),
-        unschedulable,
-        facts: observation.map(|node| node.facts.clone()).unwrap_or_default(),
+        unschedulable: flag(member, "/spec/cordoned")
+            || written.is_some_and(|written| flag(written, "/spec/unschedulable")),
+        labels,
+        taints: written.map(taints).unwrap_or_default(),
+        facts,
         id,
     }
+}
+
+fn labels(node: &Object) -> BTreeMap<String, String> {
+    let labels = node.pointer("/metadata/labels").and_then(Value::as_object);
+    labels
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+        .collect()
+}
+
+fn taints(node: &Object) -> Vec<Taint> {
+    let text = |taint: &Value, field: &str| taint[field].as_str().unwrap_or_default().to_owned();
+    let taints = node.pointer("/spec/taints").and_then(Value::as_array);
+    taints
+        .into_iter()
+        .flatten()
+        .map(|taint| Taint {
+            key: text(taint, "key"),
+            value: text(taint, "value"),
+            effect: text(taint, "effect"),
+        })
+        // Clients that were shown a cordon write it back with the others.
+        .filter(|taint| taint.key != UNSCHEDULABLE_TAINT)
+        .collect()
 }
 
 /// Nodes for tests.
@@ -126,6 +174,8 @@ pub(crate) mod testing {
             in_sync: true,
             seen: true,
             unschedulable: false,
+            labels: BTreeMap::from([("kubernetes.io/hostname".to_owned(), name.to_owned())]),
+            taints: Vec::new(),
             facts: NodeFacts {
                 name: name.to_owned(),
                 labels: BTreeMap::from([("kubernetes.io/hostname".to_owned(), name.to_owned())]),
@@ -195,6 +245,12 @@ mod tests {
         ];
         let mut cordoned = Object::new(&ObjectKey::cluster(Kind::Node, "two"));
         cordoned.set(&["spec", "unschedulable"], true);
+        cordoned.set(&["metadata", "labels"], json!({"disk": "ssd"}));
+        let taints = json!([
+            {"key": UNSCHEDULABLE_TAINT, "effect": "NoSchedule"},
+            {"key": "for", "value": "tests", "effect": "NoSchedule"},
+        ]);
+        cordoned.set(&["spec", "taints"], taints);
         let nodes = Nodes::read(&members, &[Arc::new(cordoned)], &cluster);
         let names: Vec<_> = nodes
             .iter()
@@ -210,6 +266,9 @@ mod tests {
             (two.liveness, two.seen, two.unschedulable),
             (Liveness::Dead, false, true)
         );
+        assert_eq!(two.labels, BTreeMap::from([("disk".into(), "ssd".into())]));
+        let keys = two.taints.iter().map(|taint| taint.key.as_str());
+        assert_eq!(keys.collect::<Vec<_>>(), ["for"], "the field tells of a cordon");
         assert_eq!(one.address, "10.0.0.1".parse().ok());
     }
 }

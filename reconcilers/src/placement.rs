@@ -1,7 +1,7 @@
 //! Which node a new pod goes to: among those that fit, those that carry the fewest of its workload, then by hash.
 //!
-//! Pure and deterministic: two owners that see the same choose the same. Preferences, affinity between pods and taints
-//! other than Kubernetes' own for a lost node come later.
+//! Pure and deterministic: two owners that see the same choose the same. Preferences and affinity between pods come
+//! later.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use schemas::quantity::Quantity;
 use serde_json::Value;
 
 use crate::derived::hash;
-use crate::nodes::{NodeState, Nodes};
+use crate::nodes::{NodeState, Nodes, Taint};
 use crate::ports::Liveness;
 
 /// What a pod asks of its node.
@@ -238,6 +238,14 @@ fn misfits(candidate: &Candidate, pod: &Object, requests: Requests, host_ports: 
     if let Some(taint) = taint {
         return vec![format!("node(s) had untolerated taint {{{taint}: }}")];
     }
+    let keeps_away = |taint: &&Taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute");
+    let mut taints = node.taints.iter().filter(keeps_away);
+    if let Some(taint) = taints.find(|taint| !tolerates(pod, taint)) {
+        return vec![format!(
+            "node(s) had untolerated taint {{{}: {}}}",
+            taint.key, taint.value
+        )];
+    }
     if !matches_selector(node, pod) {
         return vec!["node(s) didn't match Pod's node affinity/selector".to_owned()];
     }
@@ -267,10 +275,23 @@ fn misfits(candidate: &Candidate, pod: &Object, requests: Requests, host_ports: 
     reasons
 }
 
+/// Source: Kubernetes API, `Toleration`: no key is every key, no effect every effect, no operator `Equal`.
+fn tolerates(pod: &Object, taint: &Taint) -> bool {
+    let tolerations = pod.pointer("/spec/tolerations").and_then(Value::as_array);
+    tolerations.into_iter().flatten().any(|toleration| {
+        let text = |field: &str| toleration[field].as_str().unwrap_or_default();
+        let is_of_any = text("operator") == "Exists";
+        let (key, effect) = (text("key"), text("effect"));
+        (key == taint.key || key.is_empty() && is_of_any)
+            && (effect.is_empty() || effect == taint.effect)
+            && (is_of_any || text("value") == taint.value)
+    })
+}
+
 fn matches_selector(node: &NodeState, pod: &Object) -> bool {
     let selector = pod.pointer("/spec/nodeSelector").and_then(Value::as_object);
     selector.into_iter().flatten().all(|(key, value)| {
-        let label = node.facts.labels.get(key).map(String::as_str);
+        let label = node.labels.get(key).map(String::as_str);
         label.is_some() && label == value.as_str()
     })
 }
@@ -301,6 +322,47 @@ mod tests {
             .map(|node| node.name.clone())
             .map_err(|misfit| misfit.to_string());
         assert_eq!(chosen.as_deref().map_err(String::as_str), expected);
+    }
+
+    #[test]
+    fn taints_keep_pods_away_that_do_not_tolerate_them() {
+        let tainted = |effect: &str| {
+            let taint = Taint {
+                key: "for".into(),
+                value: "tests".into(),
+                effect: effect.into(),
+            };
+            nodes([NodeState {
+                taints: vec![taint],
+                ..node("a")
+            }])
+        };
+        let refused = Err("0/1 nodes are available: 1 node(s) had untolerated taint {for: tests}.");
+        check(&tainted("PreferNoSchedule"), &[], json!({}), Ok("a"));
+        for (toleration, expected) in [
+            (json!({}), refused),
+            (json!({"operator": "Exists"}), Ok("a")),
+            (json!({"key": "for", "operator": "Exists"}), Ok("a")),
+            (json!({"key": "for", "value": "tests"}), Ok("a")),
+            (
+                json!({"key": "for", "value": "tests", "operator": "Equal", "effect": "NoSchedule"}),
+                Ok("a"),
+            ),
+            (json!({"key": "for", "value": "other"}), refused),
+            (json!({"key": "other", "operator": "Exists"}), refused),
+            (
+                json!({"operator": "Exists", "effect": "PreferNoSchedule"}),
+                refused,
+            ),
+        ] {
+            check(
+                &tainted("NoSchedule"),
+                &[],
+                json!({"tolerations": [toleration]}),
+                expected,
+            );
+        }
+        check(&tainted("NoExecute"), &[], json!({}), refused);
     }
 
     #[test]

@@ -56,6 +56,10 @@ const POD_SPEC: &[&str] = &[
     "volumes.hostPath",
     "restartPolicy",
     "nodeSelector",
+    "tolerations.key",
+    "tolerations.operator",
+    "tolerations.value",
+    "tolerations.effect",
     "nodeName",
     "hostname",
     "subdomain",
@@ -226,6 +230,9 @@ pub(crate) fn idle_fields(kind: Kind, root: &Node<'_>) -> Vec<Idle> {
     if kind == Kind::Service {
         service_values(&root.at("spec"), &mut idle);
     }
+    if kind == Kind::Node {
+        taint_effects(&root.at("spec").at("taints"), &mut idle);
+    }
     idle
 }
 
@@ -312,6 +319,25 @@ fn sctp_ports(spec: &Node<'_>, pointer: &str, idle: &mut Vec<Idle>) {
                     reason: "the pod network carries TCP and UDP alone".to_owned(),
                 });
             }
+        }
+    }
+}
+
+/// Taints that do less than they say.
+fn taint_effects(taints: &Node<'_>, idle: &mut Vec<Idle>) {
+    for (index, taint) in taints.items().enumerate() {
+        let effect = taint.at("effect");
+        let reason = match effect.text() {
+            "NoExecute" => "it keeps new pods away, as NoSchedule does, and evicts none; kubectl drain does",
+            "PreferNoSchedule" => NO_EFFECT,
+            _ => continue,
+        };
+        if idle.len() < MAX_FINDINGS {
+            idle.push(Idle {
+                path: effect.path,
+                pointer: format!("/spec/taints/{index}/effect"),
+                reason: reason.to_owned(),
+            });
         }
     }
 }

@@ -91,7 +91,7 @@ fn treatment(row: &KindRow) -> String {
 fn remark(kind: Kind) -> &'static str {
     match kind {
         Kind::Node => {
-            "; `spec.unschedulable` (cordon) acts. Labels and taints that users set are kept, without effect on placement"
+            "; `spec.unschedulable` (cordon), labels and taints that users set act on placement; of taints, `PreferNoSchedule` does nothing and `NoExecute` evicts nothing, with a warning"
         }
         Kind::Endpoints | Kind::EndpointSlice => {
             " for Services with a selector; written by hand for those without"

@@ -574,6 +574,13 @@ fn fields_without_effect_are_named() {
     let service = read(&service(
         "{type: NodePort, clusterIP: 10.0.0.1, ports: [{port: 80}]}",
     ));
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n}\nspec: {taints: [{key: a, effect: NoSchedule}, {key: b, effect: NoExecute}]}";
+    let warned = warnings(&read(node), None);
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    assert!(
+        warned[0].starts_with("spec.taints[1].effect: it keeps new pods away"),
+        "{warned:?}"
+    );
     let warned = warnings(&service, None);
     assert_eq!(warned.len(), 2, "{warned:?}");
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
-use schemas::{Kind, ObjectKey};
-use serde_json::Value;
+use schemas::{Kind, Object, ObjectKey};
+use serde_json::{Value, json};
 use store::{WatchEvent, WatchScope};
 
 use super::act::{Component, act_all};
@@ -23,7 +23,7 @@ pub struct Workloads {
     context: Context,
     graces: Graces,
     nodes_seen: Mutex<NodesSeen>,
-    /// `spec` of Node and Member objects as last seen: their status changes often and does not matter here.
+    /// `spec` and labels of Node and Member objects as last seen: their status changes often and does not matter here.
     node_specs: Mutex<HashMap<ObjectKey, Value>>,
     /// What was last reported of pods that fit nowhere, by root; forgotten with them.
     reported: Mutex<HashMap<ObjectKey, BTreeMap<ObjectKey, String>>>,
@@ -79,14 +79,19 @@ impl Workloads {
     }
 
     /// Wakes all workloads if what they read of a node changed.
-    fn node_changed(&self, key: &ObjectKey, spec: Option<&Value>) -> Vec<ObjectKey> {
+    fn node_changed(&self, key: &ObjectKey, node: Option<&Object>) -> Vec<ObjectKey> {
+        let read = |node: &Object| {
+            let parts = ["/spec", "/metadata/labels"].map(|part| node.pointer(part).cloned());
+            json!(parts)
+        };
+        let spec = node.map(read);
         let mut specs = self.node_specs.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = match spec {
+        let before = match &spec {
             Some(spec) => specs.insert(key.clone(), spec.clone()),
             None => specs.remove(key),
         };
         drop(specs);
-        if before.as_ref() == spec {
+        if before == spec {
             return Vec::new();
         }
         self.context.roots().into_iter().collect()
@@ -158,7 +163,7 @@ impl Reconciler for Workloads {
     fn keys(&self, trigger: &Trigger) -> Vec<ObjectKey> {
         match trigger {
             Trigger::Store(WatchEvent::Put { view, .. }) => match view.key.kind {
-                Kind::Node | Kind::Member => self.node_changed(&view.key, view.object.pointer("/spec")),
+                Kind::Node | Kind::Member => self.node_changed(&view.key, Some(&view.object)),
                 _ => self.context.root(&view.object).into_iter().collect(),
             },
             Trigger::Store(WatchEvent::Deleted { view }) => match view.key.kind {
@@ -294,6 +299,73 @@ mod tests {
         assert!(woken.contains(&key));
         workloads.reconcile(&key).await.unwrap();
         assert_eq!(pods(), 6);
+    }
+
+    #[tokio::test]
+    async fn what_users_say_of_a_node_decides_what_it_takes() {
+        let fixture = Fixture::new(10);
+        fixture.admit().await;
+        let node = ObjectKey::cluster(Kind::Node, "node1");
+        fixture.store.create(Object::new(&node), author()).await.unwrap();
+        let pod = ObjectKey::new(Kind::Pod, "default", "a");
+        let mut object = Object::new(&pod);
+        object.set(
+            &["spec"],
+            json!({"nodeSelector": {"disk": "ssd"}, "containers": [{"name": "c", "image": "web:1"}]}),
+        );
+        fixture.store.create(object, author()).await.unwrap();
+        let workloads = Workloads::new(fixture.context.clone(), Graces::default());
+        let taints = json!([{"key": "for", "value": "tests", "effect": "NoSchedule"}]);
+        for (path, value, expected) in [
+            (&["spec", "taints"], taints, "had untolerated taint {for: tests}"),
+            (
+                &["spec", "taints"],
+                json!([]),
+                "didn't match Pod's node affinity/selector",
+            ),
+            (&["metadata", "labels"], json!({"disk": "ssd"}), ""),
+        ] {
+            fixture.edit(&node, path, value).await;
+            let view = fixture.store.get(&node).unwrap();
+            let put = Trigger::Store(WatchEvent::Put { view, previous: None });
+            assert_eq!(workloads.keys(&put), std::slice::from_ref(&pod), "it wakes");
+            assert_eq!(workloads.keys(&put), [], "once");
+            let plan = workloads.plan(&pod);
+            let messages: Vec<_> = plan.unplaced.iter().map(|pod| pod.message.as_str()).collect();
+            assert_eq!(messages.is_empty(), expected.is_empty(), "{messages:?}");
+            assert!(
+                messages.iter().all(|message| message.contains(expected)),
+                "{messages:?}"
+            );
+        }
+        workloads.reconcile(&pod).await.unwrap();
+        assert_eq!(
+            fixture.context.object(&pod).unwrap().str_at("/spec/nodeName"),
+            "node1"
+        );
+    }
+
+    #[tokio::test]
+    async fn events_tell_from_how_many_to_how_many_a_set_was_scaled() {
+        let fixture = Fixture::new(10);
+        fixture.admit().await;
+        let key = ObjectKey::new(Kind::Deployment, "default", "web");
+        let mut web = Object::new(&key);
+        web.set(&["spec"], replicas(1));
+        fixture.store.create(web, author()).await.unwrap();
+        let workloads = Workloads::new(fixture.context.clone(), Graces::default());
+        for count in [1, 3, 0] {
+            fixture.edit(&key, &["spec", "replicas"], json!(count)).await;
+            workloads.reconcile(&key).await.unwrap();
+        }
+        let set = fixture.context.objects(Kind::ReplicaSet, None)[0]
+            .name()
+            .to_owned();
+        let events = fixture.events.take().into_iter();
+        let scaled = events.filter(|event| event.reason == "ScalingReplicaSet");
+        let expected = ["up .. from 0 to 1", "up .. from 1 to 3", "down .. from 3 to 0"]
+            .map(|text| format!("Scaled {}", text.replace("..", &format!("replica set {set}"))));
+        assert_eq!(scaled.map(|event| event.message).collect::<Vec<_>>(), expected);
     }
 
     #[tokio::test]

@@ -537,7 +537,7 @@ fn a_pod_that_fits_nowhere_waits_and_says_why() {
         plan.unplaced[0].message,
         "0/4 nodes are available: 4 node(s) didn't match Pod's node affinity/selector."
     );
-    world.nodes[2].facts.labels.insert("disk".into(), "ssd".into());
+    world.nodes[2].labels.insert("disk".into(), "ssd".into());
     world.run();
     assert_eq!(world.spread(), BTreeMap::from([("c".to_owned(), 1)]));
 }
