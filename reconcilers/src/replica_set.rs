@@ -293,7 +293,7 @@ fn create(set: Pods<'_>, number: u32, chooser: &mut Chooser<'_>, plan: &mut Plan
     let name = loop {
         let name = pod_name(owner.name(), owner.uid(), number, attempt);
         // Five letters may collide with a pod of another slot, a pod that was taken out keeps its name, and one that was
-        // removed is still known by it; step over it as both owners would.
+        // removed is still known by it; step over it, as both owners would that know the same. Of two pods in a slot one goes.
         if !set.pods.iter().any(|pod| pod.name() == name) && !set.taken_names.contains(&name) {
             break name;
         }
