@@ -368,15 +368,21 @@ mod tests {
         assert_eq!(scaled.map(|event| event.message).collect::<Vec<_>>(), expected);
     }
 
-    #[tokio::test]
-    async fn the_replacement_of_a_pod_that_is_gone_has_a_name_of_its_own() {
-        let fixture = Fixture::new(10);
+    /// A ReplicaSet of so many pods, and who makes them.
+    async fn replica_set(count: u32) -> (Fixture, Workloads, ObjectKey) {
+        let fixture = Fixture::new(20);
         fixture.admit().await;
         let key = ObjectKey::new(Kind::ReplicaSet, "default", "web");
-        let mut set = schemas::Object::new(&key);
-        set.set(&["spec"], replicas(1));
+        let mut set = Object::new(&key);
+        set.set(&["spec"], replicas(count));
         fixture.store.create(set, author()).await.unwrap();
         let workloads = Workloads::new(fixture.context.clone(), Graces::default());
+        (fixture, workloads, key)
+    }
+
+    #[tokio::test]
+    async fn the_replacement_of_a_pod_that_is_gone_has_a_name_of_its_own() {
+        let (fixture, workloads, key) = replica_set(1).await;
         let mut names = std::collections::BTreeSet::new();
         for _ in 0..3 {
             workloads.reconcile(&key).await.unwrap();
@@ -389,13 +395,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_pod_whose_labels_are_taken_away_is_replaced_and_left_alone() {
-        let fixture = Fixture::new(20);
-        fixture.admit().await;
-        let key = ObjectKey::new(Kind::ReplicaSet, "default", "web");
-        let mut set = schemas::Object::new(&key);
-        set.set(&["spec"], replicas(2));
-        fixture.store.create(set, author()).await.unwrap();
-        let workloads = Workloads::new(fixture.context.clone(), Graces::default());
+        let (fixture, workloads, key) = replica_set(2).await;
         workloads.reconcile(&key).await.unwrap();
         let taken_out = fixture.context.objects(Kind::Pod, None)[0].key().unwrap();
         fixture
